@@ -1,0 +1,86 @@
+"""What can go wrong, as exceptions that carry one line for the user and an exit code for the shell.
+
+The line names the area, what is wrong, which file, and what to do; the command line prints it without a
+traceback. Codes: 2 data or usage, 3 partial output, 4 environment or numerics, 130 / 143 interrupted with the
+work saved.
+"""
+
+
+class Segmv3Error(Exception):
+    """Base of every error a user can cause or must act on."""
+
+    exit_code = 2
+    area = "segmv3"
+
+    def __str__(self) -> str:
+        return f"{self.area}: {super().__str__()}"
+
+
+class ConfigError(Segmv3Error):
+    """A setting, flag or config file that cannot be used."""
+
+    area = "config"
+
+
+class DataError(Segmv3Error):
+    """A data set, image or label file that cannot be used."""
+
+    area = "data"
+
+
+class ModelError(Segmv3Error):
+    """A net that does not exist, or an input it cannot take."""
+
+    area = "model"
+
+
+class CheckpointError(Segmv3Error):
+    """A weight file or training state that cannot be used."""
+
+    area = "checkpoint"
+
+
+class OutputError(Segmv3Error):
+    """A folder or file that cannot be written."""
+
+    area = "output"
+
+
+class VideoError(Segmv3Error):
+    """A video that cannot be opened, read or written."""
+
+    area = "video"
+
+
+class PartialVideoError(VideoError):
+    """A video of which only a part could be read; the part is written."""
+
+    exit_code = 3
+
+
+class ResourceError(Segmv3Error):
+    """The machine lacks something: disk space, memory, a device, an optional package."""
+
+    exit_code = 4
+    area = "environment"
+
+
+class NumericsError(Segmv3Error):
+    """A loss or weight that is not finite."""
+
+    exit_code = 4
+    area = "train"
+
+
+class Interrupted(Segmv3Error):
+    """SIGINT or SIGTERM was obeyed: the work is saved."""
+
+    area = "interrupted"
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class Segmv3Warning(UserWarning):
+    """Something a user should know that does not stop the work."""
