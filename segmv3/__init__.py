@@ -1,1 +1,53 @@
-"""segmv3."""
+"""segmv3: street-scene semantic segmentation with MobileNetV3 and LR-ASPP.
+
+    import segmv3
+    predict = segmv3.load("best.safetensors")
+    labels = predict(image)  # uint8 H x W x 3 RGB -> uint8 H x W train ids
+
+Names are loaded on first use: importing this package imports neither torch nor numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from segmv3 import metrics as metrics
+    from segmv3.checkpoint import save as save
+    from segmv3.config import Config as Config
+    from segmv3.config import load_config as load_config
+    from segmv3.images import read_image as read_image
+    from segmv3.labels import Classes as Classes
+    from segmv3.media.draw import colorize as colorize
+    from segmv3.media.draw import overlay as overlay
+    from segmv3.models.zoo import create_model as create_model
+    from segmv3.runtime import Predictor as Predictor
+    from segmv3.runtime import load as load
+
+_ROOMS = {
+    "Classes": "segmv3.labels",
+    "Config": "segmv3.config",
+    "Predictor": "segmv3.runtime",
+    "colorize": "segmv3.media.draw",
+    "create_model": "segmv3.models.zoo",
+    "load": "segmv3.runtime",
+    "load_config": "segmv3.config",
+    "overlay": "segmv3.media.draw",
+    "read_image": "segmv3.images",
+    "save": "segmv3.checkpoint",
+}
+
+__all__ = sorted([*_ROOMS, "__version__", "metrics"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return import_module("segmv3.metrics")
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
+    raise AttributeError(f"module 'segmv3' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -83,7 +83,7 @@ class LabelTable:
         text = f"{path} has ids {{{shown}}}; expected {_ranges(self.legal)} ({self.kind})."
         city_ids, city_train_ids = cityscapes_label_ids(), cityscapes_label_train_ids()
         if self != city_ids and found <= city_ids.legal and len(city_ids.legal) > len(self.legal):
-            text += " These look like labelIds: name the file *_labelIds.png or list them in the classes file."
+            text += " These look like labelIds: name the file *_labelIds.png, or list them in classes.json."
         elif self == city_ids and found <= city_train_ids.legal:
             text += " These look like labelTrainIds: name the file *_labelTrainIds.png."
         return text
@@ -98,6 +98,17 @@ def _ranges(ids: frozenset[int]) -> str:
         else:
             runs.append([value, value])
     return " or ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def numbered_classes(count: int) -> Classes:
+    """Classes without names of their own: class_0, class_1, ... in evenly spaced colours."""
+    return Classes(tuple(f"class_{i}" for i in range(count)), tuple(_spaced_color(i, count) for i in range(count)))
+
+
+def _spaced_color(index: int, count: int) -> Color:
+    """Evenly spaced hues, alternating in brightness so that neighbours differ."""
+    r, g, b = colorsys.hsv_to_rgb(index / count, 0.65, 0.95 if index % 2 else 0.7)
+    return round(r * 255), round(g * 255), round(b * 255)
 
 
 @cache
@@ -167,9 +178,8 @@ def _classes_of(entries: list[dict], path: Path) -> tuple[Classes, LabelTable]:
 
 
 def _color(rgb: object, index: int, count: int, path: Path) -> Color:
-    if rgb is None:  # evenly spaced hues, alternating in brightness so that neighbours differ
-        r, g, b = colorsys.hsv_to_rgb(index / count, 0.65, 0.95 if index % 2 else 0.7)
-        return round(r * 255), round(g * 255), round(b * 255)
+    if rgb is None:
+        return _spaced_color(index, count)
     if not (
         isinstance(rgb, list) and len(rgb) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in rgb)
     ):

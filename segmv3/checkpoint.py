@@ -1,0 +1,250 @@
+"""Weight files and training states: written crash-safely, checked when read, never executed.
+
+A *weight file* is one safetensors file whose header says everything needed to use it. A *training state* is
+`step_00012000.pt` (plain types only) and, written after it, `step_00012000.json` with its SHA-256: a state
+without a manifest that verifies does not exist.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+import segmv3
+from segmv3.config import Model, to_dict
+from segmv3.errors import CheckpointError, NumericsError
+from segmv3.files import make_folder, write_bytes
+from segmv3.labels import Classes, cityscapes_classes, numbered_classes
+from segmv3.models.segmenter import Segmenter
+
+_FORMAT = 1
+_KEY = "segmv3"
+_STATES_KEPT = 2
+_MAX_BYTES = 200_000_000  # the largest net here is under 20 MB
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weight file says of itself."""
+
+    classes: Classes
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Score, step, data set, config, commit: whatever the training knew."""
+    sha256: str = ""
+    """Of the whole file, as read."""
+
+
+def save(model: Segmenter, path: Path | str, *, classes: Classes | None = None, **facts: Any) -> None:
+    """Write weights with everything needed to use them.
+
+    Args: classes: names and colours; Cityscapes' for 19 classes, else numbered ones. facts: JSON types, kept
+        as they are (score, config, data set).
+    Raises: NumericsError when a weight is not finite; OutputError or ResourceError when it cannot be written.
+    """
+    path = Path(path)
+    classes = classes or _default_classes(model.num_classes)
+    if len(classes) != model.num_classes:
+        raise CheckpointError(f"{len(classes)} class names for a net with {model.num_classes} classes")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    refuse_non_finite(tensors)
+    header = {
+        "format": _FORMAT,
+        "model": to_dict(model.config),
+        "classes": list(classes.names),
+        "palette": [list(color) for color in classes.colors],
+        "digest": _digest(tensors),
+        "facts": {"version": segmv3.__version__, "commit": source_commit(), **facts},
+    }
+    make_folder(path.parent)
+    write_bytes(path, to_safetensors(tensors, {_KEY: json.dumps(header)}))
+
+
+def load(path: Path | str) -> tuple[Segmenter, Card]:
+    """Read a weight file written by `save`.
+
+    Returns: the net in eval mode on the CPU, and what the file says of itself.
+    Raises: CheckpointError when the file is missing, damaged, not segmv3's, or does not fit the net it names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    if path.stat().st_size > _MAX_BYTES:
+        raise CheckpointError(f"{path} is larger than {_MAX_BYTES // 10**6} MB: no weight file of segmv3 is")
+    data = path.read_bytes()
+    header = _header(data, path)
+    try:
+        tensors = load_safetensors(data)
+        classes = Classes(tuple(header["classes"]), tuple((r, g, b) for r, g, b in header["palette"]))
+        model = Segmenter(_model(header["model"]), len(classes))
+        digest, facts = header["digest"], dict(header["facts"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or of another version ({_one_line(error)})") from None
+    if digest != _digest(tensors):
+        raise CheckpointError(f"{path} fails its checksum: it was damaged after it was written; get it again")
+    _fit(model, tensors, path)
+    return model.eval(), Card(classes, facts, hashlib.sha256(data).hexdigest())
+
+
+def _fit(model: Segmenter, tensors: Mapping[str, Tensor], path: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
+        raise CheckpointError(f"{path} does not hold the net it names: {len(wrong)} tensors differ, first {wrong[0]}")
+    model.load_state_dict(dict(tensors))
+
+
+def _header(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON that `save` put into the safetensors metadata; safetensors has no reader for it from bytes."""
+    hint = "it must be a .safetensors file written by segmv3"
+    length = int.from_bytes(data[:8], "little")
+    if length > len(data) - 8 or length > 1_000_000:
+        raise CheckpointError(f"{path} is cut short or no safetensors file; {hint}")
+    try:
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path} names no net and no classes; {hint}") from None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} has another format than {_FORMAT}; use the segmv3 version that wrote it")
+    return header
+
+
+def _model(settings: dict[str, Any]) -> Model:
+    return Model(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+
+
+def _default_classes(count: int) -> Classes:
+    return cityscapes_classes() if count == 19 else numbered_classes(count)
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises: NumericsError naming the first tensor with a NaN or infinity (BN statistics included)."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NumericsError(f"{name} is not finite, nothing was saved; try --precision fp32 or a lower --optim.lr")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes: neither safetensors nor torch.load notices a flipped bit in a weight."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def source_commit() -> str:
+    """The git commit of the checkout this package runs from, with "+" for uncommitted changes; "" without one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commands = ["git rev-parse --short=12 HEAD", "git status --porcelain -- segmv3"]
+        head, changes = (
+            subprocess.run(c.split(), cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
+            for c in commands
+        )
+        return head.strip() + ("+" if changes.strip() else "")
+    return ""
+
+
+def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Write a training state: file, then manifest, then forget all but the newest two.
+
+    Args: state: plain types and tensors only, so that it loads with weights_only=True.
+    Raises: NumericsError, OutputError or ResourceError; earlier states are untouched then.
+    """
+    refuse_non_finite(state["model"])
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    make_folder(folder)
+    write_bytes(_state_path(folder, step), data)
+    manifest = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_bytes(_state_path(folder, step).with_suffix(".json"), json.dumps(manifest).encode())
+    for old in saved_steps(folder)[_STATES_KEPT:]:
+        # manifest first: a state without one does not exist, a manifest without a state would be a complaint
+        _state_path(folder, old).with_suffix(".json").unlink(missing_ok=True)
+        _state_path(folder, old).unlink(missing_ok=True)
+
+
+def load_state(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """The newest training state that verifies, or None when there is none at all.
+
+    Raises: CheckpointError when there are states but none verifies.
+    """
+    steps, broken = saved_steps(folder), list[Path]()
+    for step in steps:
+        path = _state_path(folder, step)
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() == _manifest_digest(path):
+            if broken:
+                say(f"checkpoint: {broken[0].name} fails its checksum; resuming from {path.name}")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        broken.append(path)
+    if broken:
+        raise CheckpointError(f"no training state in {folder} passes its checksum; start again with another --run")
+    return None
+
+
+def _state_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.pt"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the training states in a folder, newest first; a state counts once its manifest is written."""
+    return sorted((int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.json")), reverse=True)
+
+
+def _manifest_digest(path: Path) -> str:
+    try:
+        return str(json.loads(path.with_suffix(".json").read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no manifest"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Settings (dotted names) whose values differ between two nested configs, as (was, now)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in [*was, *(n for n in now if n not in was)]:
+        a, b = was.get(name), now.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found[prefix + name] = (a, b)
+    return found
+
+
+def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, path: Path) -> None:
+    """Refuse weights that are not the net, or not for the classes, that a config asks for.
+
+    Raises: CheckpointError saying what differs.
+    """
+    if card.classes.names != classes.names:
+        if len(card.classes) != len(classes):
+            raise CheckpointError(
+                f"{path}: {len(card.classes)} classes stored, {len(classes)} requested; "
+                "use the config it was trained with, or other weights"
+            )
+        pair = next((a, b) for a, b in zip(card.classes.names, classes.names, strict=True) if a != b)
+        raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")
+    differing = differences(to_dict(model.config), to_dict(wanted))
+    if differing:
+        text = ", ".join(f"{name} {a!r} (config: {b!r})" for name, (a, b) in differing.items())
+        raise CheckpointError(f"{path} holds another net: {text}")
+

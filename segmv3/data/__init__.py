@@ -1,0 +1,1 @@
+"""Data sets, transforms, loader, the check before a run, and mini-city."""

@@ -1,0 +1,60 @@
+"""Writing files so that they are complete or not there, and never half."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from segmv3.errors import OutputError, ResourceError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file crash-safely: beside it, flushed to the disk, then renamed over it.
+
+    After this returns the file survives a power cut; before that the old one is untouched.
+
+    Raises: ResourceError when the disk is full, OutputError for any other reason, both naming the path.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)  # noqa: PTH105 (one place to break in the crash tests)
+        _flush_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(_no_space(path, len(data))) from None
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
+def _no_space(path: Path, size: int) -> str:
+    free = shutil.disk_usage(path.parent).free
+    return f"the disk is full: {path} needs {size / 1e6:,.0f} MB, {path.parent} has {free / 1e6:,.0f} MB free"
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename itself durable; Windows has no such call and needs none."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(path: Path) -> Path:
+    """Create an output folder (and its parents) and prove that it can be written to.
+
+    Raises: OutputError naming the path.
+    """
+    probe = path / ".segmv3-write-test"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
+    return path

@@ -1,0 +1,1 @@
+"""Nets: backbone, heads, the whole segmenter, and the named ones."""

@@ -1,0 +1,91 @@
+"""What a person sees of a run: a progress line on a terminal, plain lines elsewhere, and log.jsonl."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from segmv3.files import write_bytes
+
+
+class RunLog:
+    """`log.jsonl`: one JSON object a line, in the order of the steps."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def entries(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+
+    def rewind(self, step: int) -> None:
+        """Forget what happened after `step`: a resumed run will do it again."""
+        kept = [entry for entry in self.entries() if entry["step"] <= step]
+        write_bytes(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+
+    def add(self, **entry: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class RunConsole:
+    """Progress of a run. Silent on every process but the first."""
+
+    def __init__(self, steps: int, *, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet)
+        self.live = self.console.is_terminal
+        self.steps = steps
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.live,
+            transient=True,
+        )
+        self._train: TaskID | None = None
+
+    @contextmanager
+    def open(self, done: int) -> Iterator["RunConsole"]:
+        with self._progress:
+            self._train = self._progress.add_task("train", total=self.steps, completed=done, status="")
+            yield self
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, done: int) -> None:
+        if self._train is not None:
+            self._progress.update(self._train, completed=done)
+
+    def train_line(self, entry: dict[str, Any], seconds_left: float) -> None:
+        status = (
+            f"loss {entry['loss']:.3f}  lr {entry['lr']:.2e}  {entry['images_per_second']:.1f} img/s  "
+            f"data wait {entry['wait']:.0%}"
+        )
+        if self.live and self._train is not None:
+            self._progress.update(self._train, status=status)
+        else:
+            self.say(f"step {entry['step']:,}/{self.steps:,}  {status}  left {_duration(seconds_left)}")
+
+    @contextmanager
+    def task(self, title: str) -> Iterator[Any]:
+        """A second bar for work beside the steps; yields a `progress(done, total)`."""
+        bar = self._progress.add_task(title, total=None, status="")
+        try:
+            yield lambda done, total: self._progress.update(bar, completed=done, total=total)
+        finally:
+            self._progress.remove_task(bar)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {rest:02}s"

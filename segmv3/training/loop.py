@@ -1,0 +1,321 @@
+"""The training loop. Devices, precision and processes are lightning-fabric's; this is the file that knows it."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from segmv3 import checkpoint
+from segmv3.config import Config, to_dict
+from segmv3.data.check import check
+from segmv3.data.datasets import Dataset, open_dataset
+from segmv3.data.loader import shard, train_batches
+from segmv3.errors import ConfigError, Interrupted, NumericsError
+from segmv3.evaluation import evaluate, scores, single_scale
+from segmv3.files import write_bytes
+from segmv3.models.segmenter import Segmenter
+from segmv3.models.zoo import create_model, net_name
+from segmv3.runtime import Device, use_device
+from segmv3.training.console import RunConsole, RunLog
+from segmv3.training.losses import cross_entropy
+from segmv3.training.optim import build_optimizer, lr_at
+from segmv3.training.run import Run
+from segmv3.training.signals import StopRequest
+from segmv3.training.summary import write_summary
+
+
+def train(config: Config, folder: Path, *, device: Device = "auto", threads: int | None = None) -> dict[str, Any]:
+    """Train a net, or go on with the run in `folder` where it stopped.
+
+    Under `torchrun` every process trains on its slice of each batch. On a CPU with equal thread count an
+    interrupted run ends in the same bits as an unbroken one.
+
+    Returns: the scores of the best weights, as in `metrics.json`.
+    Raises: DataError, ConfigError, ModelError, OutputError before anything is trained; Interrupted once the
+        work is saved; NumericsError when the loss is not finite, with the last good state kept.
+    """
+    fabric = _launch(config, use_device(device, threads))
+    train_set, val_set = open_dataset(config.data, "train"), open_dataset(config.data, "val")
+    settings = to_dict(config) | {"train_set": train_set.fingerprint(), "processes": fabric.world_size}
+    run = Run(folder)
+    run.check(settings)
+    console = RunConsole(config.schedule.steps, quiet=not fabric.is_global_zero)
+    if run.finished(config.schedule.steps):
+        best = run.metrics()
+        console.say(f"{folder} is finished: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}")
+        return best
+    fabric.barrier()  # nobody writes before everybody has looked
+    if fabric.is_global_zero:
+        run.start(settings)
+        for dataset in (train_set, val_set):
+            with console.task(f"check {dataset.split}") as progress:
+                check(dataset, progress)
+    fabric.barrier()
+    return _Training(fabric, config, run, console, train_set, val_set).complete()
+
+
+def _launch(config: Config, device: torch.device) -> Fabric:
+    """One process, or as many as torchrun started."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if config.data.batch_size % processes:
+        raise ConfigError(f"data.batch-size {config.data.batch_size} cannot be shared by {processes} processes")
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=here,
+        num_nodes=processes // here,
+        strategy="ddp" if processes > 1 else "auto",
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+class _Training:
+    """Everything the loop holds while it runs."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: Config,
+        run: Run,
+        console: RunConsole,
+        train_set: Dataset,
+        val_set: Dataset,
+    ) -> None:
+        self.fabric, self.config, self.run, self.console = fabric, config, run, console
+        self.train_set, self.val_set = train_set, val_set
+        self.schedule = config.schedule
+        self.log = RunLog(run.log_file)
+        torch.manual_seed(config.seed)
+        self.net = create_model(config.model, len(train_set.classes))
+        self.net.check_trainable(config.data.batch_size // fabric.world_size, config.data.crop_size)
+        trained: nn.Module = self.net.to(memory_format=torch.channels_last)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":  # SyncBatchNorm does not run on a CPU
+            trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)
+        self.model, self.optimizer = fabric.setup(trained, build_optimizer(trained, config.optim))
+        self.model.mark_forward_method("low_logits")
+        self.step = 0
+        self.evaluations: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self._restore()
+
+    def complete(self) -> dict[str, Any]:
+        """The loop."""
+        schedule, began = self.schedule, time.monotonic() - self.seconds
+        meter = _Meter(self.step)
+        with StopRequest() as stop, self.console.open(self.step):
+            batches = iter(self._batches())
+            while True:
+                self.seconds = time.monotonic() - began
+                if self._evaluation_is_due():
+                    self._evaluate(stop)
+                    self._save()
+                    meter = _Meter(self.step)
+                if self.step == schedule.steps:
+                    break
+
+                with meter.waiting():
+                    image, labels = next(batches)  # uint8 N x 3 x H x W, int64 N x H x W
+                lr = lr_at(self.step, self.config.optim.lr, schedule)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                loss = self._loss(image, labels)
+                self.fabric.backward(loss)
+                if schedule.clip_norm:
+                    self.fabric.clip_gradients(self.model, self.optimizer, max_norm=schedule.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.step += 1
+                meter.add(loss)
+
+                at_boundary = self.step % schedule.log_every == 0 or self._evaluation_is_due()
+                save_due = self.step % schedule.save_every == 0
+                if at_boundary or save_due:
+                    self._write_log(meter, lr, stop)
+                    meter = _Meter(self.step)
+                if stop.signal and (self.fabric.world_size == 1 or at_boundary or save_due):
+                    self._leave(stop)
+                if save_due and not self._evaluation_is_due():
+                    self._save()
+                self.console.step(self.step)
+        best = self.run.metrics()
+        if self.fabric.is_global_zero:
+            with self.console.task("report") as progress:
+                write_summary(self.run.folder, self.val_set, self.log.entries(), best, progress)
+            self.console.say(
+                f"best: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}; "
+                f"wrote {self.run.best} and {self.run.folder / 'report.html'}"
+            )
+        self.fabric.barrier()
+        return best
+
+    def _batches(self) -> Any:
+        loader = train_batches(
+            self.train_set,
+            self.config.data,
+            seed=self.config.seed,
+            start=self.step,
+            stop=self.schedule.steps,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+
+    def _loss(self, image: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the labelled pixels of all processes; DDP's own mean over processes is undone first."""
+        self.model.train()
+        low_logits = self.model.low_logits(image.contiguous(memory_format=torch.channels_last))
+        total, labelled = cross_entropy(low_logits, labels)
+        everywhere = self.fabric.all_reduce(labelled, reduce_op="sum")
+        return total * self.fabric.world_size / everywhere.clamp(min=1)
+
+    def _evaluation_is_due(self) -> bool:
+        """A pure function of what was done, so that an interrupted evaluation is simply due again."""
+        planned = self.step > 0 and (self.step % self.schedule.eval_every == 0 or self.step == self.schedule.steps)
+        return planned and not any(entry["step"] == self.step for entry in self.evaluations)
+
+    def _evaluate(self, stop: StopRequest) -> None:
+        """Score the raw net in fp32 on unpadded shards; keep it when it is the best so far."""
+        began = time.monotonic()
+        self.net.eval()
+        with self.console.task("evaluate") as progress:
+
+            def on_image(done: int, total: int) -> None:
+                progress(done, total)
+                if stop.signal and self.fabric.world_size == 1:
+                    self._leave(stop)
+
+            confusion = evaluate(
+                single_scale(self.net),
+                self.val_set,
+                device=self.fabric.device,
+                indices=shard(len(self.val_set), self.fabric.global_rank, self.fabric.world_size),
+                progress=on_image,
+            )
+        counts = self.fabric.all_reduce(torch.from_numpy(confusion.matrix).to(self.fabric.device), reduce_op="sum")
+        confusion.matrix = counts.cpu().numpy()
+        result = scores(confusion, self.val_set, images=len(self.val_set), multi_scale_flip=False)
+        entry = {
+            "event": "eval",
+            "step": self.step,
+            "miou": result["miou"],
+            "mean_accuracy": result["mean_accuracy"],
+            "pixel_accuracy": result["pixel_accuracy"],
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        improved = all((result["miou"] or 0) > (before["miou"] or 0) for before in self.evaluations)
+        self.evaluations.append(entry)
+        if self.fabric.is_global_zero:
+            if improved or not self.run.best.is_file():
+                self._keep(result)
+            self.log.add(**entry)
+        miou = "none (no labelled pixel)" if result["miou"] is None else f"{result['miou']:.2f} %"
+        best = " (best so far)" if improved else ""
+        self.console.say(
+            f"step {self.step:,}/{self.schedule.steps:,}  mIoU {miou} on {len(self.val_set)} images of "
+            f"{self.val_set.split}{best}"
+        )
+
+    def _keep(self, result: dict[str, Any]) -> None:
+        facts = {"step": self.step, "net": net_name(self.config.model), "config": to_dict(self.config)}
+        score = {key: result[key] for key in ("dataset", "split", "images", "scales", "flip", "miou")}
+        checkpoint.save(self.net, self.run.best, classes=self.train_set.classes, score=score, **facts)
+        result = facts | {"device": _describe(self.fabric.device), "seconds": round(self.seconds)} | result
+        write_bytes(self.run.metrics_file, json.dumps(result, indent=2).encode())
+
+    def _write_log(self, meter: "_Meter", lr: float, stop: StopRequest) -> None:
+        """Log the interval's mean loss; the only place where host and device wait for each other."""
+        numbers = torch.stack([*meter.losses, torch.tensor(float(stop.signal), device=self.fabric.device)])
+        shared = self.fabric.all_reduce(numbers.float(), reduce_op="mean").tolist()
+        losses = shared[:-1]
+        if shared[-1] and not stop.signal:  # another process was asked to stop
+            stop.signal = 15
+        for offset, loss in enumerate(losses, meter.first_step + 1):
+            if not torch.isfinite(torch.tensor(loss)):
+                kept = f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
+                raise NumericsError(
+                    f"the loss became {loss} at step {offset:,}; {kept}. Try --precision fp32 or a lower --optim.lr"
+                )
+        images = len(losses) * self.config.data.batch_size
+        entry = {
+            "event": "train",
+            "step": self.step,
+            "loss": sum(losses) / len(losses),
+            "lr": lr,
+            "images_per_second": round(images / meter.seconds(), 2),
+            "wait": round(meter.waited / meter.seconds(), 4),
+        }
+        if self.fabric.is_global_zero:
+            self.log.add(**entry)
+        left = (self.schedule.steps - self.step) * meter.seconds() / len(losses)
+        self.console.train_line(entry, left)
+
+    def _save(self) -> None:
+        """Write the training state; every process waits until it is safe."""
+        if self.fabric.is_global_zero:
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "evaluations": self.evaluations,
+                "model": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            checkpoint.save_state(self.run.states, self.step, state)
+        self.saved_step = self.step
+        self.fabric.barrier()
+
+    def _restore(self) -> None:
+        state = checkpoint.load_state(self.run.states, self.console.say)
+        self.saved_step = 0 if state is None else int(state["step"])
+        if state is not None:
+            self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
+            self.net.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.console.say(f"resuming {self.run.folder} at step {self.step:,} of {self.schedule.steps:,}")
+        if self.fabric.is_global_zero:
+            self.log.rewind(self.step)
+
+    def _leave(self, stop: StopRequest) -> None:
+        if self.saved_step != self.step:
+            self._save()
+        raise Interrupted(f"saved at step {self.step:,} in {self.run.folder}; the same command goes on", stop.signal)
+
+
+class _Meter:
+    """Losses and times of the steps since the last log line."""
+
+    def __init__(self, step: int) -> None:
+        self.first_step = step
+        self.losses: list[Tensor] = []
+        self.waited = 0.0
+        self._began = time.monotonic()
+
+    def add(self, loss: Tensor) -> None:
+        self.losses.append(loss.detach())  # not .item(): that would make the device wait
+
+    def waiting(self) -> "_Meter":
+        return self
+
+    def __enter__(self) -> None:
+        self._waiting_since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.waited += time.monotonic() - self._waiting_since
+
+    def seconds(self) -> float:
+        return max(1e-9, time.monotonic() - self._began)
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

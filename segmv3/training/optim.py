@@ -1,0 +1,31 @@
+"""Optimisers from their settings, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from segmv3.config import SGD, AdamW, Schedule
+
+
+def build_optimizer(model: nn.Module, config: SGD | AdamW) -> torch.optim.Optimizer:
+    """The optimiser over two groups: weights of convolutions, and BN parameters with biases."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    decay = config.weight_decay if config.decay_bn_and_bias else 0.0
+    groups = [{"params": weights}, {"params": others, "weight_decay": decay}]
+    if isinstance(config, SGD):
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def lr_at(step: int, peak: float, schedule: Schedule) -> float:
+    """Learning rate of optimiser step `step`, counted from 0: linear warm-up, then poly or cosine to `min_lr`."""
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / schedule.warmup_steps
+    done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    if schedule.policy == "poly":
+        share = (1 - done) ** schedule.power
+    else:
+        share = (1 + math.cos(math.pi * done)) / 2
+    return schedule.min_lr + (peak - schedule.min_lr) * share

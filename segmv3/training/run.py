@@ -1,0 +1,61 @@
+"""The folder of one run: whose it is, where it stands, what lies in it.
+
+    config.json       the resolved settings, written first
+    log.jsonl         losses and scores by step
+    state/            training states to resume from
+    best.safetensors  the weights with the highest validation mIoU, and metrics.json with all their scores
+    report.html       the page about the run, with its pictures in figures/
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from segmv3.checkpoint import differences, saved_steps
+from segmv3.errors import ConfigError, OutputError
+from segmv3.files import make_folder, write_bytes
+
+_FREE = ("data.root", "data.workers")  # where the files lie and who reads them change no batch
+
+
+class Run:
+    """Paths and records of a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings_file = folder / "config.json"
+        self.log_file = folder / "log.jsonl"
+        self.states = folder / "state"
+        self.best = folder / "best.safetensors"
+        self.metrics_file = folder / "metrics.json"
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """Refuse a folder that holds something else, or a run with other settings.
+
+        Raises: OutputError, ConfigError; nothing is written.
+        """
+        if self.settings_file.is_file():
+            stored = json.loads(self.settings_file.read_text())
+            changed = {k: v for k, v in differences(stored, settings).items() if k not in _FREE}
+            if changed:
+                text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
+                raise ConfigError(f"{self.folder} was started with other settings: {text}. Use another --run.")
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise OutputError(f"{self.folder} is not empty and holds no run; choose another --run")
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """Claim the folder."""
+        make_folder(self.folder)
+        if not self.settings_file.is_file():
+            write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
+
+    def finished(self, steps: int) -> bool:
+        """Whether the last step was taken, scored and saved."""
+        return self.metrics_file.is_file() and steps in saved_steps(self.states)
+
+    def metrics(self) -> dict[str, Any]:
+        return json.loads(self.metrics_file.read_text())
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, list | dict | str) else str(value)

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM during a run: the first asks, the second leaves."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopRequest:
+    """While open, SIGINT and SIGTERM set a flag instead of ending the process.
+
+    A handler that saved would run in the middle of anything, a save included; the loop reads the flag where the
+    state is whole. A second signal leaves at once without touching files.
+
+    Attributes: signal: the number of the signal received, 0 before any.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+        self._owner = os.getpid()
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # forked workers inherit the handler; they just leave
+            os._exit(128 + number)
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
