@@ -121,7 +121,8 @@ def _header(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _model(settings: dict[str, Any]) -> Model:
-    return Model(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    return Model(**values)
 
 
 def _default_classes(count: int) -> Classes:
@@ -247,4 +248,3 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
     if differing:
         text = ", ".join(f"{name} {a!r} (config: {b!r})" for name, (a, b) in differing.items())
         raise CheckpointError(f"{path} holds another net: {text}")
-

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from segmv3.errors import ConfigError
 
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -114,7 +117,7 @@ class Config:
     data: Data
     optim: SGD | AdamW = field(default_factory=SGD)
     schedule: Schedule
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the training step (bf16 = autocast); evaluation is always fp32."""
     seed: int = 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmv3.config import Precision
 from segmv3.data.datasets import Dataset
 from segmv3.decode import label_map
 from segmv3.images import UInt8Array
@@ -22,7 +23,7 @@ LabelsFunction = Callable[[Tensor], Tensor]
 
 def single_scale(model: Segmenter) -> LabelsFunction:
     """The net on the image as it is."""
-    return lambda image: label_map(model.low_logits(image), (image.shape[2], image.shape[3]))
+    return lambda image: label_map(model.low_logits(image).float(), (image.shape[2], image.shape[3]))
 
 
 def multi_scale(model: Segmenter) -> LabelsFunction:
@@ -35,6 +36,7 @@ def evaluate(
     dataset: Dataset,
     *,
     device: torch.device,
+    precision: Precision = "fp32",
     indices: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConfusionMatrix:
@@ -46,7 +48,8 @@ def evaluate(
     confusion = ConfusionMatrix(len(dataset.classes))
     for done, (image, truth) in enumerate(_read_ahead(dataset, indices), 1):
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
-        with torch.inference_mode():
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.inference_mode(), autocast:
             prediction = labels_of(pixels.contiguous(memory_format=torch.channels_last))
         confusion.update(prediction[0].cpu(), truth)
         if progress:

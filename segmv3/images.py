@@ -17,9 +17,7 @@ UInt8Array = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-_MAX_PIXELS = (
-    179_000_000  # a 20 kB PNG can ask for hundreds of MB; Pillow's own limit only warns at half of this
-)
+_MAX_PIXELS = 179_000_000  # a 20 kB PNG can ask for hundreds of MB; Pillow's own limit only warns at half of this
 
 
 def _open(path: Path) -> Image.Image:
@@ -118,7 +116,5 @@ def make_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); choose another folder"
-        ) from None
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
     return path

@@ -180,8 +180,6 @@ def _classes_of(entries: list[dict], path: Path) -> tuple[Classes, LabelTable]:
 def _color(rgb: object, index: int, count: int, path: Path) -> Color:
     if rgb is None:
         return _spaced_color(index, count)
-    if not (
-        isinstance(rgb, list) and len(rgb) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in rgb)
-    ):
+    if not (isinstance(rgb, list) and len(rgb) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in rgb)):
         raise DataError(f"{path}: rgb must be three numbers from 0 to 255, found {rgb!r}")
     return tuple(rgb)

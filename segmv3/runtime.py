@@ -7,14 +7,12 @@ import torch
 
 from segmv3 import checkpoint
 from segmv3.checkpoint import Card
+from segmv3.config import Device, Precision
 from segmv3.decode import label_map
 from segmv3.errors import ModelError, ResourceError
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.models.segmenter import Segmenter
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
 
 
 def use_device(device: Device = "auto", threads: int | None = None) -> torch.device:
@@ -38,10 +36,8 @@ class Predictor:
         model: the net, in eval mode.
     """
 
-    def __init__(
-        self, model: Segmenter, card: Card, *, device: torch.device, precision: Precision = "fp32"
-    ) -> None:
-        self.model = model.eval().to(device, memory_format=torch.channels_last)
+    def __init__(self, model: Segmenter, card: Card, *, device: torch.device, precision: Precision = "fp32") -> None:
+        self.model = model.eval().to(device).to(memory_format=torch.channels_last)
         self.card = card
         self.device = device
         self.precision = precision

@@ -102,9 +102,7 @@ def _open_cityscapes(root: Path, split: str) -> Dataset:
     _check_partners(set(images), set(labels), split)
     wrong_city = next((p for p in images.values() if p.parent.name != p.name.split("_")[0]), None)
     if wrong_city:
-        raise DataError(
-            f"{wrong_city} lies in the folder of another city; move it to {wrong_city.name.split('_')[0]}/"
-        )
+        raise DataError(f"{wrong_city} lies in the folder of another city; move it to {wrong_city.name.split('_')[0]}/")
     pairs = tuple(Pair(stem, images[stem], *labels[stem]) for stem in sorted(images))
     return Dataset("Cityscapes", split, cityscapes_classes(), pairs)
 

@@ -5,6 +5,7 @@ n // N, augmented with a generator seeded by (seed, epoch, image). Nothing depen
 number of them gives the same batches and a run resumes at any step at once.
 """
 
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -47,9 +48,7 @@ class TrainSamples(TorchDataset[tuple[Tensor, Tensor]]):
         epoch, index = address
         generator = np.random.default_rng([self.seed, 1, epoch, index])
         image, labels = transform(self.transforms, *self.dataset.read(index), generator)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(
-            labels
-        ).long()
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(labels).long()
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -98,16 +97,17 @@ def train_batches(
         TrainSamples(dataset, data, seed),
         batch_sampler=StepSampler(len(dataset), data.batch_size, seed, start, stop, rank, world_size),
         num_workers=data.workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
         multiprocessing_context=start_method if data.workers else None,
         pin_memory=pin_memory,
         timeout=120 if data.workers else 0,  # a hung worker is an error, not a silence
     )
 
 
-def _one_thread(_: int) -> None:
-    """OpenCV's own threads deadlock after a fork and crowd out the other workers."""
-    cv2.setNumThreads(0)
+def _prepare_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's own threads deadlock after a fork and crowd out the other workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group; when to stop is the loop's say
+        signal.signal(number, signal.SIG_IGN)
 
 
 def shard(count: int, rank: int, world_size: int) -> range:

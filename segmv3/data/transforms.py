@@ -3,6 +3,7 @@
 The only file that knows albumentations. All randomness comes from one generator per sample.
 """
 
+import math
 import os
 import random
 from typing import Any
@@ -77,8 +78,8 @@ class RandomScaledCrop(A.DualTransform):
         height, width = params["shape"][:2]
         scale = self.py_random.uniform(*self.scale_range)
         taken = (
-            min(height, max(1, round(self.crop_size[0] / scale))),
-            min(width, max(1, round(self.crop_size[1] / scale))),
+            min(height, math.ceil(self.crop_size[0] / scale)),
+            min(width, math.ceil(self.crop_size[1] / scale)),
         )
         size = (
             min(self.crop_size[0], max(1, round(taken[0] * scale))),
@@ -88,15 +89,13 @@ class RandomScaledCrop(A.DualTransform):
             top = self.py_random.randint(0, height - taken[0])
             left = self.py_random.randint(0, width - taken[1])
             window = np.s_[top : top + taken[0], left : left + taken[1]]
-            if self.cat_max_ratio >= 1 or self._varied(
-                _resize(data["mask"][window], size, cv2.INTER_NEAREST)
-            ):
+            if self.cat_max_ratio >= 1 or self._varied(_resize(data["mask"][window], size, cv2.INTER_NEAREST)):
                 break
         return {"window": window, "size": size}
 
     def _varied(self, labels: UInt8Array) -> bool:
         counts = np.bincount(labels.reshape(-1), minlength=256)[:IGNORE]
-        return np.count_nonzero(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum())
 
     def apply(self, img: UInt8Array, window: Any, size: tuple[int, int], **_: Any) -> NDArray[Any]:
         return _resize(img[window], size, cv2.INTER_LINEAR)

@@ -1,8 +1,27 @@
 """Parameters and multiply-adds of a net, counted by PyTorch on tensors without storage."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from segmv3.models.zoo import NETS, create_model
+
+_SIZE = (1024, 2048)  # Cityscapes images
+
+
+@dataclass(frozen=True)
+class NetFacts:
+    """What `segmv3 models` says of a net with 19 classes."""
+
+    name: str
+    parameters: int
+    gmacs: float
+    """At 1024 x 2048."""
+    output_stride: int
+    taps: str
+    """Channels and strides of the two feature maps that the head fuses."""
 
 
 def parameters(model: nn.Module) -> int:
@@ -19,3 +38,14 @@ def gmacs(model: nn.Module, size: tuple[int, int]) -> float:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.eval()(torch.empty(1, 3, *size, device="meta"))
     return counter.get_total_flops() / 2e9
+
+
+def describe_nets() -> list[NetFacts]:
+    """Facts of every named net, counted now."""
+    facts = []
+    for name, settings in NETS.items():
+        with torch.device("meta"):
+            model = create_model(settings)
+        taps = f"{model.backbone.low_channels} at 1/8, {model.backbone.deep_channels} at 1/{settings.output_stride}"
+        facts.append(NetFacts(name, parameters(model), gmacs(model, _SIZE), settings.output_stride, taps))
+    return facts

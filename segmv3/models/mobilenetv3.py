@@ -4,9 +4,10 @@ The layer tables are the paper's tables 1 and 2. Output stride, dilation and the
 section 6.4) are applied to the table before anything is built, so that a net is one readable list of blocks.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
@@ -156,7 +157,7 @@ class InvertedResidual(nn.Module):
             dilation=block.dilation,
             groups=block.expanded,
         )
-        self.squeeze = SqueezeExcite(block.expanded) if block.squeeze else nn.Identity()
+        self.squeeze: nn.Module = SqueezeExcite(block.expanded) if block.squeeze else nn.Identity()
         self.project = conv_bn(block.expanded, block.out, norm=norm, activation=None)
 
     def filter(self, x: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class MobileNetV3(nn.Module):
         """N x 3 x H x W normalised -> (low: N x C x H/8 x W/8, deep: N x D x H/os x W/os), rounded up."""
         x = self.stem(x)
         low = x
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks)):
             filtered = block.filter(x)
             if i == self.tap:
                 low = filtered

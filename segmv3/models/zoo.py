@@ -30,10 +30,7 @@ def net(name: str) -> Model:
 def net_name(model: Model) -> str:
     """The name of a net with these settings, or a description where it has none."""
     named = next((name for name, settings in NETS.items() if settings == model), None)
-    return (
-        named
-        or f"lraspp_{model.size} (tail {model.tail}, output stride {model.output_stride}, custom settings)"
-    )
+    return named or f"lraspp_{model.size} (tail {model.tail}, output stride {model.output_stride}, custom settings)"
 
 
 def create_model(name_or_config: str | Model, num_classes: int = 19) -> Segmenter:

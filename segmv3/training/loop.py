@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -12,16 +13,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from segmv3 import checkpoint
-from segmv3.config import Config, to_dict
+from segmv3.config import Config, Device, to_dict
 from segmv3.data.check import check
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.loader import shard, train_batches
 from segmv3.errors import ConfigError, Interrupted, NumericsError
 from segmv3.evaluation import evaluate, scores, single_scale
 from segmv3.files import write_bytes
-from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_model, net_name
-from segmv3.runtime import Device, use_device
+from segmv3.runtime import use_device
 from segmv3.training.console import RunConsole, RunLog
 from segmv3.training.losses import cross_entropy
 from segmv3.training.optim import build_optimizer, lr_at
@@ -175,7 +175,7 @@ class _Training:
         self.model.train()
         low_logits = self.model.low_logits(image.contiguous(memory_format=torch.channels_last))
         total, labelled = cross_entropy(low_logits, labels)
-        everywhere = self.fabric.all_reduce(labelled, reduce_op="sum")
+        everywhere = self._reduce(labelled, "sum")
         return total * self.fabric.world_size / everywhere.clamp(min=1)
 
     def _evaluation_is_due(self) -> bool:
@@ -201,8 +201,7 @@ class _Training:
                 indices=shard(len(self.val_set), self.fabric.global_rank, self.fabric.world_size),
                 progress=on_image,
             )
-        counts = self.fabric.all_reduce(torch.from_numpy(confusion.matrix).to(self.fabric.device), reduce_op="sum")
-        confusion.matrix = counts.cpu().numpy()
+        confusion.matrix = self._reduce(torch.from_numpy(confusion.matrix), "sum").cpu().numpy()
         result = scores(confusion, self.val_set, images=len(self.val_set), multi_scale_flip=False)
         entry = {
             "event": "eval",
@@ -232,18 +231,21 @@ class _Training:
         result = facts | {"device": _describe(self.fabric.device), "seconds": round(self.seconds)} | result
         write_bytes(self.run.metrics_file, json.dumps(result, indent=2).encode())
 
+    def _reduce(self, value: Tensor, operation: str) -> Tensor:
+        """The sum, mean or max over all processes."""
+        reduced = self.fabric.all_reduce(value.to(self.fabric.device), reduce_op=operation)
+        assert isinstance(reduced, Tensor)
+        return reduced
+
     def _write_log(self, meter: "_Meter", lr: float, stop: StopRequest) -> None:
         """Log the interval's mean loss; the only place where host and device wait for each other."""
-        numbers = torch.stack([*meter.losses, torch.tensor(float(stop.signal), device=self.fabric.device)])
-        shared = self.fabric.all_reduce(numbers.float(), reduce_op="mean").tolist()
-        losses = shared[:-1]
-        if shared[-1] and not stop.signal:  # another process was asked to stop
-            stop.signal = 15
-        for offset, loss in enumerate(losses, meter.first_step + 1):
-            if not torch.isfinite(torch.tensor(loss)):
+        losses = self._reduce(torch.stack(meter.losses).float(), "mean").tolist()
+        stop.signal = int(self._reduce(torch.tensor(stop.signal), "max").item())  # all stop at the same step
+        for step, loss in enumerate(losses, meter.first_step + 1):
+            if not math.isfinite(loss):
                 kept = f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
                 raise NumericsError(
-                    f"the loss became {loss} at step {offset:,}; {kept}. Try --precision fp32 or a lower --optim.lr"
+                    f"the loss became {loss} at step {step:,}; {kept}. Try --precision fp32 or a lower --optim.lr"
                 )
         images = len(losses) * self.config.data.batch_size
         entry = {

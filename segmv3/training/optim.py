@@ -1,6 +1,7 @@
 """Optimisers from their settings, and the learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ def build_optimizer(model: nn.Module, config: SGD | AdamW) -> torch.optim.Optimi
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     decay = config.weight_decay if config.decay_bn_and_bias else 0.0
-    groups = [{"params": weights}, {"params": others, "weight_decay": decay}]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": decay}]
     if isinstance(config, SGD):
         return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(groups, config.lr, betas=config.betas, weight_decay=config.weight_decay)
@@ -24,8 +25,5 @@ def lr_at(step: int, peak: float, schedule: Schedule) -> float:
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps
     done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
-    if schedule.policy == "poly":
-        share = (1 - done) ** schedule.power
-    else:
-        share = (1 + math.cos(math.pi * done)) / 2
+    share = (1 - done) ** schedule.power if schedule.policy == "poly" else (1 + math.cos(math.pi * done)) / 2
     return schedule.min_lr + (peak - schedule.min_lr) * share

@@ -1,10 +1,10 @@
 """The folder of one run: whose it is, where it stands, what lies in it.
 
-    config.json       the resolved settings, written first
-    log.jsonl         losses and scores by step
-    state/            training states to resume from
-    best.safetensors  the weights with the highest validation mIoU, and metrics.json with all their scores
-    report.html       the page about the run, with its pictures in figures/
+config.json       the resolved settings, written first
+log.jsonl         losses and scores by step
+state/            training states to resume from
+best.safetensors  the weights with the highest validation mIoU, and metrics.json with all their scores
+report.html       the page about the run, with its pictures in figures/
 """
 
 import json

@@ -18,7 +18,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = 0
         self._before: dict[int, Any] = {}
-        self._owner = os.getpid()
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -32,8 +31,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # forked workers inherit the handler; they just leave
-            os._exit(128 + number)
         if self.signal:
             os._exit(128 + number)
         self.signal = number

@@ -1,0 +1,488 @@
+"""mini-city: synthetic street scenes in true Cityscapes layout, so that anyone can train without Cityscapes.
+
+Scene i of a split is a pure function of (seed, split, i, size). A scene is laid out in metres along a road
+(`_Street`), its objects are painted far to near, and cityscapesScripts' own tools turn the painted polygons
+into the label images.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from segmv3.data import mini_city_objects as things
+from segmv3.data.mini_city_canvas import (
+    SUPERSAMPLE,
+    Camera,
+    Canvas,
+    FloatArray,
+    Light,
+    Rgb,
+    ellipse,
+    fractal_noise,
+)
+from segmv3.data.mini_city_objects import SIZES, Pose
+from segmv3.errors import ConfigError, OutputError
+from segmv3.images import UInt8Array, make_folder, write_png
+
+_FORMAT = 1
+_PARAMETERS = "mini-city.json"
+_CITIES = {"train": "minitown", "val": "minihaven"}
+_LEAST_SIZE = (64, 128)
+_FAR_END = 170.0  # metres to the skyline that closes the street
+
+Task = tuple[float, Callable[[], None]]
+
+
+def write_mini_city(
+    root: Path,
+    *,
+    train: int = 48,
+    val: int = 12,
+    size: tuple[int, int] = (256, 512),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a small synthetic Cityscapes (leftImg8bit and gtFine, train and val) under `root`.
+
+    A repeated call with the same parameters finds the finished set and changes nothing.
+
+    Args: train, val: images in each split. size: (height, width) in pixels. progress: called with (images
+        done, images in all) after each image.
+    Raises: ConfigError for a size below 64 x 128 or a count below 1. OutputError when `root` cannot be
+        written, or holds anything but exactly this mini-city.
+    """
+    if train < 1 or val < 1:
+        raise ConfigError(f"mini-city needs at least 1 image in each split, got {train} train and {val} val")
+    if size[0] < _LEAST_SIZE[0] or size[1] < _LEAST_SIZE[1]:
+        raise ConfigError(f"mini-city images are at least 64 x 128 (height x width), got {size[0]} x {size[1]}")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
+    parameters = {"format": _FORMAT, "train": train, "val": val, "size": list(size), "seed": seed}
+    if _is_written(root, parameters):
+        return
+    make_folder(root)
+    scenes = [(split, i) for split, count in (("train", train), ("val", val)) for i in range(count)]
+    for done, (split, index) in enumerate(scenes, start=1):
+        pixels, objects = render_scene(split, index, size=size, seed=seed)
+        _write_scene(root, split, index, pixels, objects)
+        if progress is not None:
+            progress(done, len(scenes))
+    _write_text(root / _PARAMETERS, json.dumps(parameters, indent=2) + "\n")
+
+
+def _is_written(root: Path, parameters: dict[str, object]) -> bool:
+    """Whether `root` already holds this mini-city; refuses a folder that holds anything else."""
+    try:
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            return False
+        found = json.loads((root / _PARAMETERS).read_text(encoding="utf-8"))
+        differing = [
+            f"{key} {found.get(key)} there, {parameters[key]} asked"
+            for key in parameters
+            if found.get(key) != parameters[key]
+        ]
+    except (OSError, ValueError, AttributeError):
+        raise OutputError(
+            f"{root} is not empty and holds no finished mini-city; nothing was overwritten. "
+            "Choose another folder, or remove this one if it is left from an interrupted run"
+        ) from None
+    if differing:
+        raise OutputError(
+            f"{root} is not empty: it holds another mini-city ({'; '.join(differing)}); "
+            "nothing was overwritten. Choose another folder"
+        )
+    return True
+
+
+def _write_scene(root: Path, split: str, index: int, pixels: UInt8Array, objects: list[dict[str, object]]) -> None:
+    from cityscapesscripts.helpers.annotation import Annotation
+    from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
+    from cityscapesscripts.preparation.json2labelImg import createLabelImage
+
+    city = _CITIES[split]
+    name = f"{city}_{index:06d}_000019"
+    images = make_folder(root / "leftImg8bit" / split / city)
+    labels = make_folder(root / "gtFine" / split / city)
+    write_png(images / f"{name}_leftImg8bit.png", pixels)
+    polygons = labels / f"{name}_gtFine_polygons.json"
+    content = {"imgHeight": pixels.shape[0], "imgWidth": pixels.shape[1], "objects": objects}
+    _write_text(polygons, json.dumps(content) + "\n")
+    annotation = Annotation()
+    annotation.fromJsonFile(str(polygons))
+    for kind, encoding in (("labelIds", "ids"), ("labelTrainIds", "trainIds"), ("color", "color")):
+        write_png(labels / f"{name}_gtFine_{kind}.png", np.asarray(createLabelImage(annotation, encoding)))
+    # The tool's own saving fails: Pillow >= 13 writes no 32-bit PNG. Cityscapes' files have 16 bits anyway.
+    instances = np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16)
+    write_png(labels / f"{name}_gtFine_instanceIds.png", instances)  # type: ignore[arg-type]
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
+# ---- one scene
+
+
+@dataclass(frozen=True)
+class _Street:
+    """The cross-section of the road; metres from its middle line, traffic on the right."""
+
+    lane: float
+    road: float
+    """Half the road's width."""
+    parking: tuple[bool, bool]
+    """Whether cars park at the left and the right kerb."""
+    sidewalk: float
+    verge: float
+    """Grass between the sidewalk and what stands behind it."""
+    camera_x: float
+
+    @property
+    def front(self) -> float:
+        """Where houses, walls and fences stand."""
+        return self.road + self.sidewalk + self.verge
+
+    def kerb(self, side: int) -> float:
+        """Edge of the moving traffic on the left (-1) or right (1)."""
+        return side * (self.road - (2.1 if self.parking[side > 0] else 0.0))
+
+
+def render_scene(
+    split: str, index: int, *, size: tuple[int, int], seed: int
+) -> tuple[UInt8Array, list[dict[str, object]]]:
+    """Paint one scene.
+
+    Returns: the picture, uint8 H x W x 3 RGB, and its objects in painting order, as in Cityscapes.
+    """
+    rng = np.random.default_rng([seed, list(_CITIES).index(split), index])
+    light, street = _draw_light(rng), _draw_street(rng)
+    canvas = Canvas(size, _draw_camera(rng, size, street), light)
+    _paint_sky(canvas, rng)
+    _paint_ground(canvas, rng, street, tram=index % 3 != 0)
+    things.skyline(canvas, rng, _FAR_END)
+    tasks = [
+        *_frontage(canvas, rng, street, index),
+        *_traffic(canvas, rng, street, index),
+        *_footway(canvas, rng, street),
+    ]
+    for _, paint in sorted(tasks, key=lambda task: -task[0]):
+        paint()
+    if rng.random() < 0.3:
+        _paint_bonnet(canvas, rng)
+    return _photograph(canvas, rng), canvas.objects
+
+
+def _draw_light(rng: np.random.Generator) -> Light:
+    side = float(rng.choice([-1.0, 1.0]))
+
+    def sun(across: float, up: float, ahead: float) -> tuple[float, float, float]:
+        vector = np.array([side * across, up, ahead]) * rng.uniform(0.8, 1.2, 3)
+        x, y, z = vector / np.linalg.norm(vector)
+        return float(x), float(y), float(z)
+
+    noon = Light(
+        sky_top=(70, 128, 206),
+        sky_low=(190, 214, 236),
+        cloud=(250, 250, 250),
+        cover=float(rng.uniform(0.1, 0.5)),
+        sun=sun(0.5, 1.0, -0.35),
+        direct=0.52,
+        ambient=0.62,
+        gain=(1.0, 1.0, 0.98),
+        haze=330,
+    )
+    overcast = Light(
+        sky_top=(158, 168, 180),
+        sky_low=(206, 210, 214),
+        cloud=(222, 224, 228),
+        cover=0.8,
+        sun=sun(0.3, 1.0, -0.2),
+        direct=0.12,
+        ambient=0.8,
+        gain=(0.94, 0.97, 1.0),
+        haze=190,
+    )
+    low_sun = Light(
+        sky_top=(92, 142, 206),
+        sky_low=(226, 220, 204),
+        cloud=(255, 244, 226),
+        cover=float(rng.uniform(0.1, 0.4)),
+        sun=sun(1.0, 0.52, -0.5),
+        direct=0.62,
+        ambient=0.5,
+        gain=(1.06, 1.0, 0.88),
+        haze=260,
+    )
+    dusk = Light(
+        sky_top=(84, 96, 150),
+        sky_low=(244, 178, 120),
+        cloud=(250, 190, 160),
+        cover=float(rng.uniform(0.2, 0.6)),
+        sun=sun(1.0, 0.6, -0.3),
+        direct=0.34,
+        ambient=0.78,
+        gain=(1.02, 0.92, 0.86),
+        haze=230,
+    )
+    return (noon, overcast, low_sun, dusk)[int(rng.choice(4, p=[0.4, 0.24, 0.22, 0.14]))]
+
+
+def _draw_street(rng: np.random.Generator) -> _Street:
+    lane = float(rng.uniform(3.0, 3.5))
+    parking = (bool(rng.random() < 0.6), bool(rng.random() < 0.5))
+    road = lane + (2.1 if any(parking) else float(rng.uniform(0.3, 1.6)))
+    verge = float(rng.uniform(1.5, 4.0)) if rng.random() < 0.8 else 0.4
+    return _Street(lane, road, parking, float(rng.uniform(2.0, 3.2)), verge, float(lane / 2 + rng.uniform(-0.5, 0.3)))
+
+
+def _draw_camera(rng: np.random.Generator, size: tuple[int, int], street: _Street) -> Camera:
+    height, width = size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE
+    return Camera(
+        focal=width * float(rng.uniform(0.82, 1.0)),
+        center=width * 0.5,
+        horizon=height * float(rng.uniform(0.40, 0.48)),
+        height=float(rng.uniform(1.4, 1.7)),
+        x=street.camera_x,
+        yaw=float(rng.normal(0, 0.025)),
+        curvature=float(rng.normal(0, 1 / 1100)),
+    )
+
+
+def _paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
+    light, width = canvas.light, canvas.pixels.shape[1]
+    height = min(canvas.pixels.shape[0], int(canvas.camera.horizon) + 40)  # what is below gets covered
+    fall = np.clip(np.arange(height, dtype=np.float32) / canvas.camera.horizon, 0, 1)[:, None, None] ** 0.8
+    top, low, white = (np.asarray(c, np.float32) for c in (light.sky_top, light.sky_low, light.cloud))
+    sky = top * (1 - fall) + low * fall
+    # Clouds are drawn once at low resolution and stretched: they must not depend on the size of the picture.
+    drift = fractal_noise(64, 64, 1.5, rng)
+    level = np.quantile(drift, 1 - light.cover)
+    cloud = cv2.resize(
+        np.clip((drift - level) * 0.9, 0, 1).astype(np.float32),
+        (width, height),
+        interpolation=cv2.INTER_CUBIC,
+    )
+    cloud = np.clip(cloud, 0, 1)[..., None] * (0.9 - 0.5 * fall)
+    with canvas.object("sky"):
+        below = canvas.pixels.shape[0]
+        canvas.claim(np.array([(0, 0), (width, 0), (width, below), (0, below)], dtype=np.float64))
+        canvas.pixels[:height] = sky + (white - sky) * cloud
+
+
+def _band(canvas: Canvas, left: float, right: float, near: float = 1.6, far: float = _FAR_END) -> FloatArray:
+    """The canvas polygon of the ground between two lines along the road."""
+    z = np.geomspace(near, far, 40)
+    edges = [np.stack([np.full_like(z, x), np.zeros_like(z), z], axis=1) for x in (left, right)]
+    return canvas.camera.project(np.concatenate([edges[0], edges[1][::-1]]))
+
+
+def _paint_ground(canvas: Canvas, rng: np.random.Generator, street: _Street, tram: bool) -> None:
+    grass = things.pick(rng, ((112, 132, 62), (96, 124, 58), (138, 136, 80), (124, 112, 78)), 6)
+    paving = things.pick(rng, ((178, 172, 164), (166, 158, 150), (186, 172, 160)), 6)
+    asphalt = things.pick(rng, ((92, 93, 97), (78, 80, 86), (106, 104, 103)), 4)
+    outside = 260.0
+    with canvas.object("terrain"):
+        canvas.fill_ground(_band(canvas, -outside, outside), grass, "grass")
+    for side in (-1, 1):
+        inner, outer = sorted((side * street.road, side * (street.road + street.sidewalk)))
+        with canvas.object("sidewalk"):
+            canvas.fill_ground(_band(canvas, inner, outer), paving, "slabs")
+            kerb = sorted((side * street.road, side * (street.road + 0.22)))
+            canvas.fill_ground(_band(canvas, *kerb), things.scaled(paving, 1.12))
+    with canvas.object("road"):
+        canvas.fill_ground(_band(canvas, -street.road, street.road), asphalt, "asphalt")
+        for _ in range(3):  # patched asphalt
+            x, z = float(rng.uniform(-street.road, street.road - 1.5)), float(rng.uniform(4, 30))
+            patch = _band(canvas, x, x + float(rng.uniform(0.8, 1.5)), z, z + float(rng.uniform(1.5, 6)))
+            canvas.fill_ground(patch, things.scaled(asphalt, float(rng.uniform(0.84, 1.14))), "asphalt")
+        if tram:
+            for x in (-street.lane / 2 - 0.72, -street.lane / 2 + 0.72):
+                canvas.fill_ground(_band(canvas, x - 0.07, x + 0.07), (74, 72, 72))
+                canvas.fill_ground(_band(canvas, x - 0.02, x + 0.03), (176, 178, 180))
+        _paint_markings(canvas, rng, street)
+    canvas.fade_ground()
+
+
+def _paint_markings(canvas: Canvas, rng: np.random.Generator, street: _Street) -> None:
+    white: Rgb = (226, 226, 220)
+    dash, gap = (3.0, 4.5) if rng.random() < 0.75 else (60.0, 0.5)
+    for z in np.arange(float(rng.uniform(1.8, 4)), 110, dash + gap):
+        canvas.fill_ground(_band(canvas, -0.07, 0.07, z, z + dash), white, "concrete")
+    for side in (-1, 1):
+        edge = street.kerb(side) - side * 0.25
+        canvas.fill_ground(_band(canvas, edge - 0.06, edge + 0.06), white)
+    if rng.random() < 0.35:  # a zebra crossing
+        near = float(rng.uniform(7, 14))
+        for x in np.arange(-street.road + 0.5, street.road - 0.6, 1.0):
+            canvas.fill_ground(_band(canvas, x, x + 0.5, near, near + 3), white, "concrete")
+
+
+def _frontage(canvas: Canvas, rng: np.random.Generator, street: _Street, index: int) -> list[Task]:
+    """Houses on both sides; near the camera a fence on one side and a wall on the other stand before them."""
+    tasks: list[Task] = []
+    for side in (-1, 1):
+        screen = things.fence if side == (-1) ** index else things.wall
+        start, end = float(rng.uniform(5, 9)), float(rng.uniform(24, 38))
+        x = side * street.front
+        tasks.append((end, partial(screen, canvas, rng, x, (start, end))))
+        if rng.random() < 0.4:
+            beyond = (end + 1, end + float(rng.uniform(10, 25)))
+            other = things.wall if screen is things.fence else things.fence
+            tasks.append((beyond[1], partial(other, canvas, rng, x, beyond)))
+        z, gardens = 4.0, float(rng.uniform(2.0, 5.0))
+        while z < 130:
+            length = float(rng.uniform(8, 17))
+            at = x + side * (gardens if z < end + 6 else float(rng.uniform(0, 1.5)))
+            if rng.random() < (0.78 if z > 20 else 0.55):
+                floors = int(rng.integers(2, 6))
+                tasks.append((z + length + 1, partial(things.building, canvas, rng, at, (z, z + length), floors)))
+            else:
+                for _ in range(3):
+                    where = z + float(rng.uniform(1, length))
+                    crown = partial(
+                        things.tree,
+                        canvas,
+                        rng,
+                        at + side * float(rng.uniform(1, 5)),
+                        where,
+                        float(rng.uniform(0.8, 1.3)),
+                    )
+                    tasks.append((max(where, end + 0.5 if z < end else where), crown))
+            z += length + float(rng.choice([0.0, 0.0, 4.0]))
+        if rng.random() < 0.7:
+            hedge = (start + float(rng.uniform(2, 8)), end)
+            tasks.append(
+                (
+                    end + 0.2,
+                    partial(things.bushes, canvas, rng, x + side * 1.2, hedge, float(rng.uniform(0.9, 1.9))),
+                )
+            )
+    return tasks
+
+
+def _traffic(canvas: Canvas, rng: np.random.Generator, street: _Street, index: int) -> list[Task]:
+    """Two heavy vehicles (each of truck, bus, train is in two of three scenes), cars, two-wheelers."""
+    pair = (("truck", "bus"), ("bus", "train"), ("train", "truck"))[index % 3]
+    order = pair if rng.random() < 0.5 else pair[::-1]
+    # The oncoming one passes on the left, the other one drives ahead: both are in full view.
+    if order[1] == "train":
+        order = order[::-1]  # rails lie in the oncoming lane
+    tasks: list[Task] = []
+    oncoming, ahead = -street.lane / 2, street.lane / 2
+    near = float(rng.uniform(8.5, 17))
+    tasks.append(_vehicle(canvas, rng, order[0], oncoming, near, np.pi))
+    behind = near + SIZES[order[0]][0]
+    crosses, near = rng.random() < 0.25, float(rng.uniform(13, 26))
+    if crosses:
+        x, heading = float(rng.uniform(0, 3)), float(rng.choice([-1, 1])) * np.pi / 2
+        tasks.append(_vehicle(canvas, rng, order[1], x, near, heading))
+    else:
+        tasks.append(_vehicle(canvas, rng, order[1], ahead + float(rng.uniform(-0.2, 0.3)), near, 0.0))
+    if not crosses and near > 18 and rng.random() < 0.6:
+        tasks.append(_vehicle(canvas, rng, "car", ahead, near - float(rng.uniform(6, 8)), 0.0))
+    tasks += [
+        _vehicle(canvas, rng, "car", oncoming, behind + float(gap), np.pi) for gap in rng.uniform((4, 18), (10, 40))
+    ]
+    for side in (-1, 1):
+        if street.parking[side > 0]:
+            spots = np.arange(float(rng.uniform(6, 9)), 75, 5.8)
+            for z in spots[rng.random(len(spots)) < 0.62]:
+                x, heading = side * (street.road - 1.05), 0.0 if side > 0 else np.pi
+                # Whoever passes a parked car is nearer to us than its far end, and in front of it.
+                tasks.append((float(z) + 5.0, _vehicle(canvas, rng, "car", x, float(z), heading)[1]))
+    return tasks + _two_wheelers(canvas, rng, street)
+
+
+def _vehicle(canvas: Canvas, rng: np.random.Generator, kind: str, x: float, near: float, heading: float) -> Task:
+    """A vehicle whose nearer end is `near` metres away."""
+    paint = {"car": things.car, "truck": things.truck, "bus": things.bus, "train": things.train}[kind]
+    length, width, _ = SIZES[kind]
+    depth = abs(np.cos(heading)) * length + abs(np.sin(heading)) * width
+    pose = Pose(x, near + depth * 0.55, heading + float(rng.normal(0, 0.02)))
+    return near, partial(paint, canvas, rng, pose)
+
+
+def _two_wheelers(canvas: Canvas, rng: np.random.Generator, street: _Street) -> list[Task]:
+    """A bicycle and a motorcycle on the road with riders, others parked on the sidewalk."""
+    tasks: list[Task] = []
+    sides = (-1, 1) if rng.random() < 0.5 else (1, -1)
+    for side, vehicle in zip(sides, (things.bicycle, things.motorcycle), strict=True):
+        # Next to the kerb, and so near that nothing of the traffic is in front of it.
+        x, z = (
+            street.kerb(side) - side * float(rng.uniform(0.1, 0.6)),
+            float(rng.uniform(6.0, 10.5) + (1.5 if side < 0 else 0)),
+        )
+        turn = float(rng.choice([-1, 1]) * rng.uniform(0.4, 0.95))
+        tasks.append((z, partial(vehicle, canvas, rng, x, z, turn)))
+        tasks.append((z - 0.01, partial(things.rider, canvas, rng, x, z, turn, vehicle is things.motorcycle)))
+    for vehicle, chance in ((things.bicycle, 0.85), (things.motorcycle, 0.7)):
+        if rng.random() < chance:
+            side, z = int(rng.choice([-1, 1])), float(rng.uniform(8, 15))
+            x = side * (street.road + street.sidewalk * float(rng.uniform(0.3, 0.8)))
+            for k in range(int(rng.integers(1, 4 if vehicle is things.bicycle else 2))):
+                turn = float(rng.choice([-1, 1]) * rng.uniform(0.6, 1.0))
+                tasks.append((z + 0.8 * k, partial(vehicle, canvas, rng, x, z + 0.8 * k, turn)))
+    return tasks
+
+
+def _footway(canvas: Canvas, rng: np.random.Generator, street: _Street) -> list[Task]:
+    """People, street trees, posts, signs and signals on the sidewalks, and some who cross the road."""
+    tasks: list[Task] = []
+
+    def stand(paint: Callable[..., None], x: float, z: float, *more: float) -> None:
+        # A parked car hides what stands behind it: paint that before the car.
+        hidden = abs(x) > street.road and street.parking[x > 0]
+        tasks.append((z + 6.0 * hidden, partial(paint, canvas, rng, x, z, *more)))
+
+    for side in (-1, 1):
+        kerb, walk = side * (street.road + 0.45), side * (street.road + street.sidewalk * 0.5)
+        for _ in range(int(rng.integers(2, 5))):
+            stand(things.person, walk + float(rng.normal(0, 0.5)), float(rng.uniform(8.5, 32)))
+        for z in np.arange(float(rng.uniform(10, 20)), 90, float(rng.uniform(15, 24))):
+            stand(things.street_lamp, kerb, float(z))
+        for z in rng.uniform(10.5, 24, int(rng.integers(1, 3))):
+            stand(things.traffic_sign, kerb + side * 0.1, float(z))
+        if rng.random() < 0.75:
+            stand(things.traffic_light, kerb, float(rng.uniform(10.5, 19)))
+        for z in np.arange(float(rng.uniform(14, 40)), 100, float(rng.uniform(9, 18))):
+            if street.verge > 1 and rng.random() < 0.5:
+                stand(things.tree, side * (street.road + street.sidewalk + 0.5), float(z), 0.8)
+        if rng.random() < 0.3:
+            stand(things.bin_or_box, side * (street.road + street.sidewalk - 0.4), float(rng.uniform(9, 20)))
+        if rng.random() < 0.12:
+            stand(things.pram, walk, float(rng.uniform(9, 16)))
+    for _ in range(int(rng.random() < 0.45) * int(rng.integers(1, 4))):
+        stand(things.person, float(rng.uniform(-street.road, street.road)), float(rng.uniform(9, 13)))
+    return tasks
+
+
+def _paint_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
+    """The front of our own car, which Cityscapes shows and ignores."""
+    height, width = canvas.pixels.shape[:2]
+    rise = height * float(rng.uniform(0.05, 0.09))
+    color = canvas.lit((34, 36, 42), 0.0)
+    with canvas.object("ego vehicle"):
+        canvas.fill(ellipse(width / 2, height + rise, width * 0.52, 2 * rise, 60), color)
+    canvas.shadow(ellipse(width / 2, height + rise * 1.5, width * 0.4, rise * 1.9, 60), 0.35, rise * 0.3)
+
+
+def _photograph(canvas: Canvas, rng: np.random.Generator) -> UInt8Array:
+    """Reduce the canvas to uint8 H x W x 3 through an imperfect lens and sensor."""
+    height, width = canvas.pixels.shape[0] // SUPERSAMPLE, canvas.pixels.shape[1] // SUPERSAMPLE
+    picture = cv2.resize(canvas.pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    if (blur := float(rng.uniform(0, 0.7)) * height / 256) > 0.25:
+        picture = cv2.GaussianBlur(picture, (0, 0), blur)
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
+    vignette = 1 - float(rng.uniform(0.05, 0.2)) * (x**2 + y**2) / 2
+    exposure = float(rng.uniform(0.9, 1.1))
+    picture *= (vignette[..., None] * np.asarray(canvas.light.gain) * exposure).astype(np.float32)
+    picture += rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1.0, 4.0))
+    return np.clip(picture, 0, 255).astype(np.uint8)

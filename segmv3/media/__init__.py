@@ -1,0 +1,1 @@
+"""Pictures: drawing labels, errors and legends."""

@@ -1,0 +1,206 @@
+"""What a user names as SOURCE, turned into work: images with names for their results, or one video."""
+
+import glob
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from segmv3.errors import DataError, Segmv3Warning
+from segmv3.images import SUFFIXES as IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".3gp"}
+)
+_LIST_SUFFIX = ".txt"
+# Pictures nobody here can decode. Left out of a folder, they are worth a word; a .json or .md is not.
+_OTHER_PICTURES = frozenset({".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".ppm", ".pgm", ".dng"})
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Image files, in the order they are worked on."""
+
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    """One per path and all different: where its results go below the output folder, without a suffix. "/"
+    separates folders. Two files `a.jpg` and `a.png` side by side are named by their full file names."""
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """One video file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """How its results are named, without a suffix."""
+        return self.path.stem
+
+
+def find_source(source: str, *, leave_out: Path | None = None) -> ImageSource | VideoSource:
+    """Find what SOURCE stands for; nothing is decoded.
+
+    Args:
+        source: an image, a folder (searched with its subfolders, sorted; dot files are ignored), a glob
+            pattern, a .txt file with one image path a line (relative to the current folder, or else to that
+            of the file; `#` starts a comment line), or a video.
+        leave_out: a folder below the searched one that is not entered: where results go, so that a second
+            run does not take the results of the first for images.
+
+    Raises: DataError when there is nothing there or nothing that can be read.
+    Warns: Segmv3Warning when a folder or pattern also holds pictures or videos that are left out.
+    """
+    if not source.strip():
+        raise DataError(f"no source was named; {_SUPPORTED}")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _from_folder(path, leave_out)
+    if path.exists():
+        return _from_file(path)
+    if glob.has_magic(source):
+        return _from_pattern(str(path))
+    if "://" in source:
+        raise DataError(f"{source} is an address; save it as a file first ({_SUPPORTED})")
+    raise DataError(f"{source} does not exist ({_surroundings(path)})")
+
+
+def _from_file(path: Path) -> ImageSource | VideoSource:
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder; {_SUPPORTED}")
+    if suffix in VIDEO_SUFFIXES:
+        return VideoSource(path)
+    if suffix == _LIST_SUFFIX:
+        return _from_list(path)
+    if suffix in IMAGE_SUFFIXES:
+        return ImageSource((path,), (path.stem,))
+    raise DataError(f"{path} is of a type that cannot be read; {_SUPPORTED}")
+
+
+def _from_folder(folder: Path, leave_out: Path | None) -> ImageSource:
+    files = _files_below(folder, leave_out)
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise DataError(f"{folder} holds no images (looked for {_list(IMAGE_SUFFIXES)}; {_census(files)})")
+    _warn_of_left_out(folder, files)
+    return _images(images, folder)
+
+
+def _from_pattern(pattern: str) -> ImageSource | VideoSource:
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (may be absolute)
+    files = [path for path in matches if path.is_file() and not path.name.startswith(".")]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if len(files) == 1 and files[0].suffix.lower() in VIDEO_SUFFIXES:
+        return VideoSource(files[0])
+    if not images:
+        raise DataError(f"{pattern} matches no images (looked for {_list(IMAGE_SUFFIXES)}; {_census(files)})")
+    _warn_of_left_out(pattern, files)
+    return _images(images, _common_folder(images))
+
+
+def _from_list(list_file: Path) -> ImageSource:
+    try:
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{list_file} cannot be read as a text file of image paths ({error})") from None
+    entries = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    wanted = [(number, entry) for number, entry in entries if entry and not entry.startswith("#")]
+    if not wanted:
+        raise DataError(f"{list_file} names no images; it should hold one image path a line")
+    images = dict.fromkeys(_listed(list_file, number, entry) for number, entry in wanted)
+    return _images(list(images), _common_folder(images))
+
+
+def _listed(list_file: Path, number: int, entry: str) -> Path:
+    """The image that one line of a list file names."""
+    written = Path(entry).expanduser()
+    for path in (written, list_file.parent / written):
+        if path.is_file():
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                known = _list(IMAGE_SUFFIXES)
+                raise DataError(f"{list_file} line {number}: {entry} is not an image ({known})")
+            return path
+    where = "" if written.is_absolute() else f" in {Path.cwd()} or {list_file.parent.resolve()}"
+    raise DataError(f"{list_file} line {number}: {entry} does not exist{where}")
+
+
+def _files_below(folder: Path, leave_out: Path | None) -> list[Path]:
+    """Every file below a folder, sorted. Linked folders are followed, each folder is entered once."""
+    unwanted = None if leave_out is None else leave_out.resolve()
+    seen: set[Path] = set()
+    files: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=True):
+        here = Path(root).resolve()
+        if here in seen or (here == unwanted and seen):
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror})")
+
+
+def _images(paths: list[Path], folder: Path) -> ImageSource:
+    """Name images by their way below `folder`: the shortest name that no other image could also claim."""
+    root = _absolute(folder)
+    full = [_absolute(path).relative_to(root).as_posix() for path in paths]
+    short = [name.removesuffix(path.suffix) for name, path in zip(full, paths, strict=True)]
+    # Counted without regard to case: results may land on a file system that does not tell A from a.
+    claims = Counter(name.casefold() for name in short) + Counter({name.casefold() for name in full})
+    names = (s if claims[s.casefold()] == 1 else f for s, f in zip(short, full, strict=True))
+    return ImageSource(tuple(paths), tuple(names))
+
+
+def _common_folder(paths: Iterable[Path]) -> Path:
+    return Path(os.path.commonpath([_absolute(path.parent) for path in paths]))
+
+
+def _absolute(path: Path) -> Path:
+    """Without `..`, links kept: `Path.resolve` would lead a linked image out of its folder."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _warn_of_left_out(where: Path | str, files: list[Path]) -> None:
+    left_out = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | _OTHER_PICTURES]
+    if left_out:
+        what, known = _census(left_out).removeprefix("found "), _list(IMAGE_SUFFIXES)
+        text = f"data: {where}: left out {what}; only {known} are taken, and a video must be named alone"
+        warnings.warn(text, Segmv3Warning, stacklevel=2)
+
+
+def _census(files: list[Path]) -> str:
+    """`found 3 .mp4, 1 .txt`."""
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
+    shown = [f"{count:,} {kind}" for kind, count in kinds.most_common(5)]
+    return "found " + (", ".join(shown) or "nothing") + (", ..." if len(kinds) > 5 else "")
+
+
+def _surroundings(path: Path) -> str:
+    """What there is in the nearest existing folder above a path that does not exist."""
+    folder = next(parent for parent in _absolute(path).parents if parent.is_dir())
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        return f"{folder} cannot be listed: {error.strerror}"
+    if not names:
+        return f"{folder} is empty"
+    more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
+    return f"{folder} holds {', '.join(names[:4])}{more}"
+
+
+def _list(suffixes: Iterable[str]) -> str:
+    return " ".join(sorted(suffixes))
+
+
+_SUPPORTED = (
+    f"supported are images ({_list(IMAGE_SUFFIXES)}), folders and glob patterns of images, "
+    f"a .txt file of image paths, and videos ({_list(VIDEO_SUFFIXES)})"
+)

@@ -1,0 +1,484 @@
+"""The figures of a report, as pixels: training curves, IoU per class, confusion matrix, sample panel.
+
+Every chart is drawn for a `Theme`, at twice the size it is meant to be seen at, and returned as uint8
+H x W x 3 RGB. Only matplotlib's objects are used, never pyplot: no display and no global state. Numbers come
+from `log.jsonl` and from scores (percent); None and NaN stand for "no number".
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from segmv3.images import UInt8Array
+from segmv3.labels import Classes, Color
+from segmv3.media.draw import colorize, draw_errors, font, legend, occurring, shorten
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its labels."""
+
+    name: str
+    image: UInt8Array
+    """uint8 H x W x 3, RGB."""
+    truth: UInt8Array
+    """uint8 H x W train ids, 255 = ignore."""
+    prediction: UInt8Array
+    """uint8 H x W train ids."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a chart and of the page around it, as CSS hex."""
+
+    surface: str
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    warm: str
+    bad: str
+
+
+LIGHT = Theme("#ffffff", "#1c2128", "#667080", "#e4e7ec", "#2563c9", "#b4690e", "#d1293d")
+DARK = Theme("#181c23", "#e7eaee", "#98a2b1", "#2d343f", "#74a9ff", "#e0a458", "#ff6b7a")
+
+_PIXELS_PER_INCH = 100  # CSS pixels; a point is then 1.39 of them
+_WIDTH = 500  # of a chart that fills half the page
+_SHARPNESS = 2  # device pixels per CSS pixel
+_SMALL, _NORMAL = 8.5, 9.5  # points
+_NAME_LENGTH = 26  # letters of a class name that fit beside a chart
+_ROUND = [1, 2, 2.5, 5, 10]  # distances between ticks
+_FONTS = ("Inter", "Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
+
+
+def curves(log: list[dict], theme: Theme) -> UInt8Array:
+    """Loss, learning rate and mIoU over steps: three panels on one axis.
+
+    Args: log: parsed lines of log.jsonl; of two lines for one step (a resumed run) the later counts.
+    """
+    figure = _figure(_WIDTH, 580)
+    loss_axes, rate_axes, miou_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 0.8, 1.2))
+    steps, losses = _series(log, "train", "loss")
+    _loss_panel(loss_axes, steps, losses, theme)
+    _rate_panel(rate_axes, *_series(log, "train", "lr"), theme)
+    _miou_panel(miou_axes, *_series(log, "eval", "miou"), theme)
+    _step_axis(miou_axes, sorted({step for step in map(_step, log) if step is not None}), theme)
+    return _pixels(figure, theme)
+
+
+def iou_bars(scores: dict, classes: Classes, theme: Theme) -> UInt8Array:
+    """IoU of each class as a bar in its colour, best first and absent ones last; the mean as a line."""
+    rows = sorted(scores["classes"], key=lambda row: _order(number(row["iou"])))
+    figure = _figure(_WIDTH, 60 + 31 * max(len(rows), 2))
+    axes = figure.add_subplot()
+    _plain(axes, theme, grid="x")
+    names = [_cut(row["name"]) for row in rows]
+    axes.set_yticks(range(len(rows)), names, color=theme.ink, fontsize=_NORMAL, parse_math=False)
+    colors = dict(zip(classes.names, classes.colors, strict=True))
+    _bars(axes, [number(row["iou"]) for row in rows], [colors.get(row["name"]) for row in rows], theme)
+    mean = number(scores["miou"])
+    if math.isfinite(mean):
+        _mean_line(axes, mean, len(rows), theme)
+    axes.set_xlim(0, 117)
+    axes.set_ylim(len(rows) - 0.4, -0.75)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_xlabel("IoU, %", color=theme.muted, fontsize=_NORMAL)
+    return _pixels(figure, theme)
+
+
+def confusion(scores: dict, theme: Theme) -> UInt8Array:
+    """The confusion matrix, each row (truth) as percent of its pixels: blue is right, red is wrong.
+
+    Colour grows with the square root, so that an error of a few percent is visible. Percentages are written
+    for up to 24 classes.
+    """
+    names = [_cut(row["name"], 22) for row in scores["classes"]]
+    share = row_percent(scores["confusion_matrix"])
+    side = confusion_side(len(names))
+    figure = _figure(side, side)
+    axes = figure.add_subplot()
+    axes.imshow(_heat(share, theme), interpolation="nearest", aspect="equal")
+    _matrix_labels(axes, names, theme)
+    if len(names) <= 40:
+        edges, ends = np.arange(1, len(names)) - 0.5, (-0.5, len(names) - 0.5)
+        axes.hlines(edges, *ends, color=theme.surface, linewidth=1.5)
+        axes.vlines(edges, *ends, color=theme.surface, linewidth=1.5)
+    if len(names) <= 24:
+        _write_percentages(axes, share, theme)
+    return _pixels(figure, theme)
+
+
+def confusion_side(count: int) -> int:
+    """Width of the confusion matrix of `count` classes, in CSS pixels."""
+    return int(min(max(200 + 34 * count, 420), 1400))
+
+
+def row_percent(matrix: list[list[int]]) -> FloatArray:
+    """C x C counts (rows = truth) as percent of each row; NaN in rows without pixels."""
+    counts = np.asarray(matrix, np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+
+
+def sample_panel(samples: list[Sample], classes: Classes) -> UInt8Array:
+    """Rows of image | truth | prediction | errors under column titles, each with its name; a legend below.
+
+    Raises: ValueError when there is no sample.
+    """
+    if not samples:
+        raise ValueError("a panel needs at least one sample")
+    rows = [thumbnails(sample, classes) for sample in samples]
+    cell = max(max(row.image.shape[1] for row in rows), 160)
+    width = 4 * cell + 3 * _GAP
+    blocks = [_titles(cell, width)]
+    for sample, row in zip(samples, rows, strict=True):
+        pictures = (row.image, row.truth, row.prediction, row.errors)
+        blocks += [_row(pictures, cell, width), _caption(sample.name, width)]
+    blocks.append(legend(classes, width, present(samples, classes)))
+    return _framed(np.vstack(blocks))
+
+
+def present(samples: list[Sample], classes: Classes) -> set[int]:
+    """The train ids that occur (on 0.05 % of the pixels) in a truth or a prediction."""
+    maps = [labels for sample in samples for labels in (sample.truth, sample.prediction)]
+    return set().union(*(occurring(labels, classes) for labels in maps))
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """The four pictures of a sample, uint8 h x w x 3 RGB, at most 512 pixels wide and high."""
+
+    image: UInt8Array
+    truth: UInt8Array
+    prediction: UInt8Array
+    errors: UInt8Array
+
+
+def thumbnails(sample: Sample, classes: Classes) -> Thumbnails:
+    """Scale a sample for the report: images by area, labels by nearest; tiny ones grow by a whole factor."""
+    size = _thumbnail_size(*sample.image.shape[:2])
+    shrinks = size[0] <= sample.image.shape[1]
+    image = cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+    truth = cv2.resize(sample.truth, size, interpolation=cv2.INTER_NEAREST)
+    prediction = cv2.resize(sample.prediction, size, interpolation=cv2.INTER_NEAREST)
+    errors = draw_errors(image, truth, prediction)
+    return Thumbnails(image, colorize(truth, classes), colorize(prediction, classes), errors)
+
+
+def number(value: Any) -> float:
+    """A number of a log or of scores as float; what is missing or no number (None, "NaN", text) as NaN."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+# --- matplotlib ---
+
+
+def _figure(width: int, height: int) -> Figure:
+    """An empty figure of a size in CSS pixels."""
+    inches = (width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
+    figure = Figure(figsize=inches, dpi=_PIXELS_PER_INCH * _SHARPNESS, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _pixels(figure: Figure, theme: Theme) -> UInt8Array:
+    figure.set_facecolor(theme.surface)
+    family = _font_family()
+    for text in figure.findobj(Text):
+        text.set_fontfamily(family)
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    with warnings.catch_warnings():  # a class name may be in a script that no font here has: boxes, not noise
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _font_family() -> list[str]:
+    installed = set(font_manager.get_font_names())
+    return [name for name in _FONTS if name in installed]
+
+
+def _plain(axes: Axes, theme: Theme, grid: str) -> None:
+    """No frame, quiet ticks, hairlines across `grid` ("x" or "y")."""
+    axes.set_facecolor(theme.surface)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, pad=5, colors=theme.muted, labelsize=_SMALL, labelfontfamily=_font_family())
+    axes.grid(axis=grid, color=theme.line, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+# --- curves ---
+
+
+def _step(line: dict) -> int | None:
+    step = number(line.get("step"))
+    return int(step) if math.isfinite(step) else None
+
+
+def _series(log: list[dict], event: str, key: str) -> tuple[FloatArray, FloatArray]:
+    """(steps, values) of the lines of one event that have the key, in the order of steps."""
+    points = {
+        step: number(line[key])
+        for line in log
+        if line.get("event") == event and key in line and (step := _step(line)) is not None
+    }
+    steps = sorted(points)
+    return np.array(steps, np.float64), np.array([points[step] for step in steps], np.float64)
+
+
+def _smooth(values: FloatArray) -> FloatArray:
+    """Mean over a bell of about a fortieth of the curve, not finite values left out; NaN where all are."""
+    if not len(values):
+        return values
+    spread = len(values) / 100
+    reach = min(math.ceil(3 * spread), len(values))
+    bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(spread, 0.1)) ** 2)
+    finite = np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0), bell, mode="full")[reach : reach + len(values)]
+    weight = np.convolve(finite.astype(np.float64), bell, mode="full")[reach : reach + len(values)]
+    return np.divide(total, weight, out=np.full_like(values, np.nan), where=weight > 1e-6)
+
+
+def _panel(axes: Axes, title: str, note: str, note_color: str, theme: Theme) -> None:
+    _plain(axes, theme, grid="y")
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=_NORMAL + 1, weight="bold", pad=9)
+    axes.set_title(note, loc="right", color=note_color, fontsize=_NORMAL, pad=9)
+
+
+def _nothing(axes: Axes, text: str, theme: Theme) -> None:
+    axes.text(
+        0.5,
+        0.5,
+        text,
+        transform=axes.transAxes,
+        color=theme.muted,
+        fontsize=_NORMAL,
+        ha="center",
+        va="center",
+    )
+    axes.set_yticks([])
+
+
+def _dots(steps: FloatArray) -> str:
+    """The marker of a curve: a line alone cannot show one point, or one between two gaps."""
+    return "o" if len(steps) <= 12 else ""
+
+
+def _step_axis(axes: Axes, steps: list[int], theme: Theme) -> None:
+    axes.set_xlabel("step", color=theme.muted, fontsize=_NORMAL)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    if len(steps) < 2:
+        axes.set_xticks(steps)
+        return
+    pad = 0.02 * (steps[-1] - steps[0])
+    axes.set_xlim(steps[0] - pad, steps[-1] + pad)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND, integer=True))
+
+
+def _loss_panel(axes: Axes, steps: FloatArray, losses: FloatArray, theme: Theme) -> None:
+    smooth, finite = _smooth(losses), np.isfinite(losses)
+    note = f"{smooth[finite][-1]:.3g} at the end, smoothed" if finite.any() else ""
+    _panel(axes, "Loss", note, theme.accent, theme)
+    if not finite.any():
+        _nothing(axes, "no finite loss" if len(losses) else "nothing logged yet", theme)
+    else:
+        axes.plot(steps, losses, color=theme.accent, alpha=0.3, linewidth=0.9)
+        axes.plot(steps, smooth, color=theme.accent, linewidth=1.8, marker=_dots(steps))
+        top = max(float(np.quantile(losses[finite], 0.997)), float(np.nanmax(smooth)))  # a spike may leave the panel
+        axes.set_ylim(min(0.0, float(losses[finite].min())), 1.08 * top if top > 0 else 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=_ROUND))
+    if len(losses) > finite.sum():
+        _mark_not_finite(axes, steps[~finite], theme)
+
+
+def _mark_not_finite(axes: Axes, steps: FloatArray, theme: Theme) -> None:
+    axes.plot(
+        steps, np.zeros_like(steps), "x", color=theme.bad, markersize=5, transform=axes.get_xaxis_transform(),
+        clip_on=False, zorder=5,
+    )  # fmt: skip
+    axes.text(
+        0.99,
+        0.95,
+        f"x: not finite at {len(steps)} of the logged steps",
+        transform=axes.transAxes,
+        color=theme.bad,
+        fontsize=_SMALL,
+        ha="right",
+        va="top",
+        bbox={"facecolor": theme.surface, "edgecolor": "none", "pad": 2},
+    )
+
+
+def _rate_panel(axes: Axes, steps: FloatArray, rates: FloatArray, theme: Theme) -> None:
+    finite = np.isfinite(rates)
+    _panel(
+        axes,
+        "Learning rate",
+        f"{rates[finite][-1]:.2g} at the end" if finite.any() else "",
+        theme.warm,
+        theme,
+    )
+    if not finite.any():
+        _nothing(axes, "nothing logged yet", theme)
+        return
+    axes.plot(steps, rates, color=theme.warm, linewidth=1.8, marker=_dots(steps))
+    axes.set_ylim(0, 1.1 * float(rates[finite].max()) or 1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=_ROUND))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+
+
+def _miou_panel(axes: Axes, steps: FloatArray, mious: FloatArray, theme: Theme) -> None:
+    steps, mious = steps[np.isfinite(mious)], mious[np.isfinite(mious)]
+    if not len(mious):
+        _panel(axes, "mIoU, %", "", theme.ink, theme)
+        _nothing(axes, "not evaluated yet", theme)
+        return
+    best = int(np.argmax(mious))
+    _panel(axes, "mIoU, %", f"best {mious[best]:.2f} at step {steps[best]:,.0f}", theme.ink, theme)
+    axes.plot(steps, mious, color=theme.ink, linewidth=1.8, marker="o", markersize=3.5)
+    axes.plot(steps[best], mious[best], "o", markersize=9, color=theme.surface, markeredgecolor=theme.accent,
+              markeredgewidth=2, zorder=4)  # fmt: skip
+    axes.plot(steps[best], mious[best], "o", markersize=3.5, color=theme.accent, zorder=5)
+    pad = max(0.12 * float(np.ptp(mious)), 1.0)
+    axes.set_ylim(max(float(mious.min()) - pad, -1.0), float(mious.max()) + pad)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=_ROUND))
+
+
+# --- bars and matrix ---
+
+
+def _cut(name: str, length: int = _NAME_LENGTH) -> str:
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def _order(iou: float) -> tuple[bool, float]:
+    return (True, 0.0) if math.isnan(iou) else (False, -iou)
+
+
+def _bars(axes: Axes, ious: list[float], colors: list[Color | None], theme: Theme) -> None:
+    """A bar and its number per IoU, from the top down; "absent" where there is no number."""
+    places = range(len(ious))
+    fills = [tuple(v / 255 for v in color) if color else theme.muted for color in colors]
+    axes.barh(places, 100, height=0.6, color=theme.line, alpha=0.55, linewidth=0)
+    # the rim keeps a navy bar visible on a dark page and a pale one on white
+    rim = {"edgecolor": theme.muted, "linewidth": [0.0 if math.isnan(iou) else 0.6 for iou in ious]}
+    axes.barh(places, np.nan_to_num(ious), height=0.6, color=fills, zorder=2, **rim)  # type: ignore[arg-type]
+    for place, iou in zip(places, ious, strict=True):
+        if math.isnan(iou):
+            axes.text(1.5, place, "absent", color=theme.muted, fontsize=_SMALL, va="center", style="italic")
+        else:
+            text = f"{iou:.1f}"
+            axes.text(116, place, text, color=theme.ink, fontsize=_NORMAL, va="center_baseline", ha="right")
+
+
+def _mean_line(axes: Axes, mean: float, rows: int, theme: Theme) -> None:
+    span = (-0.5, rows - 0.5)
+    # a halo makes the line visible on a bar of any colour
+    axes.plot((mean, mean), span, color=theme.surface, alpha=0.75, linewidth=3, zorder=3)
+    axes.plot((mean, mean), span, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=3)
+    axes.text(mean, -0.68, f"mean {mean:.1f}", color=theme.ink, fontsize=_NORMAL, weight="bold", ha="center")
+
+
+def _heat(share: FloatArray, theme: Theme) -> UInt8Array:
+    """C x C percent as uint8 RGB: blue on the diagonal, red off it, grey in rows without pixels."""
+    surface, right, wrong, nothing = (
+        255 * np.array(to_rgb(color)) for color in (theme.surface, theme.accent, theme.bad, theme.line)
+    )
+    floor = 0.05  # an empty cell is still a cell
+    depth = floor + (1 - floor) * np.sqrt(np.nan_to_num(share) / 100)
+    full = np.where(np.eye(len(share), dtype=bool)[..., None], right, wrong)
+    heat = surface + depth[..., None] * (full - surface)
+    heat[np.isnan(share)] = surface + 0.7 * (nothing - surface)
+    return heat.round().astype(np.uint8)
+
+
+def _matrix_labels(axes: Axes, names: list[str], theme: Theme) -> None:
+    size = _NORMAL if len(names) <= 24 else max(min(_NORMAL, 810 / len(names)), 3.5)
+    slanted = len(names) <= 24
+    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+    axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, rotation=45 if slanted else 90)
+    if slanted:
+        for label in axes.get_xticklabels():
+            label.set(ha="left", rotation_mode="anchor")
+    axes.tick_params(length=0, colors=theme.ink, top=False, labeltop=True, labelbottom=False)
+    axes.set_ylabel("truth", color=theme.muted, fontsize=_NORMAL, weight="bold")
+    axes.set_xlabel("prediction", color=theme.muted, fontsize=_NORMAL, weight="bold")
+    axes.xaxis.set_label_position("top")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _write_percentages(axes: Axes, share: FloatArray, theme: Theme) -> None:
+    decimals = 1 if len(share) <= 6 else 0
+    for truth, predicted in np.argwhere(share >= 0.5):
+        percent = share[truth, predicted]
+        ink = theme.surface if percent > 30 else theme.ink
+        axes.text(predicted, truth, f"{percent:.{decimals}f}", color=ink, fontsize=_SMALL, ha="center", va="center")
+
+
+# --- panel ---
+
+_CELL = 512
+_GAP = 14
+_TITLES = ("image", "truth", "prediction", "errors")
+_INK, _MUTED = (28, 33, 40), (102, 112, 128)
+
+
+def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
+    """(width, height) of the thumbnail of an image, in OpenCV's order."""
+    scale: float = min(_CELL / width, _CELL / height, 1)
+    if max(height, width) <= _CELL // 4:
+        scale = _CELL // 2 // max(height, width)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def _blank(height: int, width: int) -> UInt8Array:
+    return np.full((height, width, 3), 255, np.uint8)
+
+
+def _row(pictures: tuple[UInt8Array, ...], cell: int, width: int) -> UInt8Array:
+    row = _blank(pictures[0].shape[0], width)
+    for place, picture in enumerate(pictures):
+        left = place * (cell + _GAP)
+        row[:, left : left + picture.shape[1]] = picture
+    return row
+
+
+def _titles(cell: int, width: int) -> UInt8Array:
+    strip = Image.new("RGB", (width, 44), (255, 255, 255))
+    pen = ImageDraw.Draw(strip)
+    for place, title in enumerate(_TITLES):
+        pen.text((place * (cell + _GAP), 16), title, fill=_INK, font=font(24), anchor="lm")
+    return np.array(strip)
+
+
+def _caption(name: str, width: int) -> UInt8Array:
+    strip = Image.new("RGB", (width, 52), (255, 255, 255))
+    text = shorten(name, font(17), width)
+    ImageDraw.Draw(strip).text((0, 18), text, fill=_MUTED, font=font(17), anchor="lm")
+    return np.array(strip)
+
+
+def _framed(picture: UInt8Array) -> UInt8Array:
+    return np.pad(picture, ((24, 24), (24, 24), (0, 0)), constant_values=255)

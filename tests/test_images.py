@@ -1,0 +1,101 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import paint
+from PIL import Image
+
+from segmv3.errors import DataError, OutputError
+from segmv3.images import read_ids, read_image, read_size, write_png
+
+PICTURE = paint(0, (24, 32), 4)[0]
+
+
+def save(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".webp"])
+def test_lossless_formats_return_the_stored_pixels(tmp_path, suffix):
+    path = save(tmp_path / f"a{suffix}", Image.fromarray(PICTURE), **({"lossless": True} if suffix == ".webp" else {}))
+    assert np.array_equal(read_image(path), PICTURE)
+    assert read_size(path) == (24, 32)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    converted = Image.fromarray(PICTURE).convert(mode)
+    path = save(tmp_path / ("a.tiff" if mode == "CMYK" else "a.png"), converted)
+    expected = np.array(converted.convert("RGB"))
+    assert np.array_equal(read_image(path), expected)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    path = save(tmp_path / "a.png", Image.fromarray(ramp))
+    pixels = read_image(path)
+    assert np.array_equal(pixels[..., 0].reshape(-1), np.arange(256))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = save(tmp_path / "a.png", Image.fromarray(PICTURE), exif=exif)
+    turned = {1: PICTURE, 3: PICTURE[::-1, ::-1], 6: np.rot90(PICTURE, -1), 8: np.rot90(PICTURE)}.get(turn)
+    pixels = read_image(path)
+    assert read_size(path) == pixels.shape[:2]
+    if turned is not None:
+        assert np.array_equal(pixels, turned)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_a_cut_file_is_refused_with_its_path(tmp_path, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(paint(1, (120, 160), 5)[0]).save(buffer, kind)
+    whole = buffer.getvalue()
+    path = tmp_path / f"a.{kind.lower()}"
+    for share in (0.05, 0.3, 0.6, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(DataError, match=r"a\.\w+ "):
+            read_image(path)
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+    (tmp_path / "page.png").write_text("<html>")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    for name in ("page.png", "empty.png", "folder.png", "missing.png"):
+        with pytest.raises(DataError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
+    path = save(tmp_path / "bomb.png", Image.new("1", (14000, 14000)))
+    with pytest.raises(DataError, match="bomb.png"):
+        read_image(path)
+
+
+def test_ids_are_read_as_stored(tmp_path):
+    ids = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    palette = Image.fromarray(ids, "P")
+    palette.putpalette([255 - i for i in range(256) for _ in range(3)])
+    assert np.array_equal(read_ids(save(tmp_path / "p.png", palette)), ids)
+    assert np.array_equal(read_ids(save(tmp_path / "l.png", Image.fromarray(ids))), ids)
+
+
+@pytest.mark.parametrize(("mode", "says"), [("RGB", "gtFine_color"), ("I;16", "gtFine_instanceIds")])
+def test_colour_and_instance_labels_are_refused(tmp_path, mode, says):
+    pixels = PICTURE if mode == "RGB" else np.full((4, 4), 26001, np.uint16)
+    with pytest.raises(DataError, match=f"label.png is .*{says}"):
+        read_ids(save(tmp_path / "label.png", Image.fromarray(pixels)))
+
+
+def test_a_png_is_complete_or_absent(tmp_path):
+    write_png(tmp_path / "a.png", PICTURE)
+    assert np.array_equal(read_image(tmp_path / "a.png"), PICTURE)
+    with pytest.raises(OutputError, match="b.png"):
+        write_png(tmp_path / "missing" / "b.png", PICTURE)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

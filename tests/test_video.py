@@ -1,0 +1,380 @@
+"""Videos: as many frames out as in, right colours, and a playable file whatever happens in between."""
+
+import builtins
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmv3.errors import OutputError, PartialVideoError, ResourceError, Segmv3Warning, VideoError
+from segmv3.images import UInt8Array
+from segmv3.media.video import VideoReader, VideoWriter
+
+av = pytest.importorskip("av")
+
+RED, GREY = (220, 20, 60), (40, 40, 40)
+
+
+def square(index: int, height: int = 48, width: int = 64) -> UInt8Array:
+    """Grey with a red square of 16 pixels that moves right by 2 pixels a frame."""
+    frame = np.full((height, width, 3), GREY, np.uint8)
+    left = 2 * index % (width - 16)
+    frame[8:24, left : left + 16] = RED
+    return frame
+
+
+def write(path: Path, count: int, height: int = 48, width: int = 64, fps: float = 25.0) -> Path:
+    with VideoWriter(path, fps, (height, width)) as video:
+        for index in range(count):
+            video.write(square(index, height, width))
+    return path
+
+
+def encode(path: Path, times: list[int], *, rate: int = 25, noise: bool = True, rotation: int = 0) -> Path:
+    """A foreign MPEG-4 video made by PyAV alone, one frame at each of `times` (in units of 1 / rate s)."""
+    random = np.random.default_rng(0)
+    options = (
+        {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    )  # the index first, so cuts can be read
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index, time in enumerate(times):
+            pixels = random.integers(0, 255, (48, 64, 3), dtype=np.uint8) if noise else square(index)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read(path: Path) -> list[UInt8Array]:
+    with VideoReader(path) as video:
+        return list(video)
+
+
+# ---- writing and reading back ----
+
+
+@pytest.mark.parametrize("name", ["v.webm", "v.mp4", "ü 日本.WEBM"])
+def test_every_frame_comes_back_in_order_and_colour(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, 20)
+    with VideoReader(path) as video:
+        assert video.size == (48, 64)
+        assert video.fps == pytest.approx(25)
+        frames = list(video)
+        assert video.frames_read == 20
+    assert len(frames) == 20
+    for index, frame in enumerate(frames):
+        assert frame.shape == (48, 64, 3) and frame.dtype == np.uint8 and frame.flags.c_contiguous
+        left = 2 * index % 48
+        assert np.abs(frame[12:20, left + 4 : left + 12].astype(int) - RED).max() < 25
+        assert np.abs(frame[34:46].astype(int) - GREY).max() < 12
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no colons in names on Windows")
+def test_a_colon_is_no_protocol_and_a_percent_sign_no_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(read(write(Path("rec12:30 %03d.webm"), 3))) == 3
+    assert os.listdir() == ["rec12:30 %03d.webm"]  # noqa: PTH208
+
+
+def test_it_is_vp9_and_says_how_its_colours_are_stored(tmp_path: Path) -> None:
+    for suffix in (".webm", ".mp4"):
+        with av.open(str(write(tmp_path / f"v{suffix}", 3))) as container:
+            context = container.streams.video[0].codec_context
+            assert (context.name, context.pix_fmt) == ("vp9", "yuv420p")  # no GPL encoder
+            frame = next(container.decode(video=0))
+            assert (frame.colorspace, frame.color_range) == (1, 1)  # BT.709, limited
+
+
+@pytest.mark.parametrize("size", [(47, 63), (48, 63), (1, 1), (7, 30)])
+def test_odd_sizes_are_padded_by_their_edge(tmp_path: Path, size: tuple[int, int]) -> None:
+    height, width = size
+    rows = np.linspace(40, 200, height).astype(np.uint8)
+    picture = np.repeat(np.repeat(rows[:, None, None], width, axis=1), 3, axis=2)
+    with VideoWriter(tmp_path / "v.webm", 10, size) as video:
+        for _ in range(5):
+            video.write(picture)
+    frames = read(tmp_path / "v.webm")
+    assert len(frames) == 5
+    assert frames[0].shape == (height + height % 2, width + width % 2, 3)
+    expected = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    assert np.abs(frames[-1].astype(int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("fps", [30000 / 1001, 12.5, 240.0, 1.0])
+def test_the_frame_rate_is_not_rounded_to_a_whole_number(tmp_path: Path, fps: float) -> None:
+    with VideoReader(write(tmp_path / "v.mp4", 4, fps=fps)) as video:
+        assert video.fps == pytest.approx(fps, rel=1e-5)
+
+
+def test_views_and_turned_arrays_can_be_written(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.webm", 10, (64, 48)) as video:
+        video.write(np.rot90(square(0)))
+    assert read(tmp_path / "v.webm")[0].shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize(
+    "frame", [np.zeros((48, 62, 3), np.uint8), np.zeros((48, 64, 3)), np.zeros((48, 64))]
+)
+def test_a_frame_of_another_size_or_type_is_not_dropped_in_silence(tmp_path: Path, frame: np.ndarray) -> None:
+    with (
+        VideoWriter(tmp_path / "v.webm", 10, (48, 64)) as video,
+        pytest.raises(ValueError, match="announced"),
+    ):
+        video.write(frame)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- interruptions and failures while writing ----
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mp4"])
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_an_exception_leaves_a_playable_result(
+    tmp_path: Path, suffix: str, exception: type[BaseException]
+) -> None:
+    path = tmp_path / f"v{suffix}"
+    with pytest.raises(exception), VideoWriter(path, 25, (48, 64)) as video:
+        for index in range(7):
+            assert not path.exists()
+            video.write(square(index))
+        raise exception
+    assert len(read(path)) == 7
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_ctrl_c_and_a_hard_kill(tmp_path: Path) -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from segmv3.media.video import VideoWriter\n"
+        "with VideoWriter(sys.argv[1], 25, (48, 64)) as video:\n"
+        "    while True:\n"
+        "        video.write(np.zeros((48, 64, 3), np.uint8))\n"
+        "        print(video.frames_written, flush=True)\n"
+    )
+    for number, left in ((signal.SIGINT, "v.webm"), (signal.SIGKILL, ".v.partial.webm")):
+        command = [sys.executable, "-c", script, str(tmp_path / "v.webm")]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout
+            while int(process.stdout.readline()) < 300:
+                pass
+            process.send_signal(number)
+            written = int(("300\n" + process.stdout.read()).split()[-1])
+        frames = read_what_there_is(tmp_path / left)
+        assert frames >= (written if number == signal.SIGINT else 150)
+        (tmp_path / left).unlink()
+
+
+def read_what_there_is(path: Path) -> int:
+    with VideoReader(path) as video:
+        try:
+            return sum(1 for _ in video)
+        except PartialVideoError:
+            return video.frames_read
+
+
+def test_an_existing_file_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+    path = tmp_path / "v.webm"
+    path.write_bytes(b"precious")
+    with pytest.raises(OutputError) as caught:
+        VideoWriter(path, 25, (48, 64))
+    assert str(caught.value) == f"output: {path} exists; choose another name"
+    assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
+    with VideoWriter(path, 25, (48, 64), overwrite=True) as video:
+        video.write(square(0))
+        assert path.read_bytes() == b"precious"  # until the new one is complete
+    assert len(read(path)) == 1
+
+
+def test_no_frames_no_file(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.webm", 25, (48, 64)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no/v\.webm cannot be written \(No such file or directory\)$"):
+        VideoWriter(tmp_path / "no/v.webm", 25, (48, 64))
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/v\.webm cannot be written \(Not a directory\)$"):
+        VideoWriter(tmp_path / "file/v.webm", 25, (48, 64))
+    with pytest.raises(OutputError, match=r"v\.avi is of a type that cannot be written; name it \.webm or"):
+        VideoWriter(tmp_path / "v.avi", 25, (48, 64))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs resource limits")
+def test_a_full_disk_is_one_line_that_says_what_is_left(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    random = np.random.default_rng(0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # every longer file fails with EFBIG
+    try:
+        with pytest.raises(OutputError) as caught, VideoWriter(tmp_path / "v.webm", 25, (240, 320)) as video:
+            for _ in range(200):
+                video.write(random.integers(0, 255, (240, 320, 3), dtype=np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == (
+        f"output: {tmp_path}/v.webm cannot be written (File too large); "
+        f"{video.frames_written} frames are in .v.partial.webm"
+    )
+    assert not (tmp_path / "v.webm").exists()
+    assert 0 < read_what_there_is(tmp_path / ".v.partial.webm") <= video.frames_written
+
+
+# ---- foreign and broken input ----
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_cut_video_gives_what_it_has_and_then_says_so(tmp_path: Path, suffix: str) -> None:
+    whole = encode(tmp_path / f"whole{suffix}", list(range(100)))
+    assert len(read(whole)) == 100
+    data = whole.read_bytes()
+    counts = []
+    for percent in range(15, 100, 10):
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(data[: len(data) * percent // 100])
+        with VideoReader(cut) as video:
+            frames = []
+            with pytest.raises(PartialVideoError) as caught:
+                for frame in video:
+                    frames.append(frame)  # noqa: PERF402 (what came before the error counts)
+        assert len(frames) == video.frames_read
+        counts.append(len(frames))
+        assert str(caught.value) == (
+            f"video: only {len(frames)} of the announced 100 frames could be read; "
+            f"result holds {len(frames)} frames ({cut} is cut or damaged)"
+        )
+        assert caught.value.exit_code == 3
+    assert counts == sorted(set(counts)) and counts[0] >= 1 and counts[-1] >= 85
+
+
+def test_a_damaged_stretch_is_skipped_and_told(tmp_path: Path) -> None:
+    data = bytearray(encode(tmp_path / "v.mp4", list(range(100))).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 8000] = bytes(8000)
+    (tmp_path / "v.mp4").write_bytes(data)
+    with VideoReader(tmp_path / "v.mp4") as video:
+        with pytest.raises(PartialVideoError, match=r"^video: .*result holds \d+ frames"):
+            for _ in video:
+                pass
+        assert 50 < video.frames_read <= 100
+
+
+def test_a_trimmed_mp4_is_not_called_damaged(tmp_path: Path) -> None:
+    """A trim without encoding keeps frames before the first shown one and hides them by an edit list."""
+    encode(tmp_path / "v.mp4", list(range(100)))
+    with av.open(str(tmp_path / "v.mp4")) as source, av.open(str(tmp_path / "trim.mp4"), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        second = int(1 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - second, packet.dts - second, copy
+                target.mux(packet)
+    with VideoReader(tmp_path / "trim.mp4") as video:
+        assert video.announced_frames == 75
+        assert len(list(video)) == 75
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_frames_are_turned_upright(tmp_path: Path, rotation: int) -> None:
+    path = encode(tmp_path / "v.mp4", [0, 1], noise=False, rotation=rotation)
+    upright = np.rot90(square(0), rotation // 90 % 4)  # both count counterclockwise
+    with VideoReader(path) as video:
+        frame = next(iter(video))
+        assert video.size == upright.shape[:2] == frame.shape[:2]
+    assert np.abs(frame.astype(int) - upright).mean() < 5
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1000, "1000"), (300, "300")])
+def test_an_impossible_frame_rate_becomes_25_with_a_warning(tmp_path: Path, rate: int, said: str) -> None:
+    path = encode(tmp_path / "v.mp4", list(range(10)), rate=rate)
+    text = rf"v\.mp4 announces {said} frames per second; 25 is used"
+    with pytest.warns(Segmv3Warning, match=text), VideoReader(path) as video:
+        assert video.fps == 25
+
+
+def test_a_variable_frame_rate_is_told(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.mp4", [*range(10), *range(100, 150, 5), *range(150, 160)])
+    with VideoReader(path) as video, pytest.warns(Segmv3Warning, match="has a variable frame rate"):
+        assert len(list(video)) == 30
+
+
+def test_a_steady_video_warns_of_nothing(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read(write(tmp_path / "v.webm", 12, fps=23.976))) == 12
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("<html>not found</html>")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    for name, told in {
+        "none.mp4": "does not exist",
+        "folder.mp4": "is a folder, not a video",
+        "text.mp4": "cannot be opened as a video (Invalid data found when processing input); ",
+        "empty.mp4": "cannot be opened as a video (Invalid data found when processing input); ",
+        "sound.mp4": "has no video stream (found: audio)",
+    }.items():
+        with pytest.raises(VideoError) as caught:
+            VideoReader(tmp_path / name)
+        assert str(caught.value).startswith(f"video: {tmp_path / name} {told}")
+        assert caught.value.exit_code == 2
+
+
+def test_without_the_package_av(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "v.webm", 1)
+    real = builtins.__import__
+
+    def without_av(name: str, *rest: object) -> object:
+        if name == "av":
+            raise ImportError(name)
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without_av)
+    for opening in (lambda: VideoReader(path), lambda: VideoWriter(tmp_path / "w.webm", 25, (48, 64))):
+        with pytest.raises(ResourceError) as caught:
+            opening()
+        assert str(caught.value) == ('environment: video needs the package av: pip install "segmv3[video]"')
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = write(tmp_path / "v.webm", 120, 240, 320)
+    with VideoReader(path) as video:
+        tracemalloc.start()
+        frames = iter(video)
+        for _ in range(20):
+            next(frames)
+        early = tracemalloc.get_traced_memory()[1]
+        for _ in frames:
+            pass
+        late = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert late - early < 2 * 240 * 320 * 3  # less than two frames over a hundred
