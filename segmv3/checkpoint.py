@@ -12,6 +12,7 @@ import json
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-import segmv3
 from segmv3.config import Model, to_dict
 from segmv3.errors import CheckpointError, NumericsError
 from segmv3.files import make_folder, write_bytes
@@ -64,7 +64,7 @@ def save(model: Segmenter, path: Path | str, *, classes: Classes | None = None, 
         "classes": list(classes.names),
         "palette": [list(color) for color in classes.colors],
         "digest": _digest(tensors),
-        "facts": {"version": segmv3.__version__, "commit": source_commit(), **facts},
+        "facts": {"version": version("segmv3"), "commit": source_commit(), **facts},
     }
     make_folder(path.parent)
     write_bytes(path, to_safetensors(tensors, {_KEY: json.dumps(header)}))

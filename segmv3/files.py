@@ -8,21 +8,24 @@ from pathlib import Path
 from segmv3.errors import OutputError, ResourceError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file crash-safely: beside it, flushed to the disk, then renamed over it.
 
-    After this returns the file survives a power cut; before that the old one is untouched.
+    Until this returns the old file is untouched; afterwards the new one survives a power cut.
 
+    Args: durable: False leaves the flushing to the system, for pictures that can be made again.
     Raises: ResourceError when the disk is full, OutputError for any other reason, both naming the path.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)  # noqa: PTH105 (one place to break in the crash tests)
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

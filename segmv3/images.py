@@ -3,7 +3,7 @@
 Pillow with a full decode. `PIL.Image.verify` and `cv2.imread` both accept half a JPEG; `load()` does not.
 """
 
-import os
+import io
 import warnings
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from segmv3.errors import DataError, OutputError
+from segmv3.errors import DataError
+from segmv3.files import write_bytes
 
 UInt8Array = NDArray[np.uint8]
 
@@ -94,27 +95,8 @@ def read_ids(path: Path) -> UInt8Array:
 def write_png(path: Path, pixels: UInt8Array) -> None:
     """Write uint8 H x W (grey or ids) or H x W x 3 (RGB) as PNG: complete or not at all.
 
-    Raises: OutputError naming the path when it cannot be written.
+    Raises: OutputError or ResourceError naming the path when it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        Image.fromarray(pixels).save(part, format="PNG", compress_level=3)
-        os.replace(part, path)  # noqa: PTH105 (atomic, and replaces on Windows too)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
-
-
-def make_folder(path: Path) -> Path:
-    """Create an output folder (and its parents) and prove that it can be written to.
-
-    Raises: OutputError naming the path.
-    """
-    probe = path / ".segmv3-write-test"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
-    return path
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
+    write_bytes(path, buffer.getvalue(), durable=False)

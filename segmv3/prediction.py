@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Error
-from segmv3.images import UInt8Array, make_folder, read_image, write_png
+from segmv3.files import make_folder
+from segmv3.images import UInt8Array, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
 from segmv3.media.sources import ImageSource, VideoSource, find_source

@@ -93,9 +93,7 @@ def test_an_image_in_every_kind(here: Path) -> None:
 def test_a_folder_keeps_its_folders_and_reports_progress(here: Path) -> None:
     put("in/x/a.png", "in/y/a.png", "in/b.jpg", "in/b.png")
     steps: list[tuple[int, int | None]] = []
-    predict_source(
-        "in", predict, CLASSES, Path("out"), save=["labels"], progress=lambda *step: steps.append(step)
-    )
+    predict_source("in", predict, CLASSES, Path("out"), save=["labels"], progress=lambda *step: steps.append(step))
     assert sorted(contents(Path("out"))) == [
         "b.jpg_labels.png",
         "b.png_labels.png",
@@ -111,9 +109,7 @@ def test_a_folder_keeps_its_folders_and_reports_progress(here: Path) -> None:
 def test_a_second_run_does_not_take_results_for_images(here: Path) -> None:
     put("a.png")
     for overwrite in (False, True):
-        assert predict_source(".", predict, CLASSES, Path("out"), overwrite=overwrite) == [
-            Path("out/a_overlay.png")
-        ]
+        assert predict_source(".", predict, CLASSES, Path("out"), overwrite=overwrite) == [Path("out/a_overlay.png")]
     assert sorted(contents(Path())) == ["a.png", "out/a_overlay.png"]
     assert refusal(OutputError, ".", ".").startswith("output: . is the folder the images are read from, and ")
 
@@ -123,10 +119,7 @@ def test_overlay_is_the_default_and_kinds_are_checked(here: Path) -> None:
     assert predict_source("a.png", predict, CLASSES, Path("o")) == [Path("o/a_overlay.png")]
     told = refusal(ConfigError, "a.png", save=["overlay", "mask", "png"])
     assert told == "config: cannot save 'mask', 'png'; choose from overlay, labels, color"
-    assert (
-        refusal(ConfigError, "a.png", save=[])
-        == "config: nothing to save; choose from overlay, labels, color"
-    )
+    assert refusal(ConfigError, "a.png", save=[]) == "config: nothing to save; choose from overlay, labels, color"
 
 
 def test_results_of_a_former_run_are_not_replaced_unless_asked(here: Path) -> None:
@@ -134,9 +127,7 @@ def test_results_of_a_former_run_are_not_replaced_unless_asked(here: Path) -> No
     predict_source("in/b.png", predict, CLASSES, Path("out"))
     hint = "choose another --output or add --overwrite"
     assert refusal(OutputError, "in") == f"output: out/b_overlay.png exists; {hint}"
-    assert refusal(OutputError, "in", save=["overlay", "labels"]) == (
-        f"output: out/b_overlay.png exists; {hint}"
-    )
+    assert refusal(OutputError, "in", save=["overlay", "labels"]) == (f"output: out/b_overlay.png exists; {hint}")
     predict_source("in/c.png", predict, CLASSES, Path("out"))
     assert refusal(OutputError, "in") == f"output: out/b_overlay.png and 1 more exist; {hint}"
     Path("out/b_overlay.png").write_bytes(b"old")
@@ -347,9 +338,7 @@ def run_demo(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int
     return 0
 
 
-def test_the_image_demo(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_image_demo(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     put("a.png")
     assert run_demo(monkeypatch, "image.py", "a.png", "out.png") == 0
     expected = overlay(scene(), predict(scene()), CLASSES)
@@ -362,9 +351,7 @@ def test_the_image_demo(
     assert sorted(contents(Path())) == ["a.png", "out.png"]
 
 
-def test_the_video_demo(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_video_demo(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     drive("d.mp4", 6)
     assert run_demo(monkeypatch, "video.py", "d.mp4", "out.webm") == 0
     for shown, frame in zip(frames_of(Path("out.webm")), frames_of(Path("d.mp4")), strict=True):

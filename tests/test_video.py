@@ -39,9 +39,7 @@ def write(path: Path, count: int, height: int = 48, width: int = 64, fps: float 
 def encode(path: Path, times: list[int], *, rate: int = 25, noise: bool = True, rotation: int = 0) -> Path:
     """A foreign MPEG-4 video made by PyAV alone, one frame at each of `times` (in units of 1 / rate s)."""
     random = np.random.default_rng(0)
-    options = (
-        {"movflags": "faststart"} if path.suffix == ".mp4" else {}
-    )  # the index first, so cuts can be read
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}  # the index first, so cuts can be read
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -82,9 +80,7 @@ def test_every_frame_comes_back_in_order_and_colour(tmp_path: Path, name: str) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no colons in names on Windows")
-def test_a_colon_is_no_protocol_and_a_percent_sign_no_counter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_colon_is_no_protocol_and_a_percent_sign_no_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(read(write(Path("rec12:30 %03d.webm"), 3))) == 3
     assert os.listdir() == ["rec12:30 %03d.webm"]  # noqa: PTH208
@@ -126,9 +122,7 @@ def test_views_and_turned_arrays_can_be_written(tmp_path: Path) -> None:
     assert read(tmp_path / "v.webm")[0].shape == (64, 48, 3)
 
 
-@pytest.mark.parametrize(
-    "frame", [np.zeros((48, 62, 3), np.uint8), np.zeros((48, 64, 3)), np.zeros((48, 64))]
-)
+@pytest.mark.parametrize("frame", [np.zeros((48, 62, 3), np.uint8), np.zeros((48, 64, 3)), np.zeros((48, 64))])
 def test_a_frame_of_another_size_or_type_is_not_dropped_in_silence(tmp_path: Path, frame: np.ndarray) -> None:
     with (
         VideoWriter(tmp_path / "v.webm", 10, (48, 64)) as video,
@@ -143,9 +137,7 @@ def test_a_frame_of_another_size_or_type_is_not_dropped_in_silence(tmp_path: Pat
 
 @pytest.mark.parametrize("suffix", [".webm", ".mp4"])
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_an_exception_leaves_a_playable_result(
-    tmp_path: Path, suffix: str, exception: type[BaseException]
-) -> None:
+def test_an_exception_leaves_a_playable_result(tmp_path: Path, suffix: str, exception: type[BaseException]) -> None:
     path = tmp_path / f"v{suffix}"
     with pytest.raises(exception), VideoWriter(path, 25, (48, 64)) as video:
         for index in range(7):
@@ -168,9 +160,7 @@ def test_ctrl_c_and_a_hard_kill(tmp_path: Path) -> None:
     )
     for number, left in ((signal.SIGINT, "v.webm"), (signal.SIGKILL, ".v.partial.webm")):
         command = [sys.executable, "-c", script, str(tmp_path / "v.webm")]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout
             while int(process.stdout.readline()) < 300:
                 pass

@@ -27,7 +27,8 @@ from segmv3.data.mini_city_canvas import (
 )
 from segmv3.data.mini_city_objects import SIZES, Pose
 from segmv3.errors import ConfigError, OutputError
-from segmv3.images import UInt8Array, make_folder, write_png
+from segmv3.files import make_folder, write_bytes
+from segmv3.images import UInt8Array, write_png
 
 _FORMAT = 1
 _PARAMETERS = "mini-city.json"
@@ -72,7 +73,7 @@ def write_mini_city(
         _write_scene(root, split, index, pixels, objects)
         if progress is not None:
             progress(done, len(scenes))
-    _write_text(root / _PARAMETERS, json.dumps(parameters, indent=2) + "\n")
+    write_bytes(root / _PARAMETERS, (json.dumps(parameters, indent=2) + "\n").encode())
 
 
 def _is_written(root: Path, parameters: dict[str, object]) -> bool:
@@ -111,7 +112,7 @@ def _write_scene(root: Path, split: str, index: int, pixels: UInt8Array, objects
     write_png(images / f"{name}_leftImg8bit.png", pixels)
     polygons = labels / f"{name}_gtFine_polygons.json"
     content = {"imgHeight": pixels.shape[0], "imgWidth": pixels.shape[1], "objects": objects}
-    _write_text(polygons, json.dumps(content) + "\n")
+    write_bytes(polygons, (json.dumps(content) + "\n").encode(), durable=False)
     annotation = Annotation()
     annotation.fromJsonFile(str(polygons))
     for kind, encoding in (("labelIds", "ids"), ("labelTrainIds", "trainIds"), ("color", "color")):
@@ -119,13 +120,6 @@ def _write_scene(root: Path, split: str, index: int, pixels: UInt8Array, objects
     # The tool's own saving fails: Pillow >= 13 writes no 32-bit PNG. Cityscapes' files have 16 bits anyway.
     instances = np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16)
     write_png(labels / f"{name}_gtFine_instanceIds.png", instances)  # type: ignore[arg-type]
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 # ---- one scene

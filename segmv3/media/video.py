@@ -202,9 +202,7 @@ class VideoWriter:
     without the package av.
     """
 
-    def __init__(
-        self, path: Path | str, fps: float, size: tuple[int, int], *, overwrite: bool = False
-    ) -> None:
+    def __init__(self, path: Path | str, fps: float, size: tuple[int, int], *, overwrite: bool = False) -> None:
         self.path = Path(path)
         self.size = size
         self.frames_written = 0
@@ -296,9 +294,7 @@ def _open(path: Path) -> Any:
     try:
         return av.open(_local(path), options={"protocol_whitelist": "file"})  # a file cannot lead to the net
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path} cannot be opened as a video ({_reason(error)}); it is damaged or not one"
-        ) from None
+        raise VideoError(f"{path} cannot be opened as a video ({_reason(error)}); it is damaged or not one") from None
 
 
 def _local(path: Path) -> str:

@@ -7,7 +7,6 @@ that comes from outside passes through `_text`.
 import base64
 import io
 import math
-import os
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segmv3.errors import OutputError
-from segmv3.images import UInt8Array, make_folder, write_png
+from segmv3.files import make_folder, write_bytes
+from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes, Color
 from segmv3.report.plots import (
     DARK,
@@ -81,7 +80,7 @@ def write_report(
     else:
         _remove(figures / "samples.png")
     page = run / "report.html"
-    _write_text(page, _PAGE.format(title=_text(title), style=_style(), body="\n".join(body)))
+    write_bytes(page, _PAGE.format(title=_text(title), style=_style(), body="\n".join(body)).encode())
     return page
 
 
@@ -293,16 +292,6 @@ def _data_uri(pixels: UInt8Array, kind: str) -> str:
 def _remove(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)  # noqa: PTH105 (atomic, and replaces on Windows too)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def _style() -> str:
