@@ -1,3 +1,11 @@
+"""MobileNetV3-Small with LR-ASPP on CamVid (11 classes, 480x360), from scratch, on two CPU cores.
+
+Run:     python tools/train.py configs/lraspp_small_d8_camvid.py --data.root data/camvid
+Net:     467,086 parameters with 11 classes
+Recipe:  100 epochs of AdamW at batch 8, crops of the image size, cosine; no ImageNet weights
+Score:   see docs/camvid.md
+"""
+
 from pathlib import Path
 
 from segmv3.config import AdamW, Config, Data, Schedule

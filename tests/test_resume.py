@@ -1,0 +1,120 @@
+"""A run that was killed ends in the same bits as one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import crash
+import pytest
+
+from segmv3 import checkpoint
+from segmv3.config import to_dict
+from segmv3.errors import ConfigError, OutputError
+from segmv3.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def unbroken() -> dict[str, str]:
+    return {}
+
+
+def reference(config, unbroken) -> str:
+    """The digest of the unbroken run; every test gets its own copy of the same pictures."""
+    if not unbroken:
+        folder = config.data.root.parent / "unbroken"
+        assert crash.run(config, folder) == 0
+        unbroken["digest"] = crash.digest(folder)
+    return unbroken["digest"]
+
+
+@pytest.mark.parametrize(
+    ("point", "occurrence"),
+    [
+        ("state written but not renamed", 2),
+        ("state renamed, manifest missing", 1),
+        ("state renamed, manifest missing", 3),
+        ("manifest written, old state not pruned", 1),
+        ("between saves", 8),
+    ],
+)
+def test_killed_at(point, occurrence, config, tmp_path, unbroken):
+    expected = reference(config, unbroken)
+    run = tmp_path / "run"
+    assert crash.run(config, run, point, occurrence) == 9
+    assert not (run / "report.html").exists()
+    assert crash.run(config, run) == 0
+    assert crash.digest(run) == expected
+    steps = [entry["step"] for entry in map(json.loads, (run / "log.jsonl").read_text().splitlines())]
+    assert steps == sorted(steps) and steps.count(12) == 2  # the log tells it once: one train line, one eval line
+    print(f"{point} (occurrence {occurrence}): same SHA-256 {expected[:16]} over weights and optimiser")
+
+
+def test_killed_again_and_again(config, tmp_path, unbroken):
+    expected = reference(config, unbroken)
+    run = tmp_path / "run"
+    for _ in range(2):  # at steps 4 and 8: a save lies between
+        assert crash.run(config, run, "between saves", 5) == 9
+    while crash.run(config, run) != 0:
+        pass
+    assert crash.digest(run) == expected
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_polite_stop_saves_and_resumes(number, code, config, tmp_path):
+    """Real processes, the signal going to the whole group as Ctrl-C does, workers included."""
+    file = tmp_path / "config.py"
+    data = to_dict(config)["data"] | {"workers": 2}
+    file.write_text(
+        "from pathlib import Path\nfrom segmv3.config import *\nfrom segmv3.models.zoo import NETS\n"
+        f"config = Config(model=NETS['lraspp_small_d8'], data=Data(dataset='folder', root=Path({data['root']!r}), "
+        "batch_size=2, crop_size=(32, 48), workers=2), optim=AdamW(lr=1e-3), "
+        "schedule=Schedule(steps=4000, min_lr=0, eval_every=1000, save_every=500, log_every=1))\n"
+    )
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "segmv3", "train", str(file), "--run", str(run), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 90
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    assert err.startswith("interrupted: saved at step ") and err.count("\n") == 1
+    [step] = checkpoint.saved_steps(run / "state")
+    assert f"saved at step {step:,} " in err and step > 0
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert again.stdout is not None
+    first = again.stdout.readline()
+    again.kill()
+    again.wait()
+    assert first == f"resuming {run} at step {step:,} of 4,000\n"
+
+
+def test_a_finished_run_says_so_and_does_nothing(config, tmp_path, capsys):
+    best = train(config, tmp_path / "run", device="cpu")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    assert train(config, tmp_path / "run", device="cpu") == best
+    assert "is finished" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def test_other_settings_are_shown_and_refused(config, tmp_path):
+    train(config, tmp_path / "run", device="cpu")
+    changed = replace(config, optim=replace(config.optim, lr=0.5), data=replace(config.data, workers=1))
+    with pytest.raises(ConfigError, match=r"other settings: optim\.lr 0\.001 -> 0\.5\. Use another --run"):
+        train(changed, tmp_path / "run", device="cpu")
+
+
+def test_a_folder_of_something_else_is_left_alone(config, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").touch()
+    with pytest.raises(OutputError, match="thesis is not empty and holds no run"):
+        train(config, tmp_path / "thesis", device="cpu")
+    assert [p.name for p in Path(tmp_path / "thesis").iterdir()] == ["chapter.txt"]
