@@ -260,8 +260,7 @@ def _models(arguments: list[str]) -> None:
 
 def _data(arguments: list[str]) -> None:
     if arguments[:1] != ["mini-city"]:
-        print("usage: segmv3 data mini-city DIR [--train N] [--val N] [--size H W] [--seed N]", file=sys.stderr)
-        raise ConfigError(f"there is no data command {' '.join(arguments[:1])!r}; there is mini-city")
+        raise ConfigError(f"there is no data command {' '.join(arguments[:1])!r}; there is segmv3 data mini-city DIR")
     options = _parse(MiniCity, "segmv3 data mini-city", arguments[1:])
     from rich.console import Console
     from rich.progress import Progress

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from segmv3 import checkpoint
@@ -55,7 +56,7 @@ class Predictor:
         """
         if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ModelError(f"an image must be uint8 H x W x 3 (RGB), found {image.dtype} {image.shape}")
-        pixels = torch.from_numpy(image.copy() if not image.flags.writeable else image).to(self.device)
+        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.device)
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),

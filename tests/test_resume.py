@@ -77,7 +77,9 @@ def test_a_polite_stop_saves_and_resumes(number, code, config, tmp_path):
     )
     run = tmp_path / "run"
     command = [sys.executable, "-m", "segmv3", "train", str(file), "--run", str(run), "--threads", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     log = run / "log.jsonl"
     deadline = time.monotonic() + 90
     while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:

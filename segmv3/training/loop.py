@@ -136,14 +136,13 @@ class _Training:
                 self.step += 1
                 meter.add(loss)
 
-                at_boundary = self.step % schedule.log_every == 0 or self._evaluation_is_due()
-                save_due = self.step % schedule.save_every == 0
-                if at_boundary or save_due:
+                if log_due := self.step % schedule.log_every == 0 or self._evaluation_is_due():
                     self._write_log(meter, lr, stop)
                     meter = _Meter(self.step)
-                if stop.signal and (self.fabric.world_size == 1 or at_boundary or save_due):
-                    self._leave(stop)
-                if save_due and not self._evaluation_is_due():
+                if stop.signal and (log_due or self.fabric.world_size == 1):  # processes agree when they log
+                    self._leave(meter, stop)
+                if self.step % schedule.save_every == 0 and not self._evaluation_is_due():
+                    self._finite_losses(meter)
                     self._save()
                 self.console.step(self.step)
         best = self.run.metrics()
@@ -192,7 +191,7 @@ class _Training:
             def on_image(done: int, total: int) -> None:
                 progress(done, total)
                 if stop.signal and self.fabric.world_size == 1:
-                    self._leave(stop)
+                    self._leave(_Meter(self.step), stop)
 
             confusion = evaluate(
                 single_scale(self.net),
@@ -238,15 +237,9 @@ class _Training:
         return reduced
 
     def _write_log(self, meter: "_Meter", lr: float, stop: StopRequest) -> None:
-        """Log the interval's mean loss; the only place where host and device wait for each other."""
-        losses = self._reduce(torch.stack(meter.losses).float(), "mean").tolist()
+        """Log the mean loss since the last line."""
+        losses = self._finite_losses(meter)
         stop.signal = int(self._reduce(torch.tensor(stop.signal), "max").item())  # all stop at the same step
-        for step, loss in enumerate(losses, meter.first_step + 1):
-            if not math.isfinite(loss):
-                kept = f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
-                raise NumericsError(
-                    f"the loss became {loss} at step {step:,}; {kept}. Try --precision fp32 or a lower --optim.lr"
-                )
         images = len(losses) * self.config.data.batch_size
         entry = {
             "event": "train",
@@ -260,6 +253,17 @@ class _Training:
             self.log.add(**entry)
         left = (self.schedule.steps - self.step) * meter.seconds() / len(losses)
         self.console.train_line(entry, left)
+
+    def _finite_losses(self, meter: "_Meter") -> list[float]:
+        """The losses so far, over all processes; only here, before logs and saves, does the host wait for them."""
+        losses: list[float] = self._reduce(torch.stack(meter.losses).float(), "mean").tolist() if meter.losses else []
+        for step, loss in enumerate(losses, meter.first_step + 1):
+            if not math.isfinite(loss):
+                kept = f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
+                raise NumericsError(
+                    f"the loss became {loss} at step {step:,}; {kept}. Try --precision fp32 or a lower --optim.lr"
+                )
+        return losses
 
     def _save(self) -> None:
         """Write the training state; every process waits until it is safe."""
@@ -286,8 +290,9 @@ class _Training:
         if self.fabric.is_global_zero:
             self.log.rewind(self.step)
 
-    def _leave(self, stop: StopRequest) -> None:
+    def _leave(self, meter: "_Meter", stop: StopRequest) -> None:
         if self.saved_step != self.step:
+            self._finite_losses(meter)
             self._save()
         raise Interrupted(f"saved at step {self.step:,} in {self.run.folder}; the same command goes on", stop.signal)
 

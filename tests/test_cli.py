@@ -1,0 +1,191 @@
+"""The command line as a person uses it: exit codes, one-line errors, files."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segmv3
+from segmv3.cli import main
+from segmv3.images import read_ids, write_png
+from segmv3.models.zoo import create_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config_file(folder, tmp_path) -> Path:
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "from pathlib import Path\nfrom segmv3.config import *\nfrom segmv3.models.zoo import NETS\n"
+        f"config = Config(model=NETS['lraspp_small_d8'], data=Data(dataset='folder', root=Path({str(folder)!r}), "
+        "batch_size=2, crop_size=(32, 48), workers=0), optim=AdamW(lr=1e-3), "
+        "schedule=Schedule(steps=2, min_lr=0, eval_every=2, log_every=1))\n"
+    )
+    return file
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    from segmv3.labels import read_classes
+
+    path = tmp_path / "w.safetensors"
+    classes, _ = read_classes(tmp_path / "data") if (tmp_path / "data").is_dir() else (None, None)
+    segmv3.save(create_model("lraspp_small_d8", len(classes) if classes else 19), path, classes=classes)
+    return path
+
+
+def fails(capsys, *arguments: object, code: int = 2) -> str:
+    """The one line a failing command prints."""
+    assert main([str(a) for a in arguments]) == code
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
+    return printed.err.strip()
+
+
+def test_help_answers_at_once():
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "segmv3", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "segmv3 COMMAND" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tyro" in imported and not imported & {"torch", "numpy", "cv2", "albumentations"}
+    assert time.perf_counter() - began < 10  # what matters is what is imported; this only catches a hang
+
+
+def test_no_command_is_a_usage_error(capsys):
+    assert main([]) == 2
+    assert "usage: segmv3" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"segmv3 {segmv3.__version__}\n"
+    assert "there is no command 'trian'" in fails(capsys, "trian")
+    assert "needs a config file first" in fails(capsys, "train")
+    assert "there is segmv3 data mini-city DIR" in fails(capsys, "data", "metro")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "models"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: segmv3 {command}" in capsys.readouterr().out
+
+
+def test_models_lists_the_exact_counts(capsys):
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "1,507,198" in printed and "468,830" in printed
+
+
+def test_train_evaluate_predict(config_file, folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", str(config_file), "--run", str(run), "--threads", "1", "--schedule.steps", "4"]) == 0
+    best = run / "best.safetensors"
+    out = tmp_path / "out.json"
+    assert main(["evaluate", str(config_file), "--weights", str(best), "--output", str(out)]) == 0
+    result, trained = json.loads(out.read_text()), json.loads((run / "metrics.json").read_text())
+    assert result["confusion_matrix"] == trained["confusion_matrix"]  # the recorded score is the one that is measured
+    assert len(result["weights_sha256"]) == 64
+    flags = ["--multi-scale-flip", "--split", "train", "--limit", "2", "--output", str(out)]
+    assert main(["evaluate", str(config_file), "--weights", str(best), *flags]) == 0
+    result = json.loads(out.read_text())
+    assert (result["images"], result["flip"], len(result["scales"])) == (2, True, 6)
+    assert "the first 2 of 6 images" in capsys.readouterr().out
+    source, pictures = folder / "val" / "images", tmp_path / "pictures"
+    assert (
+        main(["predict", str(source), "--weights", str(best), "--output", str(pictures), "--save", "labels,color"]) == 0
+    )
+    labels = read_ids(pictures / "scene_0_labels.png")
+    image = segmv3.read_image(source / "scene_0.png")
+    assert np.array_equal(labels, segmv3.load(best)(image)) and labels.shape == (48, 64)
+    assert (pictures / "scene_0_color.png").is_file()
+
+
+def test_the_tools_are_the_same_commands(tmp_path):
+    for name in ("train", "evaluate", "predict"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "tools" / f"{name}.py"), "missing"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_bad_weights_are_one_line(config_file, weights, tmp_path, capsys):
+    evaluate = ("evaluate", config_file, "--weights")
+    assert "missing.safetensors does not exist" in fails(capsys, *evaluate, tmp_path / "missing.safetensors")
+    segmv3.save(create_model("lraspp_small_d8", 7), tmp_path / "seven.safetensors")
+    assert "7 classes stored, 4 requested" in fails(capsys, *evaluate, tmp_path / "seven.safetensors")
+    says = fails(capsys, *evaluate, weights, "--model.size", "large")
+    assert "another net: size 'small' (config: 'large')" in says
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:1000])
+    assert "cut.safetensors" in fails(capsys, *evaluate, tmp_path / "cut.safetensors")
+
+
+def test_nothing_of_the_users_is_overwritten(config_file, weights, folder, tmp_path, capsys):
+    notes = tmp_path / "notes.json"
+    notes.write_text("mine")
+    assert "notes.json exists" in fails(capsys, "evaluate", config_file, "--weights", weights, "--output", notes)
+    images = folder / "val" / "images"
+    predict = ("predict", images, "--weights", weights, "--output")
+    assert "choose another --output" in fails(capsys, *predict, images)
+    assert main([str(a) for a in (*predict, tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert "add --overwrite" in fails(capsys, *predict, tmp_path / "out")
+    assert notes.read_text() == "mine"
+
+
+def test_bad_settings_and_places_are_one_line(config_file, weights, folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    train = ("train", config_file, "--run", tmp_path / "run")
+    assert "does not exist" in fails(capsys, *train, "--data.root", tmp_path / "nowhere")
+    assert "schedule.steps: must be at least 1" in fails(capsys, *train, "--schedule.steps", 0)
+    assert "cannot be written" in fails(capsys, *train[:3], tmp_path / "file" / "run")
+    assert "--threads is 0" in fails(capsys, *train, "--threads", 0)
+    assert "found 0 images" in fails(capsys, "evaluate", config_file, "--weights", weights, "--split", "test")
+    assert "--limit is 0" in fails(capsys, "evaluate", config_file, "--weights", weights, "--limit", 0)
+    predict = ("predict", folder / "val" / "images", "--weights", weights, "--output", tmp_path / "out")
+    assert "choose from overlay, labels, color" in fails(capsys, *predict, "--save", "overlay,mask")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["id", "rgb", "cut", "size", "label", "image"])
+def test_bad_data_stops_before_training(kind, config_file, folder, tmp_path, capsys):
+    label = folder / "train" / "labels" / "scene_2.png"
+    ids = np.array(Image.open(label))
+    if kind == "id":
+        write_png(label, np.where(ids == 1, 77, ids).astype(np.uint8))
+    elif kind == "rgb":
+        write_png(label, np.stack([ids] * 3, axis=2))
+    elif kind == "cut":
+        label.write_bytes(label.read_bytes()[:-30])
+    elif kind == "size":
+        write_png(label, ids[:, :-2])
+    elif kind == "label":
+        label.unlink()
+    else:
+        (folder / "train" / "images" / "scene_2.png").unlink()
+    expected = {
+        "id": "has ids {77}",
+        "rgb": "is a colour image",
+        "cut": "is damaged",
+        "size": "must have the same size",
+        "label": "1 image has no label",
+        "image": "1 label has no image",
+    }[kind]
+    says = fails(capsys, "train", config_file, "--run", tmp_path / "run")
+    assert expected in says and "scene_2" in says
+    assert not (tmp_path / "run" / "log.jsonl").exists() or not (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_a_cuda_device_that_is_not_there_is_named(weights, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    predict = ("predict", folder / "val" / "images", "--weights", weights, "--output", tmp_path / "out")
+    assert "--device cuda" in fails(capsys, *predict, "--device", "cuda", code=4)

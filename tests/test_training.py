@@ -1,0 +1,166 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segmv3 import checkpoint
+from segmv3.config import SGD, AdamW, Schedule
+from segmv3.errors import ConfigError, ModelError, NumericsError
+from segmv3.models.zoo import create_model
+from segmv3.training import loop
+from segmv3.training.loop import train
+from segmv3.training.losses import cross_entropy
+from segmv3.training.optim import build_optimizer, lr_at
+
+
+def test_loss_is_the_cross_entropy_of_the_upsampled_logits():
+    low = torch.randn(3, 5, 4, 6, requires_grad=True)
+    labels = torch.randint(0, 5, (3, 32, 48))
+    labels[:, :7] = 255
+    total, labelled = cross_entropy(low, labels)
+    full = F.interpolate(low, (32, 48), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(full, labels, ignore_index=255)
+    assert labelled == (labels != 255).sum()
+    assert torch.allclose(total / labelled, expected)
+    [ours], [theirs] = (torch.autograd.grad(x, low, retain_graph=True) for x in (total / labelled, expected))
+    assert torch.allclose(ours, theirs, atol=1e-7)
+
+
+def test_a_crop_without_labels_costs_nothing_and_teaches_nothing():
+    low = torch.randn(1, 5, 4, 6, requires_grad=True)
+    total, labelled = cross_entropy(low, torch.full((1, 32, 48), 255))
+    (total / labelled.clamp(min=1)).backward()
+    assert total == 0 and labelled == 0
+    assert low.grad is not None and not low.grad.any()
+
+
+@pytest.mark.parametrize("policy", ["poly", "cosine"])
+def test_learning_rate_warms_up_and_falls_to_its_floor(policy):
+    schedule = Schedule(steps=100, policy=policy, min_lr=0.001, warmup_steps=10)
+    rates = [lr_at(step, 0.1, schedule) for step in range(101)]
+    assert rates[0] == pytest.approx(0.01) and rates[9] == pytest.approx(0.1) and rates[10] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[100] == pytest.approx(0.001)
+
+
+def test_poly_is_the_published_curve():
+    schedule = Schedule(steps=320_000, policy="poly", power=0.9, min_lr=1e-4)
+    assert lr_at(160_000, 0.01, schedule) == pytest.approx(1e-4 + (0.01 - 1e-4) * 0.5**0.9)
+
+
+@pytest.mark.parametrize(("config", "kind"), [(SGD(), torch.optim.SGD), (AdamW(), torch.optim.AdamW)])
+def test_bn_and_biases_are_a_group_of_their_own(config, kind):
+    model = create_model("lraspp_small_d8")
+    optimizer = build_optimizer(model, config)
+    weights, others = optimizer.param_groups
+    assert isinstance(optimizer, kind)
+    assert len(weights["params"]) + len(others["params"]) == len(list(model.parameters()))
+    assert all(p.ndim == 4 for p in weights["params"]) and all(p.ndim == 1 for p in others["params"])
+    assert weights["weight_decay"] == config.weight_decay
+    assert others["weight_decay"] == (config.weight_decay if config.decay_bn_and_bias else 0)
+
+
+def test_a_run_leaves_what_it_promises(config, tmp_path):
+    best = train(config, tmp_path / "run", device="cpu", threads=1)
+    run = tmp_path / "run"
+    assert {"best.safetensors", "log.jsonl", "metrics.json", "report.html", "config.json"} <= {
+        p.name for p in run.iterdir()
+    }
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["step"]) for e in log] == [
+        ("train", 3), ("train", 6), ("eval", 6), ("train", 9), ("train", 12), ("eval", 12)
+    ]  # fmt: skip
+    losses = [e["loss"] for e in log if e["event"] == "train"]
+    assert len(losses) == 4 and all(0 <= e["wait"] <= 1 for e in log if e["event"] == "train")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics == best
+    assert metrics["miou"] == max(e["miou"] for e in log if e["event"] == "eval")
+    assert metrics["images"] == 3 and metrics["split"] == "val" and len(metrics["classes"]) == 4
+    _, card = checkpoint.load(run / "best.safetensors")
+    assert card.facts["score"]["miou"] == metrics["miou"] and card.facts["step"] == metrics["step"]
+    assert card.classes.names == ("road", "house", "tree", "sky")
+    assert card.facts["config"]["schedule"]["steps"] == 12
+
+
+def test_a_net_learns_to_tell_stripes(config, tmp_path):
+    longer = replace(config, optim=AdamW(lr=1e-2), schedule=Schedule(steps=60, min_lr=0, eval_every=60, log_every=20))
+    best = train(longer, tmp_path / "run", device="cpu", threads=1)
+    assert best["miou"] > 45
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_state(config, tmp_path, monkeypatch):
+    calls = [0]
+
+    def poisoned(low, labels):
+        calls[0] += 1
+        total, labelled = cross_entropy(low, labels)
+        return total * (math.nan if calls[0] == 8 else 1), labelled
+
+    monkeypatch.setattr(loop, "cross_entropy", poisoned)
+    with pytest.raises(NumericsError, match=r"the loss became nan at step 8; the state of step 6 is kept"):
+        train(config, tmp_path / "run", device="cpu", threads=1)
+    state = checkpoint.load_state(tmp_path / "run" / "state")
+    assert state is not None and state["step"] == 6
+    assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
+
+
+def test_gradients_are_clipped(config, tmp_path):
+    schedule = replace(config.schedule, steps=2, clip_norm=1e-12)
+    train(replace(config, schedule=schedule, optim=SGD(lr=1.0, weight_decay=0)), tmp_path / "run", device="cpu")
+    state = checkpoint.load_state(tmp_path / "run" / "state")
+    assert state is not None
+    torch.manual_seed(config.seed)
+    fresh = dict(create_model(config.model, 4).named_parameters())
+    assert all(torch.allclose(state["model"][name], value, atol=1e-9) for name, value in fresh.items())
+
+
+def test_bf16_trains_too(config, tmp_path):
+    best = train(replace(config, precision="bf16"), tmp_path / "run", device="cpu", threads=1)
+    assert best["miou"] is not None and best["config"]["precision"] == "bf16"
+
+
+def test_a_crop_too_small_for_batch_norm_stops_before_the_run(config, tmp_path):
+    tiny = replace(config, data=replace(config.data, batch_size=1, crop_size=(16, 16)))
+    with pytest.raises(ModelError, match="batch normalisation needs two"):
+        train(tiny, tmp_path / "run", device="cpu")
+
+
+def run_processes(config_file: Path, run: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29571"]
+    tool = Path(__file__).parents[1] / "tools" / "train.py"
+    command = [*launcher, "--", str(tool), str(config_file), "--run", str(run), "--device", "cpu", *flags]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_two_processes_train_score_and_finish_together(config, tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from pathlib import Path\nfrom segmv3.config import *\nfrom segmv3.models.zoo import NETS\n"
+        f"root = Path({str(config.data.root)!r})\n"
+        "config = Config(model=NETS['lraspp_small_d8'], data=Data(dataset='folder', root=root, batch_size=4, "
+        " crop_size=(32, 48), workers=0), optim=AdamW(lr=1e-3), "
+        "schedule=Schedule(steps=6, min_lr=0, eval_every=3, save_every=2, log_every=3))\n"
+    )
+    done = run_processes(file, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best: ") == 1  # one process speaks
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    pixels = sum(map(sum, metrics["confusion_matrix"]))
+    assert pixels == 3 * 48 * 64 and metrics["images"] == 3  # 3 images over 2 processes, each counted once
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    odd = replace(config, data=replace(config.data, batch_size=3))
+    with pytest.raises(ConfigError, match="cannot be shared by 2 processes"):
+        train(odd, tmp_path / "run", device="cpu")
