@@ -135,7 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(_last_message(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted: nothing was saved", 130)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:  # torch has an error of its own for every allocator
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
         return _fail("environment: out of memory; use smaller images, crops or batches", 4)
     except BrokenPipeError:  # whoever read our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

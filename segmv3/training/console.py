@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress line on a terminal, plain lines elsewhere, and log.jsonl."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from segmv3.files import write_bytes
+
+_LINE_SECONDS = 30.0
 
 
 class RunLog:
@@ -34,7 +37,7 @@ class RunLog:
 
 
 class RunConsole:
-    """Progress of a run. Silent on every process but the first."""
+    """Progress of a run, shown while it is open. Silent on every process but the first."""
 
     def __init__(self, steps: int, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet)
@@ -52,11 +55,16 @@ class RunConsole:
         )
         self._train: TaskID | None = None
 
-    @contextmanager
-    def open(self, done: int) -> Iterator["RunConsole"]:
-        with self._progress:
-            self._train = self._progress.add_task("train", total=self.steps, completed=done, status="")
-            yield self
+    def __enter__(self) -> "RunConsole":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, done: int) -> None:
+        """Show the bar of the training steps."""
+        self._train = self._progress.add_task("train", total=self.steps, completed=done, status="")
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -77,10 +85,19 @@ class RunConsole:
 
     @contextmanager
     def task(self, title: str) -> Iterator[Any]:
-        """A second bar for work beside the steps; yields a `progress(done, total)`."""
+        """A bar for work beside the steps, or a line every half minute; yields a `progress(done, total)`."""
         bar = self._progress.add_task(title, total=None, status="")
+        next_line = time.monotonic() + _LINE_SECONDS
+
+        def progress(done: int, total: int) -> None:
+            nonlocal next_line
+            self._progress.update(bar, completed=done, total=total)
+            if not self.live and time.monotonic() > next_line:
+                self.say(f"{title} {done:,}/{total:,}")
+                next_line += _LINE_SECONDS
+
         try:
-            yield lambda done, total: self._progress.update(bar, completed=done, total=total)
+            yield progress
         finally:
             self._progress.remove_task(bar)
 

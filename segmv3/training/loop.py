@@ -5,8 +5,10 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -16,8 +18,8 @@ from segmv3 import checkpoint
 from segmv3.config import Config, Device, to_dict
 from segmv3.data.check import check
 from segmv3.data.datasets import Dataset, open_dataset
-from segmv3.data.loader import shard, train_batches
-from segmv3.errors import ConfigError, Interrupted, NumericsError
+from segmv3.data.loader import Batch, shard, train_batches
+from segmv3.errors import ConfigError, DataError, Interrupted, NumericsError, ResourceError
 from segmv3.evaluation import evaluate, scores, single_scale
 from segmv3.files import write_bytes
 from segmv3.models.zoo import create_model, net_name
@@ -45,19 +47,20 @@ def train(config: Config, folder: Path, *, device: Device = "auto", threads: int
     settings = to_dict(config) | {"train_set": train_set.fingerprint(), "processes": fabric.world_size}
     run = Run(folder)
     run.check(settings)
-    console = RunConsole(config.schedule.steps, quiet=not fabric.is_global_zero)
-    if run.finished(config.schedule.steps):
-        best = run.metrics()
-        console.say(f"{folder} is finished: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}")
-        return best
-    fabric.barrier()  # nobody writes before everybody has looked
-    if fabric.is_global_zero:
-        run.start(settings)
-        for dataset in (train_set, val_set):
-            with console.task(f"check {dataset.split}") as progress:
-                check(dataset, progress)
-    fabric.barrier()
-    return _Training(fabric, config, run, console, train_set, val_set).complete()
+    with RunConsole(config.schedule.steps, quiet=not fabric.is_global_zero) as console:
+        if run.finished(config.schedule.steps):
+            best = run.metrics()
+            console.say(f"{folder} is finished: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}")
+            return best
+        training = _Training(fabric, config, run, console, train_set, val_set)
+        fabric.barrier()  # nobody writes before everybody has looked
+        if fabric.is_global_zero:
+            for dataset in (train_set, val_set):
+                with console.task(f"check {dataset.split}") as progress:
+                    check(dataset, progress)
+            run.start(settings)
+        fabric.barrier()
+        return training.complete()
 
 
 def _launch(config: Config, device: torch.device) -> Fabric:
@@ -105,13 +108,14 @@ class _Training:
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._restore()
+        self.saved_step = 0
 
     def complete(self) -> dict[str, Any]:
         """The loop."""
-        schedule, began = self.schedule, time.monotonic() - self.seconds
-        meter = _Meter(self.step)
-        with StopRequest() as stop, self.console.open(self.step):
+        self._restore()
+        self.console.begin(self.step)
+        schedule, began, meter = self.schedule, time.monotonic() - self.seconds, _Meter(self.step)
+        with StopRequest() as stop:
             batches = iter(self._batches())
             while True:
                 self.seconds = time.monotonic() - began
@@ -123,7 +127,7 @@ class _Training:
                     break
 
                 with meter.waiting():
-                    image, labels = next(batches)  # uint8 N x 3 x H x W, int64 N x H x W
+                    image, labels = self._next(batches)  # uint8 N x 3 x H x W, int64 N x H x W
                 lr = lr_at(self.step, self.config.optim.lr, schedule)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
@@ -151,12 +155,12 @@ class _Training:
                 write_summary(self.run.folder, self.val_set, self.log.entries(), best, progress)
             self.console.say(
                 f"best: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}; "
-                f"wrote {self.run.best} and {self.run.folder / 'report.html'}"
+                f"wrote {self.run.best} and {self.run.report}"
             )
         self.fabric.barrier()
         return best
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Iterable[Batch]:
         loader = train_batches(
             self.train_set,
             self.config.data,
@@ -167,7 +171,19 @@ class _Training:
             world_size=self.fabric.world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
-        return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        return cast(Iterable[Batch], self.fabric.setup_dataloaders(loader, use_distributed_sampler=False))
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except RuntimeError as error:  # all that torch says of a worker that is killed or hangs
+            if "DataLoader" not in str(error):
+                raise
+            what = f"a data worker died or hung before step {self.step + 1:,} ({str(error).splitlines()[0]})"
+            raise ResourceError(f"{what}; {self._kept()}. Fewer --data.workers need less memory") from None
+
+    def _kept(self) -> str:
+        return f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
 
     def _loss(self, image: Tensor, labels: Tensor) -> Tensor:
         """Mean over the labelled pixels of all processes; DDP's own mean over processes is undone first."""
@@ -202,6 +218,8 @@ class _Training:
             )
         confusion.matrix = self._reduce(torch.from_numpy(confusion.matrix), "sum").cpu().numpy()
         result = scores(confusion, self.val_set, images=len(self.val_set), multi_scale_flip=False)
+        if result["miou"] is None:
+            raise DataError(f"no pixel of '{self.val_set.split}' is labelled: there is nothing to score")
         entry = {
             "event": "eval",
             "step": self.step,
@@ -210,17 +228,15 @@ class _Training:
             "pixel_accuracy": result["pixel_accuracy"],
             "seconds": round(time.monotonic() - began, 3),
         }
-        improved = all((result["miou"] or 0) > (before["miou"] or 0) for before in self.evaluations)
+        improved = all(result["miou"] > before["miou"] for before in self.evaluations)
         self.evaluations.append(entry)
         if self.fabric.is_global_zero:
             if improved or not self.run.best.is_file():
                 self._keep(result)
             self.log.add(**entry)
-        miou = "none (no labelled pixel)" if result["miou"] is None else f"{result['miou']:.2f} %"
-        best = " (best so far)" if improved else ""
         self.console.say(
-            f"step {self.step:,}/{self.schedule.steps:,}  mIoU {miou} on {len(self.val_set)} images of "
-            f"{self.val_set.split}{best}"
+            f"step {self.step:,}/{self.schedule.steps:,}  mIoU {result['miou']:.2f} % on {len(self.val_set)} images of "
+            f"{self.val_set.split}{' (best so far)' if improved else ''}"
         )
 
     def _keep(self, result: dict[str, Any]) -> None:
@@ -259,10 +275,8 @@ class _Training:
         losses: list[float] = self._reduce(torch.stack(meter.losses).float(), "mean").tolist() if meter.losses else []
         for step, loss in enumerate(losses, meter.first_step + 1):
             if not math.isfinite(loss):
-                kept = f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
-                raise NumericsError(
-                    f"the loss became {loss} at step {step:,}; {kept}. Try --precision fp32 or a lower --optim.lr"
-                )
+                hint = "Try --precision fp32 or a lower --optim.lr"
+                raise NumericsError(f"the loss became {loss} at step {step:,}; {self._kept()}. {hint}")
         return losses
 
     def _save(self) -> None:
@@ -281,8 +295,8 @@ class _Training:
 
     def _restore(self) -> None:
         state = checkpoint.load_state(self.run.states, self.console.say)
-        self.saved_step = 0 if state is None else int(state["step"])
         if state is not None:
+            self.saved_step = state["step"]
             self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -309,14 +323,11 @@ class _Meter:
     def add(self, loss: Tensor) -> None:
         self.losses.append(loss.detach())  # not .item(): that would make the device wait
 
-    def waiting(self) -> "_Meter":
-        return self
-
-    def __enter__(self) -> None:
-        self._waiting_since = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.waited += time.monotonic() - self._waiting_since
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        since = time.monotonic()
+        yield
+        self.waited += time.monotonic() - since
 
     def seconds(self) -> float:
         return max(1e-9, time.monotonic() - self._began)

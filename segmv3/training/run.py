@@ -28,6 +28,7 @@ class Run:
         self.states = folder / "state"
         self.best = folder / "best.safetensors"
         self.metrics_file = folder / "metrics.json"
+        self.report = folder / "report.html"
 
     def check(self, settings: dict[str, Any]) -> None:
         """Refuse a folder that holds something else, or a run with other settings.
@@ -50,8 +51,8 @@ class Run:
             write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
 
     def finished(self, steps: int) -> bool:
-        """Whether the last step was taken, scored and saved."""
-        return self.metrics_file.is_file() and steps in saved_steps(self.states)
+        """Whether the last step was taken, scored and saved, and the report written."""
+        return self.report.is_file() and self.metrics_file.is_file() and steps in saved_steps(self.states)
 
     def metrics(self) -> dict[str, Any]:
         return json.loads(self.metrics_file.read_text())
