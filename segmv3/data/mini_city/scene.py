@@ -1,128 +1,27 @@
-"""mini-city: synthetic street scenes in true Cityscapes layout, so that anyone can train without Cityscapes.
+"""One scene of mini-city: its light, its street, and what stands, walks and drives there, painted far to near.
 
-Scene i of a split is a pure function of (seed, split, i, size). A scene is laid out in metres along a road
-(`_Street`), its objects are painted far to near, and cityscapesScripts' own tools turn the painted polygons
-into the label images.
+Scene i of a split is a pure function of (seed, split, i, size). It is laid out in metres along a road
+(`_Street`); what is not of one kind of thing is painted here: sky, ground, our own bonnet, the lens.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from segmv3.data import mini_city_objects as things
-from segmv3.data.mini_city_canvas import (
-    SUPERSAMPLE,
-    Camera,
-    Canvas,
-    FloatArray,
-    Light,
-    Rgb,
-    ellipse,
-    fractal_noise,
-)
-from segmv3.data.mini_city_objects import SIZES, Pose
-from segmv3.errors import ConfigError, OutputError
-from segmv3.files import make_folder, write_bytes
-from segmv3.images import UInt8Array, write_png
+from segmv3.data.mini_city import figures, furniture, scenery, vehicles
+from segmv3.data.mini_city.canvas import SUPERSAMPLE, Camera, Canvas, FloatArray, Light, Rgb, ellipse, fractal_noise
+from segmv3.data.mini_city.things import SIZES, Pose, pick, scaled
+from segmv3.images import UInt8Array
 
-_FORMAT = 1
-_PARAMETERS = "mini-city.json"
-_CITIES = {"train": "minitown", "val": "minihaven"}
-_LEAST_SIZE = (64, 128)
+CITIES = {"train": "minitown", "val": "minihaven"}
+"""The splits and their cities; their order is part of every scene's random numbers."""
+
 _FAR_END = 170.0  # metres to the skyline that closes the street
 
 Task = tuple[float, Callable[[], None]]
-
-
-def write_mini_city(
-    root: Path,
-    *,
-    train: int = 48,
-    val: int = 12,
-    size: tuple[int, int] = (256, 512),
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write a small synthetic Cityscapes (leftImg8bit and gtFine, train and val) under `root`.
-
-    A repeated call with the same parameters finds the finished set and changes nothing.
-
-    Args: train, val: images in each split. size: (height, width) in pixels. progress: called with (images
-        done, images in all) after each image.
-    Raises: ConfigError for a size below 64 x 128 or a count below 1. OutputError when `root` cannot be
-        written, or holds anything but exactly this mini-city.
-    """
-    if train < 1 or val < 1:
-        raise ConfigError(f"mini-city needs at least 1 image in each split, got {train} train and {val} val")
-    if size[0] < _LEAST_SIZE[0] or size[1] < _LEAST_SIZE[1]:
-        raise ConfigError(f"mini-city images are at least 64 x 128 (height x width), got {size[0]} x {size[1]}")
-    if seed < 0:
-        raise ConfigError(f"seed must be at least 0, got {seed}")
-    parameters = {"format": _FORMAT, "train": train, "val": val, "size": list(size), "seed": seed}
-    if _is_written(root, parameters):
-        return
-    make_folder(root)
-    scenes = [(split, i) for split, count in (("train", train), ("val", val)) for i in range(count)]
-    for done, (split, index) in enumerate(scenes, start=1):
-        pixels, objects = render_scene(split, index, size=size, seed=seed)
-        _write_scene(root, split, index, pixels, objects)
-        if progress is not None:
-            progress(done, len(scenes))
-    write_bytes(root / _PARAMETERS, (json.dumps(parameters, indent=2) + "\n").encode())
-
-
-def _is_written(root: Path, parameters: dict[str, object]) -> bool:
-    """Whether `root` already holds this mini-city; refuses a folder that holds anything else."""
-    try:
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            return False
-        found = json.loads((root / _PARAMETERS).read_text(encoding="utf-8"))
-        differing = [
-            f"{key} {found.get(key)} there, {parameters[key]} asked"
-            for key in parameters
-            if found.get(key) != parameters[key]
-        ]
-    except (OSError, ValueError, AttributeError):
-        raise OutputError(
-            f"{root} is not empty and holds no finished mini-city; nothing was overwritten. "
-            "Choose another folder, or remove this one if it is left from an interrupted run"
-        ) from None
-    if differing:
-        raise OutputError(
-            f"{root} is not empty: it holds another mini-city ({'; '.join(differing)}); "
-            "nothing was overwritten. Choose another folder"
-        )
-    return True
-
-
-def _write_scene(root: Path, split: str, index: int, pixels: UInt8Array, objects: list[dict[str, object]]) -> None:
-    from cityscapesscripts.helpers.annotation import Annotation
-    from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
-    from cityscapesscripts.preparation.json2labelImg import createLabelImage
-
-    city = _CITIES[split]
-    name = f"{city}_{index:06d}_000019"
-    images = make_folder(root / "leftImg8bit" / split / city)
-    labels = make_folder(root / "gtFine" / split / city)
-    write_png(images / f"{name}_leftImg8bit.png", pixels)
-    polygons = labels / f"{name}_gtFine_polygons.json"
-    content = {"imgHeight": pixels.shape[0], "imgWidth": pixels.shape[1], "objects": objects}
-    write_bytes(polygons, (json.dumps(content) + "\n").encode(), durable=False)
-    annotation = Annotation()
-    annotation.fromJsonFile(str(polygons))
-    for kind, encoding in (("labelIds", "ids"), ("labelTrainIds", "trainIds"), ("color", "color")):
-        write_png(labels / f"{name}_gtFine_{kind}.png", np.asarray(createLabelImage(annotation, encoding)))
-    # The tool's own saving fails: Pillow >= 13 writes no 32-bit PNG. Cityscapes' files have 16 bits anyway.
-    instances = np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16)
-    write_png(labels / f"{name}_gtFine_instanceIds.png", instances)  # type: ignore[arg-type]
-
-
-# ---- one scene
 
 
 @dataclass(frozen=True)
@@ -156,12 +55,12 @@ def render_scene(
 
     Returns: the picture, uint8 H x W x 3 RGB, and its objects in painting order, as in Cityscapes.
     """
-    rng = np.random.default_rng([seed, list(_CITIES).index(split), index])
+    rng = np.random.default_rng([seed, list(CITIES).index(split), index])
     light, street = _draw_light(rng), _draw_street(rng)
     canvas = Canvas(size, _draw_camera(rng, size, street), light)
     _paint_sky(canvas, rng)
     _paint_ground(canvas, rng, street, tram=index % 3 != 0)
-    things.skyline(canvas, rng, _FAR_END)
+    scenery.skyline(canvas, rng, _FAR_END)
     tasks = [
         *_frontage(canvas, rng, street, index),
         *_traffic(canvas, rng, street, index),
@@ -260,9 +159,7 @@ def _paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     drift = fractal_noise(64, 64, 1.5, rng)
     level = np.quantile(drift, 1 - light.cover)
     cloud = cv2.resize(
-        np.clip((drift - level) * 0.9, 0, 1).astype(np.float32),
-        (width, height),
-        interpolation=cv2.INTER_CUBIC,
+        np.clip((drift - level) * 0.9, 0, 1).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
     )
     cloud = np.clip(cloud, 0, 1)[..., None] * (0.9 - 0.5 * fall)
     with canvas.object("sky"):
@@ -279,9 +176,9 @@ def _band(canvas: Canvas, left: float, right: float, near: float = 1.6, far: flo
 
 
 def _paint_ground(canvas: Canvas, rng: np.random.Generator, street: _Street, tram: bool) -> None:
-    grass = things.pick(rng, ((112, 132, 62), (96, 124, 58), (138, 136, 80), (124, 112, 78)), 6)
-    paving = things.pick(rng, ((178, 172, 164), (166, 158, 150), (186, 172, 160)), 6)
-    asphalt = things.pick(rng, ((92, 93, 97), (78, 80, 86), (106, 104, 103)), 4)
+    grass = pick(rng, ((112, 132, 62), (96, 124, 58), (138, 136, 80), (124, 112, 78)), 6)
+    paving = pick(rng, ((178, 172, 164), (166, 158, 150), (186, 172, 160)), 6)
+    asphalt = pick(rng, ((92, 93, 97), (78, 80, 86), (106, 104, 103)), 4)
     outside = 260.0
     with canvas.object("terrain"):
         canvas.fill_ground(_band(canvas, -outside, outside), grass, "grass")
@@ -290,13 +187,13 @@ def _paint_ground(canvas: Canvas, rng: np.random.Generator, street: _Street, tra
         with canvas.object("sidewalk"):
             canvas.fill_ground(_band(canvas, inner, outer), paving, "slabs")
             kerb = sorted((side * street.road, side * (street.road + 0.22)))
-            canvas.fill_ground(_band(canvas, *kerb), things.scaled(paving, 1.12))
+            canvas.fill_ground(_band(canvas, *kerb), scaled(paving, 1.12))
     with canvas.object("road"):
         canvas.fill_ground(_band(canvas, -street.road, street.road), asphalt, "asphalt")
         for _ in range(3):  # patched asphalt
             x, z = float(rng.uniform(-street.road, street.road - 1.5)), float(rng.uniform(4, 30))
             patch = _band(canvas, x, x + float(rng.uniform(0.8, 1.5)), z, z + float(rng.uniform(1.5, 6)))
-            canvas.fill_ground(patch, things.scaled(asphalt, float(rng.uniform(0.84, 1.14))), "asphalt")
+            canvas.fill_ground(patch, scaled(asphalt, float(rng.uniform(0.84, 1.14))), "asphalt")
         if tram:
             for x in (-street.lane / 2 - 0.72, -street.lane / 2 + 0.72):
                 canvas.fill_ground(_band(canvas, x - 0.07, x + 0.07), (74, 72, 72))
@@ -323,13 +220,13 @@ def _frontage(canvas: Canvas, rng: np.random.Generator, street: _Street, index: 
     """Houses on both sides; near the camera a fence on one side and a wall on the other stand before them."""
     tasks: list[Task] = []
     for side in (-1, 1):
-        screen = things.fence if side == (-1) ** index else things.wall
+        screen = scenery.fence if side == (-1) ** index else scenery.wall
         start, end = float(rng.uniform(5, 9)), float(rng.uniform(24, 38))
         x = side * street.front
         tasks.append((end, partial(screen, canvas, rng, x, (start, end))))
         if rng.random() < 0.4:
             beyond = (end + 1, end + float(rng.uniform(10, 25)))
-            other = things.wall if screen is things.fence else things.fence
+            other = scenery.wall if screen is scenery.fence else scenery.fence
             tasks.append((beyond[1], partial(other, canvas, rng, x, beyond)))
         z, gardens = 4.0, float(rng.uniform(2.0, 5.0))
         while z < 130:
@@ -337,12 +234,12 @@ def _frontage(canvas: Canvas, rng: np.random.Generator, street: _Street, index: 
             at = x + side * (gardens if z < end + 6 else float(rng.uniform(0, 1.5)))
             if rng.random() < (0.78 if z > 20 else 0.55):
                 floors = int(rng.integers(2, 6))
-                tasks.append((z + length + 1, partial(things.building, canvas, rng, at, (z, z + length), floors)))
+                tasks.append((z + length + 1, partial(scenery.building, canvas, rng, at, (z, z + length), floors)))
             else:
                 for _ in range(3):
                     where = z + float(rng.uniform(1, length))
                     crown = partial(
-                        things.tree,
+                        scenery.tree,
                         canvas,
                         rng,
                         at + side * float(rng.uniform(1, 5)),
@@ -354,10 +251,7 @@ def _frontage(canvas: Canvas, rng: np.random.Generator, street: _Street, index: 
         if rng.random() < 0.7:
             hedge = (start + float(rng.uniform(2, 8)), end)
             tasks.append(
-                (
-                    end + 0.2,
-                    partial(things.bushes, canvas, rng, x + side * 1.2, hedge, float(rng.uniform(0.9, 1.9))),
-                )
+                (end + 0.2, partial(scenery.bushes, canvas, rng, x + side * 1.2, hedge, float(rng.uniform(0.9, 1.9))))
             )
     return tasks
 
@@ -397,7 +291,7 @@ def _traffic(canvas: Canvas, rng: np.random.Generator, street: _Street, index: i
 
 def _vehicle(canvas: Canvas, rng: np.random.Generator, kind: str, x: float, near: float, heading: float) -> Task:
     """A vehicle whose nearer end is `near` metres away."""
-    paint = {"car": things.car, "truck": things.truck, "bus": things.bus, "train": things.train}[kind]
+    paint = {"car": vehicles.car, "truck": vehicles.truck, "bus": vehicles.bus, "train": vehicles.train}[kind]
     length, width, _ = SIZES[kind]
     depth = abs(np.cos(heading)) * length + abs(np.sin(heading)) * width
     pose = Pose(x, near + depth * 0.55, heading + float(rng.normal(0, 0.02)))
@@ -408,7 +302,7 @@ def _two_wheelers(canvas: Canvas, rng: np.random.Generator, street: _Street) -> 
     """A bicycle and a motorcycle on the road with riders, others parked on the sidewalk."""
     tasks: list[Task] = []
     sides = (-1, 1) if rng.random() < 0.5 else (1, -1)
-    for side, vehicle in zip(sides, (things.bicycle, things.motorcycle), strict=True):
+    for side, vehicle in zip(sides, (figures.bicycle, figures.motorcycle), strict=True):
         # Next to the kerb, and so near that nothing of the traffic is in front of it.
         x, z = (
             street.kerb(side) - side * float(rng.uniform(0.1, 0.6)),
@@ -416,12 +310,12 @@ def _two_wheelers(canvas: Canvas, rng: np.random.Generator, street: _Street) -> 
         )
         turn = float(rng.choice([-1, 1]) * rng.uniform(0.4, 0.95))
         tasks.append((z, partial(vehicle, canvas, rng, x, z, turn)))
-        tasks.append((z - 0.01, partial(things.rider, canvas, rng, x, z, turn, vehicle is things.motorcycle)))
-    for vehicle, chance in ((things.bicycle, 0.85), (things.motorcycle, 0.7)):
+        tasks.append((z - 0.01, partial(figures.rider, canvas, rng, x, z, turn, vehicle is figures.motorcycle)))
+    for vehicle, chance in ((figures.bicycle, 0.85), (figures.motorcycle, 0.7)):
         if rng.random() < chance:
             side, z = int(rng.choice([-1, 1])), float(rng.uniform(8, 15))
             x = side * (street.road + street.sidewalk * float(rng.uniform(0.3, 0.8)))
-            for k in range(int(rng.integers(1, 4 if vehicle is things.bicycle else 2))):
+            for k in range(int(rng.integers(1, 4 if vehicle is figures.bicycle else 2))):
                 turn = float(rng.choice([-1, 1]) * rng.uniform(0.6, 1.0))
                 tasks.append((z + 0.8 * k, partial(vehicle, canvas, rng, x, z + 0.8 * k, turn)))
     return tasks
@@ -439,22 +333,22 @@ def _footway(canvas: Canvas, rng: np.random.Generator, street: _Street) -> list[
     for side in (-1, 1):
         kerb, walk = side * (street.road + 0.45), side * (street.road + street.sidewalk * 0.5)
         for _ in range(int(rng.integers(2, 5))):
-            stand(things.person, walk + float(rng.normal(0, 0.5)), float(rng.uniform(8.5, 32)))
+            stand(figures.person, walk + float(rng.normal(0, 0.5)), float(rng.uniform(8.5, 32)))
         for z in np.arange(float(rng.uniform(10, 20)), 90, float(rng.uniform(15, 24))):
-            stand(things.street_lamp, kerb, float(z))
+            stand(furniture.street_lamp, kerb, float(z))
         for z in rng.uniform(10.5, 24, int(rng.integers(1, 3))):
-            stand(things.traffic_sign, kerb + side * 0.1, float(z))
+            stand(furniture.traffic_sign, kerb + side * 0.1, float(z))
         if rng.random() < 0.75:
-            stand(things.traffic_light, kerb, float(rng.uniform(10.5, 19)))
+            stand(furniture.traffic_light, kerb, float(rng.uniform(10.5, 19)))
         for z in np.arange(float(rng.uniform(14, 40)), 100, float(rng.uniform(9, 18))):
             if street.verge > 1 and rng.random() < 0.5:
-                stand(things.tree, side * (street.road + street.sidewalk + 0.5), float(z), 0.8)
+                stand(scenery.tree, side * (street.road + street.sidewalk + 0.5), float(z), 0.8)
         if rng.random() < 0.3:
-            stand(things.bin_or_box, side * (street.road + street.sidewalk - 0.4), float(rng.uniform(9, 20)))
+            stand(furniture.bin_or_box, side * (street.road + street.sidewalk - 0.4), float(rng.uniform(9, 20)))
         if rng.random() < 0.12:
-            stand(things.pram, walk, float(rng.uniform(9, 16)))
+            stand(figures.pram, walk, float(rng.uniform(9, 16)))
     for _ in range(int(rng.random() < 0.45) * int(rng.integers(1, 4))):
-        stand(things.person, float(rng.uniform(-street.road, street.road)), float(rng.uniform(9, 13)))
+        stand(figures.person, float(rng.uniform(-street.road, street.road)), float(rng.uniform(9, 13)))
     return tasks
 
 

@@ -1,0 +1,105 @@
+"""mini-city: synthetic street scenes in true Cityscapes layout, so that anyone can train without Cityscapes.
+
+This file writes the set: `scene` paints every picture and lists its objects, and cityscapesScripts' own tools
+turn the painted polygons into the label images.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from segmv3.data.mini_city.scene import CITIES, render_scene
+from segmv3.errors import ConfigError, OutputError
+from segmv3.files import make_folder, write_bytes
+from segmv3.images import UInt8Array, write_png
+
+__all__ = ["render_scene", "write_mini_city"]
+
+_FORMAT = 1
+_PARAMETERS = "mini-city.json"
+_LEAST_SIZE = (64, 128)
+
+
+def write_mini_city(
+    root: Path,
+    *,
+    train: int = 48,
+    val: int = 12,
+    size: tuple[int, int] = (256, 512),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a small synthetic Cityscapes (leftImg8bit and gtFine, train and val) under `root`.
+
+    A repeated call with the same parameters finds the finished set and changes nothing.
+
+    Args: train, val: images in each split. size: (height, width) in pixels. progress: called with (images
+        done, images in all) after each image.
+    Raises: ConfigError for a size below 64 x 128 or a count below 1. OutputError when `root` cannot be
+        written, or holds anything but exactly this mini-city.
+    """
+    if train < 1 or val < 1:
+        raise ConfigError(f"mini-city needs at least 1 image in each split, got {train} train and {val} val")
+    if size[0] < _LEAST_SIZE[0] or size[1] < _LEAST_SIZE[1]:
+        raise ConfigError(f"mini-city images are at least 64 x 128 (height x width), got {size[0]} x {size[1]}")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
+    parameters = {"format": _FORMAT, "train": train, "val": val, "size": list(size), "seed": seed}
+    if _is_written(root, parameters):
+        return
+    make_folder(root)
+    scenes = [(split, i) for split, count in (("train", train), ("val", val)) for i in range(count)]
+    for done, (split, index) in enumerate(scenes, start=1):
+        pixels, objects = render_scene(split, index, size=size, seed=seed)
+        _write_scene(root, split, index, pixels, objects)
+        if progress is not None:
+            progress(done, len(scenes))
+    write_bytes(root / _PARAMETERS, (json.dumps(parameters, indent=2) + "\n").encode())
+
+
+def _is_written(root: Path, parameters: dict[str, object]) -> bool:
+    """Whether `root` already holds this mini-city; refuses a folder that holds anything else."""
+    try:
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            return False
+        found = json.loads((root / _PARAMETERS).read_text(encoding="utf-8"))
+        differing = [
+            f"{key} {found.get(key)} there, {parameters[key]} asked"
+            for key in parameters
+            if found.get(key) != parameters[key]
+        ]
+    except (OSError, ValueError, AttributeError):
+        raise OutputError(
+            f"{root} is not empty and holds no finished mini-city; nothing was overwritten. "
+            "Choose another folder, or remove this one if it is left from an interrupted run"
+        ) from None
+    if differing:
+        raise OutputError(
+            f"{root} is not empty: it holds another mini-city ({'; '.join(differing)}); "
+            "nothing was overwritten. Choose another folder"
+        )
+    return True
+
+
+def _write_scene(root: Path, split: str, index: int, pixels: UInt8Array, objects: list[dict[str, object]]) -> None:
+    from cityscapesscripts.helpers.annotation import Annotation
+    from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
+    from cityscapesscripts.preparation.json2labelImg import createLabelImage
+
+    city = CITIES[split]
+    name = f"{city}_{index:06d}_000019"
+    images = make_folder(root / "leftImg8bit" / split / city)
+    labels = make_folder(root / "gtFine" / split / city)
+    write_png(images / f"{name}_leftImg8bit.png", pixels)
+    polygons = labels / f"{name}_gtFine_polygons.json"
+    content = {"imgHeight": pixels.shape[0], "imgWidth": pixels.shape[1], "objects": objects}
+    write_bytes(polygons, (json.dumps(content) + "\n").encode(), durable=False)
+    annotation = Annotation()
+    annotation.fromJsonFile(str(polygons))
+    for kind, encoding in (("labelIds", "ids"), ("labelTrainIds", "trainIds"), ("color", "color")):
+        write_png(labels / f"{name}_gtFine_{kind}.png", np.asarray(createLabelImage(annotation, encoding)))
+    # The tool's own saving fails: Pillow >= 13 writes no 32-bit PNG. Cityscapes' files have 16 bits anyway.
+    instances = np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16)
+    write_png(labels / f"{name}_gtFine_instanceIds.png", instances)  # type: ignore[arg-type]

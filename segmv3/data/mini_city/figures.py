@@ -1,0 +1,145 @@
+"""People and two-wheelers of mini-city, and the prams people push: flat figures that face the camera."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from segmv3.data.mini_city.canvas import Canvas, ellipse
+from segmv3.data.mini_city.things import (
+    BLACK,
+    CLOTHES,
+    PAINTS,
+    RUBBER,
+    SIZES,
+    STEEL,
+    Figure,
+    pick,
+    scaled,
+    soft_spot,
+)
+
+_SKIN = ((232, 190, 160), (204, 150, 116), (150, 102, 74), (96, 66, 50))
+
+
+def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
+    """Someone who walks or stands; sometimes a child, sometimes with a bag."""
+    figure = Figure(canvas, canvas.billboard(x, z, float(rng.choice([-1, 1]))))
+    size = float(rng.normal(1.0, 0.05)) * (0.68 if rng.random() < 0.12 else 1.0)
+    coat, trousers, skin = pick(rng, CLOTHES), pick(rng, CLOTHES[3:]), pick(rng, _SKIN, 6)
+    hair = pick(rng, ((40, 30, 26), (96, 66, 40), (176, 146, 96), (120, 116, 112)), 8)
+    step = float(rng.uniform(0.06, 0.34))
+    long_coat = rng.random() < 0.35
+    soft_spot(canvas, x, z, 0.6, SIZES["person"][2] * size)
+
+    def at(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(a * size, b * size) for a, b in points]
+
+    with canvas.object("person"):
+        for foot, shade in ((-step, 0.8), (step, 1.0)):
+            leg = at([(0, 0.9), (foot * 0.45, 0.48), (foot, 0.05)])
+            figure.limb(leg, 0.15 * size, scaled(trousers, shade))
+            figure.limb(at([(foot - 0.03, 0.04), (foot + 0.12, 0.04)]), 0.08 * size, BLACK)
+        figure.limb(at([(0.0, 1.36), (-step * 0.6, 1.1), (-step * 0.5, 0.85)]), 0.11 * size, scaled(coat, 0.75))
+        hem, flare = (0.66, 0.25) if long_coat else (0.86, 0.19)
+        left = [(-flare, hem), (-0.2, 1.1), (-0.23, 1.36), (-0.12, 1.48)]
+        figure.shape(at([*left, *((-x, y) for x, y in reversed(left))]), coat)
+        figure.limb(at([(0.03, 1.36), (step * 0.5, 1.1), (step * 0.9 + 0.05, 0.9)]), 0.11 * size, scaled(coat, 0.88))
+        figure.shape(ellipse(step * 0.9 + 0.06, 0.87, 0.05) * size, skin)
+        if rng.random() < 0.3:
+            figure.shape(at([(-0.34, 0.8), (-0.36, 1.25), (-0.17, 1.3), (-0.15, 0.85)]), pick(rng, CLOTHES))
+        figure.limb(at([(0, 1.46), (0.01, 1.56)]), 0.1 * size, skin)
+        figure.shape(ellipse(0.01, 1.63, 0.105, 0.13) * size, skin)
+        figure.shape(ellipse(-0.02, 1.68, 0.105, 0.09) * size, hair)
+
+
+def _wheel(figure: Figure, x: float, radius: float, tyre: float) -> None:
+    rim = ellipse(x, radius, radius - tyre / 2, corners=20)
+    figure.limb(np.concatenate([rim, rim[:1]]), tyre, RUBBER)
+    for angle in np.linspace(0, np.pi, 5, endpoint=False):
+        spoke = np.array([(-np.cos(angle), -np.sin(angle)), (np.cos(angle), np.sin(angle))]) * (radius - tyre)
+        figure.limb(np.add(spoke, (x, radius)), 0.012, (150, 152, 154))
+
+
+def bicycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float) -> None:
+    """A bicycle; `turn` as in `Billboard`."""
+    figure = Figure(canvas, canvas.billboard(x, z, turn))
+    frame = pick(rng, PAINTS)
+    soft_spot(canvas, x, z, 1.5 * abs(turn), 0.8)
+    with canvas.object("bicycle"):
+        for wheel in (-0.53, 0.53):
+            _wheel(figure, wheel, 0.35, 0.06)
+        crank, saddle, head = (-0.08, 0.32), (-0.24, 0.86), (0.38, 0.82)
+        stays = [(-0.53, 0.35), (-0.2, 0.72), (0.36, 0.74)]
+        for tube in ([(-0.53, 0.35), crank, head], [crank, saddle], stays, [(0.53, 0.35), (0.34, 0.98)]):
+            figure.limb(tube, 0.055, frame)
+        figure.limb([(0.22, 1.03), (0.36, 1.0), (0.42, 0.98)], 0.05, BLACK)
+        figure.limb([(-0.36, 0.9), (-0.14, 0.89)], 0.085, BLACK)
+        figure.limb([(-0.2, 0.2), (0.04, 0.44)], 0.04, STEEL)
+        figure.limb([(-0.82, 0.5), (-0.66, 0.68), (-0.4, 0.7)], 0.04, BLACK)
+
+
+def motorcycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float) -> None:
+    """A motorcycle or a scooter; `turn` as in `Billboard`."""
+    figure = Figure(canvas, canvas.billboard(x, z, turn))
+    paint = pick(rng, PAINTS)
+    soft_spot(canvas, x, z, 1.7 * abs(turn), 0.9)
+    with canvas.object("motorcycle"):
+        for wheel in (-0.7, 0.7):
+            figure.shape(ellipse(wheel, 0.32, 0.32), RUBBER)
+            figure.shape(ellipse(wheel, 0.32, 0.17), (120, 122, 126))
+        figure.limb([(0.7, 0.32), (0.42, 0.98)], 0.09, STEEL)
+        figure.shape([(-0.4, 0.22), (-0.42, 0.6), (0.3, 0.66), (0.38, 0.3), (0.1, 0.18)], (64, 66, 70))
+        figure.limb([(-0.85, 0.3), (-0.1, 0.27)], 0.11, (172, 174, 178))
+        figure.shape([(-0.1, 0.62), (-0.02, 0.9), (0.26, 0.98), (0.44, 0.84), (0.36, 0.6)], paint)
+        figure.shape([(-0.95, 0.74), (-0.92, 0.9), (-0.5, 0.84), (-0.06, 0.86), (-0.06, 0.7), (-0.5, 0.64)], BLACK)
+        figure.shape([(-0.98, 0.6), (-0.95, 0.74), (-0.4, 0.64), (-0.45, 0.5)], paint)
+        figure.shape([(0.42, 0.62), (0.5, 0.72), (0.92, 0.68), (1.02, 0.5), (0.7, 0.66)], paint)
+        figure.shape([(0.38, 0.8), (0.36, 1.12), (0.5, 1.1), (0.62, 0.86)], paint)
+        figure.limb([(0.2, 1.06), (0.42, 1.02)], 0.06, BLACK)
+        figure.shape(ellipse(0.58, 0.9, 0.09), (250, 244, 214), glow=True)
+        figure.shape(ellipse(-0.97, 0.72, 0.06), (206, 30, 26), glow=True)
+
+
+def rider(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float, helmet: bool) -> None:
+    """Someone sitting on a bicycle, or with a full `helmet` on a motorcycle, at the same place and turn."""
+    figure = Figure(canvas, canvas.billboard(x, z, turn))
+    wide = float(np.clip(1 / max(abs(turn), 0.3), 1, 1.9))  # a trunk does not get thin when seen from behind
+    coat, trousers, skin = pick(rng, CLOTHES), pick(rng, CLOTHES[3:]), pick(rng, _SKIN, 6)
+    seat, pedal, hand = (
+        ((-0.3, 0.86), (0.08, 0.3), (0.22, 1.06)) if helmet else ((-0.22, 0.92), (-0.08, 0.18), (0.3, 1.04))
+    )
+    knee = (seat[0] + 0.42, seat[1] - 0.2)
+    with canvas.object("rider"):
+        far_leg = [seat, (knee[0] - 0.1, knee[1] + 0.1), (pedal[0] + 0.1, pedal[1] + 0.25)]
+        figure.limb(far_leg, 0.15, scaled(trousers, 0.75))
+        figure.limb([seat, knee, pedal], 0.17, trousers)
+        figure.limb([pedal, (pedal[0] + 0.16, pedal[1] - 0.02)], 0.09, BLACK)
+        neck = (seat[0] + 0.2, 1.48)
+        half = 0.19 * wide
+        hips = [(seat[0] + half, 0.88), (seat[0] - half, 0.84)]
+        back = [(neck[0] - half * 1.05, 1.3), (neck[0] - half * 0.5, neck[1] + 0.03)]
+        chest = [(neck[0] + half * 0.6, neck[1]), (neck[0] + half, 1.28)]
+        figure.shape([*hips, *back, *chest], coat)
+        figure.limb([(neck[0], 1.36), (neck[0] + 0.16, 1.08), hand], 0.12, scaled(coat, 0.85))
+        figure.shape(ellipse(hand[0], hand[1], 0.05 * wide, 0.05), skin)
+        top = (neck[0] + 0.07, 1.64)
+        figure.limb([neck, top], 0.12, skin)
+        figure.shape(ellipse(*top, 0.11 * wide, 0.13), skin)
+        if helmet:
+            figure.shape(ellipse(top[0], top[1] + 0.01, 0.15 * wide, 0.16), pick(rng, PAINTS))
+            figure.box(top[0] + 0.02, 1.6, top[0] + 0.14 * wide, 1.7, BLACK)
+        else:
+            cap = ellipse(top[0] - 0.01, top[1] + 0.04, 0.13 * wide, 0.11)
+            figure.shape(cap, pick(rng, ((230, 230, 228), (40, 42, 48), (196, 50, 44), (60, 44, 36))))
+
+
+def pram(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
+    """A pram or trolley: annotated `dynamic`, which counts for nothing."""
+    figure, color = Figure(canvas, canvas.billboard(x, z)), pick(rng, CLOTHES)
+    soft_spot(canvas, x, z, 0.9, 0.8)
+    with canvas.object("dynamic"):
+        figure.limb([(-0.36, 0.12), (0.3, 0.5), (0.6, 0.98)], 0.05, STEEL)
+        figure.limb([(0.36, 0.12), (-0.2, 0.5)], 0.05, STEEL)
+        figure.shape([(-0.45, 0.45), (-0.5, 0.75), (-0.3, 1.0), (0.0, 0.78), (0.42, 0.74), (0.36, 0.45)], color)
+        for wheel in (-0.36, 0.36):
+            figure.shape(ellipse(wheel, 0.13, 0.13), RUBBER)
