@@ -245,6 +245,7 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
         pair = next((a, b) for a, b in zip(card.classes.names, classes.names, strict=True) if a != b)
         raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")
     differing = differences(to_dict(model.config), to_dict(wanted))
+    differing.pop("bn_momentum", None)  # acts in training only
     if differing:
         text = ", ".join(f"{name} {a!r} (config: {b!r})" for name, (a, b) in differing.items())
         raise CheckpointError(f"{path} holds another net: {text}")

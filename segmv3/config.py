@@ -98,7 +98,7 @@ class Schedule:
     min_lr: float = 1e-4
     """Learning rate at the last step."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from near zero."""
+    """Steps over which the learning rate rises linearly from near zero; a shorter run ends while it rises."""
     eval_every: int = 4000
     """Steps between evaluations on the validation set; the training state is saved there too."""
     save_every: int = 1000
@@ -172,9 +172,10 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     Raises: ConfigError when there is no such file, it fails, or it builds no `config`.
     """
     if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = f"; {path.parent} has {', '.join(known)}" if known else ""
-        raise ConfigError(f"{path} does not exist{hint}")
+        folder = path if path.is_dir() else path.parent
+        known = sorted(p.name for p in folder.glob("*.py"))
+        hint = f"; {folder} has {', '.join(known)}" if known else ""
+        raise ConfigError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
     try:
         config = runpy.run_path(str(path)).get("config")
     except ConfigError:

@@ -62,6 +62,7 @@ def test_unknown_or_ill_typed_flags_stop_with_a_hint(flags, says, capsys):
         (["--data.flip", "2"], "probability"),
         (["--optim.lr", "1e-9"], "schedule.min-lr"),
         (["--data.batch-size", "0"], "data.batch-size"),
+        (["--schedule.warmup-steps", "-1"], "schedule.warmup-steps"),
     ],
 )
 def test_impossible_values_are_refused(flags, says):

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from segmv3.config import Model
+from segmv3.config import Config, Model
 from segmv3.errors import ModelError
 from segmv3.models.segmenter import Segmenter
 
@@ -33,12 +33,14 @@ def net_name(model: Model) -> str:
     return named or f"lraspp_{model.size} (tail {model.tail}, output stride {model.output_stride}, custom settings)"
 
 
-def create_model(name_or_config: str | Model, num_classes: int = 19) -> Segmenter:
+def create_model(name_or_config: str | Model | Config, num_classes: int = 19) -> Segmenter:
     """Build a net with fresh weights.
 
-    Args: name_or_config: a name from `NETS`, or settings of one's own.
+    Args: name_or_config: a name from `NETS`, settings of one's own, or a whole experiment, of which the net counts.
     Raises: ModelError for an unknown name or a class count below 1.
     """
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; it must be at least 1")
-    return Segmenter(net(name_or_config) if isinstance(name_or_config, str) else name_or_config, num_classes)
+    if isinstance(name_or_config, str):
+        return Segmenter(net(name_or_config), num_classes)
+    return Segmenter(name_or_config.model if isinstance(name_or_config, Config) else name_or_config, num_classes)

@@ -36,7 +36,7 @@ class Run:
         Raises: OutputError, ConfigError; nothing is written.
         """
         if self.settings_file.is_file():
-            stored = json.loads(self.settings_file.read_text())
+            stored = _read_json(self.settings_file)
             changed = {k: v for k, v in differences(stored, settings).items() if k not in _FREE}
             if changed:
                 text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
@@ -55,7 +55,18 @@ class Run:
         return self.report.is_file() and self.metrics_file.is_file() and steps in saved_steps(self.states)
 
     def metrics(self) -> dict[str, Any]:
-        return json.loads(self.metrics_file.read_text())
+        """The scores of the best weights."""
+        return _read_json(self.metrics_file)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); start again with another --run") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no record of a run; start again with another --run")
+    return content
 
 
 def _shown(value: Any) -> str:
