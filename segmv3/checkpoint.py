@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -205,7 +206,8 @@ def _state_path(folder: Path, step: int) -> Path:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps of the training states in a folder, newest first; a state counts once its manifest is written."""
-    return sorted((int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.json")), reverse=True)
+    names = (re.fullmatch(r"step_(\d+)\.json", path.name) for path in folder.glob("step_*.json"))
+    return sorted((int(name[1]) for name in names if name), reverse=True)
 
 
 def _manifest_digest(path: Path) -> str:

@@ -6,18 +6,22 @@ that `segmv3 --help` answers at once.
 
 import json
 import os
+import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 import segmv3
 from segmv3.config import Config, Data, Device, Model, Precision, Schedule, load_config
-from segmv3.errors import ConfigError, OutputError, Segmv3Error, Segmv3Warning
+from segmv3.errors import ConfigError, DataError, Interrupted, OutputError, Segmv3Error, Segmv3Warning
 
 _USAGE = """\
 usage: segmv3 COMMAND ...
@@ -67,6 +71,8 @@ class Evaluate:
     """Score only the first N images."""
     output: Path | None = None
     """Also write the scores to this JSON file."""
+    overwrite: bool = False
+    """Replace the file that --output names."""
     precision: Precision = "fp32"
     """Arithmetic of the net."""
     device: Device = "auto"
@@ -123,6 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what goes wrong is one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _on_sigterm)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -134,9 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Segmv3Error as error:
         return _fail(_last_message(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted: nothing was saved", 130)
+        return _fail("interrupted", 130)
     except (MemoryError, RuntimeError) as error:  # torch has an error of its own for every allocator
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
         return _fail("environment: out of memory; use smaller images, crops or batches", 4)
     except BrokenPipeError:  # whoever read our output has left
@@ -172,11 +180,12 @@ def _evaluate(arguments: list[str]) -> None:
         Evaluate,
         f"segmv3 evaluate {path}",
         rest,
-        {"model": config.model, "data": config.data} if config else {},
+        {"model": config.model, "data": config.data},
     )
     output = options.output
-    if output and output.exists() and '"confusion_matrix"' not in output.read_text(errors="replace"):
-        raise OutputError(f"{output} exists and is no result of segmv3 evaluate; choose another --output")
+    if output and output.exists() and (output.is_dir() or not options.overwrite):
+        hint = "name a file in it" if output.is_dir() else "choose another --output or add --overwrite"
+        raise OutputError(f"{output} {'is a folder' if output.is_dir() else 'exists'}; {hint}")
     from rich.console import Console
     from rich.progress import Progress
 
@@ -208,6 +217,8 @@ def _evaluate(arguments: list[str]) -> None:
             indices=range(count),
             progress=lambda done, _: progress.update(bar, completed=done),
         )
+    if not confusion.matrix.any():
+        raise DataError(f"no pixel of '{options.split}' is labelled: there is nothing to score")
     result = scores(confusion, dataset, images=count, multi_scale_flip=options.multi_scale_flip)
     result |= {
         "config": str(path),
@@ -261,6 +272,8 @@ def _models(arguments: list[str]) -> None:
 
 
 def _data(arguments: list[str]) -> None:
+    if arguments[:1] and arguments[0] in ("-h", "--help"):
+        arguments = ["mini-city", "--help"]  # the only one so far
     if arguments[:1] != ["mini-city"]:
         raise ConfigError(f"there is no data command {' '.join(arguments[:1])!r}; there is segmv3 data mini-city DIR")
     options = _parse(MiniCity, "segmv3 data mini-city", arguments[1:])
@@ -308,6 +321,11 @@ def _parse(
         required = {f.name: tyro.MISSING for f in fields(options) if f.default is MISSING}  # type: ignore[arg-type]
         filled = {"default": options(**required | defaults)}
     return tyro.cli(options, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), **filled)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C: what is open is closed on the way out. Training has a handler of its own."""
+    raise Interrupted("what was finished is kept", number)
 
 
 def _last_message(error: Segmv3Error) -> str:

@@ -96,7 +96,7 @@ class Schedule:
     power: float = 0.9
     """Exponent of the poly policy."""
     min_lr: float = 1e-4
-    """Learning rate at the last step."""
+    """Learning rate that the policy falls to at the end of the run."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from near zero; a shorter run ends while it rises."""
     eval_every: int = 4000
@@ -142,11 +142,7 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
         (0 <= data.jitter <= 1, "data.jitter", "is a probability, 0 to 1"),
         (data.workers >= 0, "data.workers", "must be at least 0"),
         (schedule.steps >= 1, "schedule.steps", "must be at least 1"),
-        (
-            0 <= schedule.warmup_steps <= schedule.steps,
-            "schedule.warmup-steps",
-            "must lie between 0 and steps",
-        ),
+        (schedule.warmup_steps >= 0, "schedule.warmup-steps", "must be at least 0"),
         (schedule.eval_every >= 1, "schedule.eval-every", "must be at least 1"),
         (schedule.save_every >= 1, "schedule.save-every", "must be at least 1"),
         (schedule.log_every >= 1, "schedule.log-every", "must be at least 1"),
@@ -159,7 +155,12 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
         ),
         (optim.weight_decay >= 0, "optim.weight-decay", "must be at least 0"),
         (config.model.head_channels >= 1, "model.head-channels", "must be at least 1"),
-        (config.seed >= 0, "seed", "must be at least 0"),
+        (min(config.model.pool_window) >= 1, "model.pool-window", "must be at least 1 x 1"),
+        (min(config.model.pool_stride) >= 1, "model.pool-stride", "must be at least 1 x 1"),
+        (min(config.model.std) > 0, "model.std", "must be above 0"),
+        (all(0 <= b < 1 for b in getattr(optim, "betas", ())), "optim.betas", "must be at least 0 and below 1"),
+        (0 <= getattr(optim, "momentum", 0) < 1, "optim.momentum", "must be at least 0 and below 1"),
+        (0 <= config.seed < 2**63, "seed", "must be at least 0 and below 2^63"),
     ]
     return [(name, wrong) for holds, name, wrong in rules if not holds]
 
@@ -180,7 +181,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         config = runpy.run_path(str(path)).get("config")
     except ConfigError:
         raise
-    except Exception as error:  # a config is the user's own code: whatever it raises is theirs to read
+    except (Exception, SystemExit) as error:  # a config is the user's own code: whatever it raises is theirs to read
         raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise ConfigError(f"{path} must set `config = Config(...)`")

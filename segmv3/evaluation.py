@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmv3.config import Precision
 from segmv3.data.datasets import Dataset
+from segmv3.data.transforms import eval_transforms, transform
 from segmv3.decode import label_map
 from segmv3.images import UInt8Array
 from segmv3.inference import MULTI_SCALES, multi_scale_flip
@@ -59,10 +61,15 @@ def evaluate(
 
 def _read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[UInt8Array, UInt8Array]]:
     """Pairs in order, the next two being decoded while this one is scored."""
+    transforms = eval_transforms()
+
+    def read(index: int) -> tuple[UInt8Array, UInt8Array]:
+        return transform(transforms, *dataset.read(index), np.random.default_rng(index))
+
     with ThreadPoolExecutor(2) as pool:
         waiting: deque[Future[tuple[UInt8Array, UInt8Array]]] = deque()
         for index in indices:
-            waiting.append(pool.submit(dataset.read, index))
+            waiting.append(pool.submit(read, index))
             if len(waiting) > 2:
                 yield waiting.popleft().result()
         while waiting:

@@ -28,14 +28,28 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             _flush_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(_no_space(path, len(data))) from None
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
+        raise _why(error, path, len(data)) from None
 
 
-def _no_space(path: Path, size: int) -> str:
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file.
+
+    Raises: ResourceError when the disk is full, OutputError for any other reason, both naming the path.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _why(error, path, len(line)) from None
+
+
+def _why(error: OSError, path: Path, size: int) -> OutputError | ResourceError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutputError(f"{path} cannot be written ({error.strerror or error})")
     free = shutil.disk_usage(path.parent).free
-    return f"the disk is full: {path} needs {size / 1e6:,.0f} MB, {path.parent} has {free / 1e6:,.0f} MB free"
+    return ResourceError(
+        f"the disk is full: {path} needs {size / 1e6:,.1f} MB, {path.parent} has {free / 1e6:,.1f} MB free"
+    )
 
 
 def _flush_folder(folder: Path) -> None:

@@ -18,45 +18,50 @@ UInt8Array = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError)
 _MAX_PIXELS = 179_000_000  # a 20 kB PNG can ask for hundreds of MB; Pillow's own limit only warns at half of this
 
 
-def _open(path: Path) -> Image.Image:
+def _load(path: Path) -> Image.Image:
+    """Decode a file to its last pixel.
+
+    Pillow stops reading a PNG once the picture is full and ignores what its checksums say of the pixels, hence
+    the second look at those. JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=_FORMATS)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise DataError(f"{path} is a folder, not an image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    image = _decode(data, path)
+    try:
+        if image.format == "PNG":
+            image.verify()  # leaves the image unusable
+            image = _decode(data, path)
+        image.load()
+    except _DECODING_ERRORS as error:
+        raise DataError(f"{path} is damaged ({_reason(error)}; file of {len(data):,} bytes); replace it") from None
+    return image
+
+
+def _decode(data: bytes, path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be opened as an image ({_reason(error)}); replace it") from None
     if image.width * image.height > _MAX_PIXELS:
         raise DataError(f"{path} is {image.width}x{image.height}: over the limit of {_MAX_PIXELS:,} pixels")
     return image
 
 
-def _load(path: Path) -> Image.Image:
-    image = _open(path)
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        size = path.stat().st_size
-        raise DataError(f"{path} is damaged ({_reason(error)}; file of {size:,} bytes); replace it") from None
-    return image
-
-
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return "not a PNG, JPEG, WEBP, BMP or TIFF" if "cannot identify" in text else text
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header alone, as `read_image` would return it (EXIF rotation applied)."""
-    with _open(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_image(path: Path) -> UInt8Array:
@@ -67,7 +72,10 @@ def read_image(path: Path) -> UInt8Array:
     Returns: uint8 H x W x 3, RGB.
     Raises: DataError naming the path when the file is missing, damaged or not an image.
     """
-    image = ImageOps.exif_transpose(_load(path))
+    try:
+        image = ImageOps.exif_transpose(_load(path))
+    except _DECODING_ERRORS as error:
+        raise DataError(f"{path} has unreadable EXIF data ({_reason(error)}); replace it") from None
     if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips 16-bit values at 255
         grey = np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)

@@ -35,7 +35,7 @@ class Classes:
         if len(self.names) != len(self.colors):
             raise ValueError(f"{len(self.names)} names but {len(self.colors)} colours")
         if not 1 <= len(self.names) < _ILLEGAL:
-            raise DataError(f"{len(self.names)} classes; between 1 and {_ILLEGAL - 1} are possible")
+            raise ValueError(f"{len(self.names)} classes; between 1 and {_ILLEGAL - 1} are possible")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -146,7 +146,9 @@ def read_classes(root: Path) -> tuple[Classes, LabelTable]:
     for path, parse in ((root / "classes.json", _parse_json), (root / "classes.txt", _parse_text)):
         if path.is_file():
             try:
-                entries = parse(path.read_text(encoding="utf-8"))
+                entries = parse(path.read_text(encoding="utf-8-sig"))
+            except UnicodeDecodeError:
+                raise DataError(f"{path} is not UTF-8 text; save it as such") from None
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise DataError(f"{path} cannot be understood ({error!r}); see data/README.md") from None
             return _classes_of(entries, path)
@@ -168,6 +170,8 @@ def _classes_of(entries: list[dict], path: Path) -> tuple[Classes, LabelTable]:
     if len(set(ids)) != len(ids) or any(not 0 <= i <= 255 for i in ids):
         raise DataError(f"{path}: ids must be different and between 0 and 255, found {ids}")
     kept = [entry for entry in entries if not entry.get("ignore") and entry["id"] != IGNORE]
+    if not 1 <= len(kept) < _ILLEGAL:
+        raise DataError(f"{path} names {len(kept)} classes; between 1 and {_ILLEGAL - 1} are possible")
     names = tuple(entry["name"] for entry in kept)
     if len(set(names)) != len(names):
         raise DataError(f"{path}: two classes have the same name")

@@ -54,6 +54,7 @@ class Predictor:
         Returns: uint8 H x W, train ids 0..classes-1.
         Raises: ModelError for an array of another shape or dtype.
         """
+        image = np.asarray(image)
         if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ModelError(f"an image must be uint8 H x W x 3 (RGB), found {image.dtype} {image.shape}")
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.device)

@@ -86,7 +86,7 @@ def _before_prune(occurrence: int) -> None:
     reached, unlink = _countdown(occurrence), Path.unlink
 
     def dying(path: Path, missing_ok: bool = False) -> None:
-        if path.parent.name == "state":
+        if path.parent.name == "state" and path.name.startswith("step_"):
             reached()
         unlink(path, missing_ok)
 

@@ -92,7 +92,7 @@ def test_train_evaluate_predict(config_file, folder, tmp_path, capsys):
     result, trained = json.loads(out.read_text()), json.loads((run / "metrics.json").read_text())
     assert result["confusion_matrix"] == trained["confusion_matrix"]  # the recorded score is the one that is measured
     assert len(result["weights_sha256"]) == 64
-    flags = ["--multi-scale-flip", "--split", "train", "--limit", "2", "--output", str(out)]
+    flags = ["--multi-scale-flip", "--split", "train", "--limit", "2", "--output", str(out), "--overwrite"]
     assert main(["evaluate", str(config_file), "--weights", str(best), *flags]) == 0
     result = json.loads(out.read_text())
     assert (result["images"], result["flip"], len(result["scales"])) == (2, True, 6)

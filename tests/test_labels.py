@@ -78,7 +78,7 @@ def test_classes_txt_numbers_its_lines(tmp_path: Path):
     [
         ("not json", "cannot be understood"),
         ('{"names": []}', "cannot be understood"),
-        ('{"classes": []}', "0 classes"),
+        ('{"classes": []}', "names 0 classes"),
         ('{"classes": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "ids must be different"),
         ('{"classes": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', "the same name"),
         ('{"classes": [{"id": 300, "name": "a"}]}', "between 0 and 255"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segmv3.data.mini_city import render_scene, write_mini_city
 from segmv3.errors import ConfigError, OutputError
-from segmv3.images import read_ids, read_image, read_size
+from segmv3.images import read_ids, read_image
 from segmv3.labels import cityscapes_classes, cityscapes_label_ids, cityscapes_label_train_ids
 
 SIZE = (64, 128)
@@ -37,7 +37,7 @@ def test_layout_is_that_of_cityscapes(city: Path) -> None:
             name = image.name.removesuffix("_leftImg8bit.png")
             assert name.startswith(town)
             labels = city / "gtFine" / split / town
-            assert read_size(image) == SIZE
+            assert read_image(image).shape[:2] == SIZE
             modes = {"labelIds": "L", "labelTrainIds": "L", "instanceIds": "I;16", "color": "RGBA"}
             for kind, mode in modes.items():
                 with Image.open(labels / f"{name}_gtFine_{kind}.png") as label:

@@ -7,13 +7,17 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from segmv3 import checkpoint
 from segmv3.config import SGD, AdamW, Schedule
-from segmv3.errors import ConfigError, ModelError, NumericsError
+from segmv3.data.datasets import open_dataset
+from segmv3.errors import ConfigError, DataError, ModelError, NumericsError
+from segmv3.evaluation import evaluate, single_scale
+from segmv3.images import write_png
 from segmv3.models.zoo import create_model
 from segmv3.training import loop
 from segmv3.training.loop import train
@@ -112,6 +116,54 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_state(
     assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_nan_gradient_is_found_by_the_next_loss(config, tmp_path, clip_norm, monkeypatch):
+    def poisoned(low, labels):
+        total, labelled = cross_entropy(low, labels)
+        total.register_hook(lambda gradient: gradient * math.nan)
+        return total, labelled
+
+    monkeypatch.setattr(loop, "cross_entropy", poisoned)
+    schedule = replace(config.schedule, clip_norm=clip_norm)
+    with pytest.raises(NumericsError):
+        train(replace(config, schedule=schedule), tmp_path / "run", device="cpu", threads=1)
+    assert not checkpoint.saved_steps(tmp_path / "run" / "state")
+
+
+def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_path):
+    """The worker's error arrives whole, and the workers do not keep the process alive."""
+    tool = Path(__file__).parents[1] / "tools" / "train.py"
+    script = tmp_path / "breaking.py"
+    script.write_text(
+        "import runpy, sys\n"
+        "from segmv3.training import loop\n"
+        "def check(dataset, progress):\n"
+        "    path = dataset.pairs[0].image\n"
+        "    path.write_bytes(path.read_bytes()[:100])\n"
+        "loop.check = check\n"
+        f"sys.argv[0] = {str(tool)!r}\n"
+        f"runpy.run_path({str(tool)!r}, run_name='__main__')\n"
+    )
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from pathlib import Path\nfrom segmv3.config import *\nfrom segmv3.models.zoo import NETS\n"
+        f"root = Path({str(folder)!r})\n"
+        "config = Config(model=NETS['lraspp_small_d8'], data=Data(dataset='folder', root=root, batch_size=2, "
+        "crop_size=(32, 48), workers=2), optim=AdamW(lr=1e-3), schedule=Schedule(steps=50, min_lr=0))\n"
+    )
+    command = [sys.executable, str(script), str(file), "--run", str(tmp_path / "run"), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("data: ") and done.stderr.count("\n") == 1 and "scene_0.png" in done.stderr
+
+
+def test_a_split_without_a_labelled_pixel_is_refused(config, tmp_path):
+    for path in (config.data.root / "val" / "labels").iterdir():
+        write_png(path, np.full((48, 64), 255, np.uint8))
+    with pytest.raises(DataError, match="no pixel of 'val' is labelled"):
+        train(config, tmp_path / "run", device="cpu", threads=1)
+
+
 def test_gradients_are_clipped(config, tmp_path):
     schedule = replace(config.schedule, steps=2, clip_norm=1e-12)
     train(replace(config, schedule=schedule, optim=SGD(lr=1.0, weight_decay=0)), tmp_path / "run", device="cpu")
@@ -134,7 +186,7 @@ def test_a_crop_too_small_for_batch_norm_stops_before_the_run(config, tmp_path):
 
 
 def run_processes(config_file: Path, run: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29571"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     tool = Path(__file__).parents[1] / "tools" / "train.py"
     command = [*launcher, "--", str(tool), str(config_file), "--run", str(run), "--device", "cpu", *flags]
     return subprocess.run(
@@ -155,6 +207,10 @@ def test_two_processes_train_score_and_finish_together(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best: ") == 1  # one process speaks
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    dataset = open_dataset(config.data, "val")
+    weights, _ = checkpoint.load(tmp_path / "run" / "best.safetensors")
+    confusion = evaluate(single_scale(weights), dataset, device=torch.device("cpu"))
+    assert confusion.matrix.tolist() == metrics["confusion_matrix"]  # the score is that of the weights that were kept
     pixels = sum(map(sum, metrics["confusion_matrix"]))
     assert pixels == 3 * 48 * 64 and metrics["images"] == 3  # 3 images over 2 processes, each counted once
 

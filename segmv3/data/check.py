@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from segmv3.data.datasets import Dataset, Pair
+from segmv3.errors import DataError
 
 
 def check(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
@@ -39,7 +40,10 @@ def _print(pair: Pair) -> str:
     """Changes whenever either file does, or the table it is read by."""
     parts = [str(pair.table.train_ids)]
     for path in (pair.image, pair.label):
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); is it a link to nowhere?") from None
         parts.append(f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 

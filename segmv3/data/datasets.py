@@ -73,6 +73,8 @@ def open_dataset(data: Data, split: str) -> Dataset:
     Raises: DataError when the root is missing or nested wrongly, the split is empty, or a file has no partner.
     """
     root = data.root
+    if not split or Path(split).name != split:
+        raise DataError(f"{split!r} is no split; it is the name of a folder, such as train or val")
     if not root.is_dir():
         near = _first_existing_parent(root)
         raise DataError(f"data root {root} does not exist ({near} does); set --data.root, see data/README.md")
@@ -131,8 +133,9 @@ def _open_folder(data: Data, split: str) -> Dataset:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """Image files below a folder; names with a leading dot (.DS_Store, ._x.png) are not data."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """Image files below a folder; names with a leading dot (.DS_Store, ._x.png, .cache/) are not data."""
+    files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def _by_stem(files: Iterable[Path], suffix: str = "") -> dict[str, Path]:

@@ -5,6 +5,8 @@ n // N, augmented with a generator seeded by (seed, epoch, image). Nothing depen
 number of them gives the same batches and a run resumes at any step at once.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
@@ -104,10 +106,23 @@ def train_batches(
     )
 
 
+def _kill_workers() -> None:
+    """At exit: multiprocessing would send its children SIGTERM, which ours ignore, and wait for ever."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call this a failure
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+atexit.register(_kill_workers)  # runs before multiprocessing's own, which was registered earlier
+
+
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's own threads deadlock after a fork and crowd out the other workers
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group; when to stop is the loop's say
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # they reach the whole group; when to stop is the loop's say
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def shard(count: int, rank: int, world_size: int) -> range:

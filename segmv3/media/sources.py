@@ -57,6 +57,10 @@ def find_source(source: str, *, leave_out: Path | None = None) -> ImageSource | 
     if not source.strip():
         raise DataError(f"no source was named; {_SUPPORTED}")
     path = Path(source).expanduser()
+    try:
+        path.exists()
+    except OSError as error:
+        raise DataError(f"{source[:60]}... cannot be looked up ({error.strerror})") from None
     if path.is_dir():
         return _from_folder(path, leave_out)
     if path.exists():

@@ -54,8 +54,8 @@ class Segmenter(nn.Module):
         return self.head(low, deep)
 
     def forward(self, image: Tensor) -> Tensor:
-        """N x 3 x H x W, RGB, uint8 or float 0..255, any H, W >= 1 -> logits N x classes x H x W."""
-        return F.interpolate(self.low_logits(image), image.shape[2:], mode="bilinear", align_corners=False)
+        """N x 3 x H x W, RGB, uint8 or float 0..255, any H, W >= 1 -> logits float32 N x classes x H x W."""
+        return F.interpolate(self.low_logits(image).float(), image.shape[2:], mode="bilinear", align_corners=False)
 
     def check_trainable(self, batch_size: int, crop_size: tuple[int, int]) -> None:
         """Refuse a batch that leaves BN one value per channel at the deepest map.

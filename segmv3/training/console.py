@@ -1,6 +1,8 @@
 """What a person sees of a run: a progress line on a terminal, plain lines elsewhere, and log.jsonl."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from segmv3.files import write_bytes
+from segmv3.files import append_line, write_bytes
 
 _LINE_SECONDS = 30.0
 
@@ -26,21 +28,32 @@ class RunLog:
             return []
         return [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
 
-    def rewind(self, step: int) -> None:
-        """Forget what happened after `step`: a resumed run will do it again."""
-        kept = [entry for entry in self.entries() if entry["step"] <= step]
+    def rewind(self, step: int, evaluated: set[int]) -> None:
+        """Forget what happened after `step` and scores not among `evaluated`: a resumed run will do it again."""
+        kept = [
+            entry
+            for entry in self.entries()
+            if entry["step"] <= step and (entry["event"] != "eval" or entry["step"] in evaluated)
+        ]
         write_bytes(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     def add(self, **entry: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.path, json.dumps(entry))
+
+
+class _Console(Console):
+    """Goes quiet when whoever read our output has left: `segmv3 train | head` must not end the run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class RunConsole:
     """Progress of a run, shown while it is open. Silent on every process but the first."""
 
     def __init__(self, steps: int, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet)
+        self.console = _Console(quiet=quiet)
         self.live = self.console.is_terminal
         self.steps = steps
         self._progress = Progress(

@@ -4,11 +4,12 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -19,11 +20,11 @@ from segmv3.config import Config, Device, to_dict
 from segmv3.data.check import check
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.loader import Batch, shard, train_batches
-from segmv3.errors import ConfigError, DataError, Interrupted, NumericsError, ResourceError
+from segmv3.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, ResourceError
 from segmv3.evaluation import evaluate, scores, single_scale
 from segmv3.files import write_bytes
 from segmv3.models.zoo import create_model, net_name
-from segmv3.runtime import use_device
+from segmv3.runtime import load, use_device
 from segmv3.training.console import RunConsole, RunLog
 from segmv3.training.losses import cross_entropy
 from segmv3.training.optim import build_optimizer, lr_at
@@ -44,11 +45,15 @@ def train(config: Config, folder: Path, *, device: Device = "auto", threads: int
     """
     fabric = _launch(config, use_device(device, threads))
     train_set, val_set = open_dataset(config.data, "train"), open_dataset(config.data, "val")
-    settings = to_dict(config) | {"train_set": train_set.fingerprint(), "processes": fabric.world_size}
+    settings = to_dict(config) | {
+        "train_set": train_set.fingerprint(),
+        "val_set": val_set.fingerprint(),
+        "processes": fabric.world_size,
+    }
     run = Run(folder)
     run.check(settings)
     with RunConsole(config.schedule.steps, quiet=not fabric.is_global_zero) as console:
-        if run.finished(config.schedule.steps):
+        if run.finished():
             best = run.metrics()
             console.say(f"{folder} is finished: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}")
             return best
@@ -68,6 +73,8 @@ def _launch(config: Config, device: torch.device) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise ResourceError(f"{here} processes were started here for {torch.cuda.device_count()} GPUs")
     if config.data.batch_size % processes:
         raise ConfigError(f"data.batch-size {config.data.batch_size} cannot be shared by {processes} processes")
     fabric = Fabric(
@@ -134,17 +141,17 @@ class _Training:
                 loss = self._loss(image, labels)
                 self.fabric.backward(loss)
                 if schedule.clip_norm:
-                    self.fabric.clip_gradients(self.model, self.optimizer, max_norm=schedule.clip_norm)
+                    self._clip(schedule.clip_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 self.step += 1
                 meter.add(loss)
 
-                if log_due := self.step % schedule.log_every == 0 or self._evaluation_is_due():
-                    self._write_log(meter, lr, stop)
+                if self.step % schedule.log_every == 0 or self._evaluation_is_due():
+                    self._write_log(meter, lr)
                     meter = _Meter(self.step)
-                if stop.signal and (log_due or self.fabric.world_size == 1):  # processes agree when they log
-                    self._leave(meter, stop)
+                if signal_number := self._agreed(stop):
+                    self._leave(meter, signal_number)
                 if self.step % schedule.save_every == 0 and not self._evaluation_is_due():
                     self._finite_losses(meter)
                     self._save()
@@ -152,7 +159,8 @@ class _Training:
         best = self.run.metrics()
         if self.fabric.is_global_zero:
             with self.console.task("report") as progress:
-                write_summary(self.run.folder, self.val_set, self.log.entries(), best, progress)
+                predict = load(self.run.best, device="cuda" if self.fabric.device.type == "cuda" else "cpu")
+                write_summary(self.run.folder, predict, self.val_set, self.log.entries(), best, progress)
             self.console.say(
                 f"best: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}; "
                 f"wrote {self.run.best} and {self.run.report}"
@@ -177,7 +185,7 @@ class _Training:
         try:
             return next(batches)
         except RuntimeError as error:  # all that torch says of a worker that is killed or hangs
-            if "DataLoader" not in str(error):
+            if not re.search(r"DataLoader (worker \(pid|timed out)", str(error)):
                 raise
             what = f"a data worker died or hung before step {self.step + 1:,} ({str(error).splitlines()[0]})"
             raise ResourceError(f"{what}; {self._kept()}. Fewer --data.workers need less memory") from None
@@ -202,12 +210,15 @@ class _Training:
         """Score the raw net in fp32 on unpadded shards; keep it when it is the best so far."""
         began = time.monotonic()
         self.net.eval()
+        if self.fabric.world_size > 1:  # plain BN keeps its own statistics on each process: score those that are saved
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         with self.console.task("evaluate") as progress:
 
             def on_image(done: int, total: int) -> None:
                 progress(done, total)
                 if stop.signal and self.fabric.world_size == 1:
-                    self._leave(_Meter(self.step), stop)
+                    self._leave(_Meter(self.step), stop.signal)
 
             confusion = evaluate(
                 single_scale(self.net),
@@ -246,16 +257,27 @@ class _Training:
         result = facts | {"device": _describe(self.fabric.device), "seconds": round(self.seconds)} | result
         write_bytes(self.run.metrics_file, json.dumps(result, indent=2).encode())
 
-    def _reduce(self, value: Tensor, operation: str) -> Tensor:
-        """The sum, mean or max over all processes."""
-        reduced = self.fabric.all_reduce(value.to(self.fabric.device), reduce_op=operation)
-        assert isinstance(reduced, Tensor)
-        return reduced
+    def _reduce(self, value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+        """The sum or max over all processes. Fabric's own makes everybody wait at a barrier first."""
+        value = value.to(self.fabric.device)
+        if self.fabric.world_size > 1:
+            how = torch.distributed.ReduceOp.SUM if operation == "sum" else torch.distributed.ReduceOp.MAX
+            torch.distributed.all_reduce(value, how)
+        return value
 
-    def _write_log(self, meter: "_Meter", lr: float, stop: StopRequest) -> None:
+    def _agreed(self, stop: StopRequest) -> int:
+        """The signal to obey now, the same on all processes; several of them ask each other every tenth step."""
+        if self.fabric.world_size == 1:
+            return stop.signal
+        return int(self._reduce(torch.tensor(stop.signal), "max").item()) if self.step % 10 == 0 else 0
+
+    def _clip(self, norm: float) -> None:
+        # a gradient that is not finite must not raise here, where the host would wait for it: the loss tells
+        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=norm, error_if_nonfinite=False)
+
+    def _write_log(self, meter: "_Meter", lr: float) -> None:
         """Log the mean loss since the last line."""
         losses = self._finite_losses(meter)
-        stop.signal = int(self._reduce(torch.tensor(stop.signal), "max").item())  # all stop at the same step
         images = len(losses) * self.config.data.batch_size
         entry = {
             "event": "train",
@@ -272,7 +294,9 @@ class _Training:
 
     def _finite_losses(self, meter: "_Meter") -> list[float]:
         """The losses so far, over all processes; only here, before logs and saves, does the host wait for them."""
-        losses: list[float] = self._reduce(torch.stack(meter.losses).float(), "mean").tolist() if meter.losses else []
+        if not meter.losses:
+            return []
+        losses: list[float] = (self._reduce(torch.stack(meter.losses), "sum") / self.fabric.world_size).tolist()
         for step, loss in enumerate(losses, meter.first_step + 1):
             if not math.isfinite(loss):
                 hint = "Try --precision fp32 or a lower --optim.lr"
@@ -301,14 +325,17 @@ class _Training:
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.console.say(f"resuming {self.run.folder} at step {self.step:,} of {self.schedule.steps:,}")
+        steps = [int(self._reduce(torch.tensor(sign * self.step), "max").item()) for sign in (1, -1)]
+        if steps[0] != -steps[1]:
+            raise CheckpointError(f"processes see different states in {self.run.states}; they must share this folder")
         if self.fabric.is_global_zero:
-            self.log.rewind(self.step)
+            self.log.rewind(self.step, {entry["step"] for entry in self.evaluations})
 
-    def _leave(self, meter: "_Meter", stop: StopRequest) -> None:
+    def _leave(self, meter: "_Meter", signal_number: int) -> None:
         if self.saved_step != self.step:
             self._finite_losses(meter)
             self._save()
-        raise Interrupted(f"saved at step {self.step:,} in {self.run.folder}; the same command goes on", stop.signal)
+        raise Interrupted(f"saved at step {self.step:,} in {self.run.folder}; the same command goes on", signal_number)
 
 
 class _Meter:

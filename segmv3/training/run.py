@@ -38,9 +38,13 @@ class Run:
         if self.settings_file.is_file():
             stored = _read_json(self.settings_file)
             changed = {k: v for k, v in differences(stored, settings).items() if k not in _FREE}
+            for name in changed.keys() & {"train_set", "val_set"}:
+                raise ConfigError(f"the images of {name[:-4]} are not those {self.folder} was started with")
             if changed:
                 text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
                 raise ConfigError(f"{self.folder} was started with other settings: {text}. Use another --run.")
+            if self.best.is_file() and not self.finished() and not saved_steps(self.states):
+                raise ConfigError(f"{self.folder} holds weights but no training state to go on from; use another --run")
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise OutputError(f"{self.folder} is not empty and holds no run; choose another --run")
 
@@ -50,9 +54,9 @@ class Run:
         if not self.settings_file.is_file():
             write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
 
-    def finished(self, steps: int) -> bool:
-        """Whether the last step was taken, scored and saved, and the report written."""
-        return self.report.is_file() and self.metrics_file.is_file() and steps in saved_steps(self.states)
+    def finished(self) -> bool:
+        """Whether the run came to its end: the report is what it writes last."""
+        return self.report.is_file() and self.metrics_file.is_file()
 
     def metrics(self) -> dict[str, Any]:
         """The scores of the best weights."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: the first asks, the second leaves."""
+"""Ctrl-C, SIGTERM and a lost terminal during a run: the first signal asks, the second leaves."""
 
 import os
 import signal
@@ -6,9 +6,11 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+_ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class StopRequest:
-    """While open, SIGINT and SIGTERM set a flag instead of ending the process.
+    """While open, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process.
 
     A handler that saved would run in the middle of anything, a save included; the loop reads the flag where the
     state is whole. A second signal leaves at once without touching files.
@@ -23,7 +25,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
             return self  # Python lets no other thread set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ASKING:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -8,13 +8,14 @@ from typing import Any
 from segmv3.data.datasets import Dataset
 from segmv3.models.count import parameters
 from segmv3.report import Sample, write_report
-from segmv3.runtime import load
+from segmv3.runtime import Predictor
 
 _SAMPLES = 4
 
 
 def write_summary(
     folder: Path,
+    predict: Predictor,
     dataset: Dataset,
     log: list[dict[str, Any]],
     metrics: dict[str, Any],
@@ -22,9 +23,9 @@ def write_summary(
 ) -> Path:
     """Write `report.html` and its pictures into a run folder, from what the run left there.
 
-    Args: dataset: the validation split. log: the entries of log.jsonl. metrics: the content of metrics.json.
+    Args: predict: the best weights. dataset: the validation split. log: the entries of log.jsonl.
+        metrics: the content of metrics.json.
     """
-    predict = load(folder / "best.safetensors")
     samples = []
     spread = max(1, math.ceil(len(dataset) / _SAMPLES))  # evenly spaced images, not the prettiest
     chosen = range(0, len(dataset), spread)
