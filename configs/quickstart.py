@@ -15,6 +15,6 @@ config = Config(
     ),
     optim=AdamW(lr=3e-3, weight_decay=0.01),
     schedule=Schedule(
-        steps=600, policy="cosine", min_lr=1e-5, warmup_steps=30, eval_every=100, save_every=50, log_every=20
+        steps=500, policy="cosine", min_lr=1e-5, warmup_steps=30, eval_every=100, save_every=50, log_every=20
     ),
 )

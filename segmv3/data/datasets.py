@@ -106,7 +106,10 @@ def _open_cityscapes(root: Path, split: str) -> Dataset:
     if wrong_city:
         raise DataError(f"{wrong_city} lies in the folder of another city; move it to {wrong_city.name.split('_')[0]}/")
     pairs = tuple(Pair(stem, images[stem], *labels[stem]) for stem in sorted(images))
-    return Dataset("Cityscapes", split, cityscapes_classes(), pairs)
+    title = (
+        "mini-city" if (root / "mini-city.json").is_file() else "Cityscapes"
+    )  # the same layout, not the same streets
+    return Dataset(title, split, cityscapes_classes(), pairs)
 
 
 def _open_folder(data: Data, split: str) -> Dataset:
