@@ -1,6 +1,8 @@
 """MobileNetV3-Small with LR-ASPP on mini-city: what `make quickstart` trains on two CPU cores.
 
 Run:     segmv3 data mini-city data/mini-city && segmv3 train configs/quickstart.py
+Net:     468,830 parameters
+Score:   docs/measurements.md
 """
 
 from pathlib import Path
