@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from segmv3.labels import Classes as Classes
     from segmv3.media.draw import colorize as colorize
     from segmv3.media.draw import overlay as overlay
+    from segmv3.models.zoo import create_backbone as create_backbone
     from segmv3.models.zoo import create_model as create_model
     from segmv3.runtime import Predictor as Predictor
     from segmv3.runtime import load as load
@@ -30,6 +31,7 @@ _ROOMS = {
     "Config": "segmv3.config",
     "Predictor": "segmv3.runtime",
     "colorize": "segmv3.media.draw",
+    "create_backbone": "segmv3.models.zoo",
     "create_model": "segmv3.models.zoo",
     "load": "segmv3.runtime",
     "load_config": "segmv3.config",

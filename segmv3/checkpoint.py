@@ -11,11 +11,11 @@ import io
 import json
 import re
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,13 +23,15 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from segmv3.config import Model, to_dict
+from segmv3.config import Classifier, Model, net_from_dict, to_dict
 from segmv3.errors import CheckpointError, NumericsError
 from segmv3.files import make_folder, write_bytes
-from segmv3.labels import Classes, cityscapes_classes, numbered_classes
+from segmv3.labels import Classes, Color, cityscapes_classes, numbered_classes
+from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
+from segmv3.models.zoo import create_classifier, create_model
 
-_FORMAT = 1
+_FORMAT = 2
 _KEY = "segmv3"
 _STATES_KEPT = 2
 _MAX_BYTES = 200_000_000  # the largest net here is under 20 MB
@@ -39,31 +41,54 @@ _MAX_BYTES = 200_000_000  # the largest net here is under 20 MB
 class Card:
     """What a weight file says of itself."""
 
-    classes: Classes
+    names: tuple[str, ...]
+    """Of the classes, in the order of the logits."""
+    colors: tuple[Color, ...] = ()
+    """Of the classes; a classifier has none."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Score, step, data set, config, commit: whatever the training knew."""
+    """Score, step, data set, config, commit, origin: whatever the training or the import knew."""
     sha256: str = ""
     """Of the whole file, as read."""
 
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of a segmentation net's classes."""
+        return Classes(self.names, self.colors)
 
-def save(model: Segmenter, path: Path | str, *, classes: Classes | None = None, **facts: Any) -> None:
+
+@dataclass(frozen=True)
+class Weights:
+    """A weight file, read and verified: the net it is for, its tensors by name, and its card."""
+
+    net: Model | Classifier
+    tensors: dict[str, Tensor]
+    card: Card
+
+
+def save(
+    model: Segmenter | ImageClassifier,
+    path: Path | str,
+    *,
+    classes: Classes | Sequence[str] | None = None,
+    **facts: Any,
+) -> None:
     """Write weights with everything needed to use them.
 
-    Args: classes: names and colours; Cityscapes' for 19 classes, else numbered ones. facts: JSON types, kept
-        as they are (score, config, data set).
+    Args: classes: names and colours, or names alone for a classifier; by default Cityscapes' for a segmentation
+        net of 19 classes, else numbered ones. facts: JSON types, kept as they are (score, config, data set).
     Raises: NumericsError when a weight is not finite; OutputError or ResourceError when it cannot be written.
     """
     path = Path(path)
-    classes = classes or _default_classes(model.num_classes)
-    if len(classes) != model.num_classes:
-        raise CheckpointError(f"{len(classes)} class names for a net with {model.num_classes} classes")
+    names, colors = _names_and_colors(model, classes)
+    if len(names) != model.num_classes:
+        raise CheckpointError(f"{len(names)} class names for a net with {model.num_classes} classes")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     refuse_non_finite(tensors)
     header = {
         "format": _FORMAT,
-        "model": to_dict(model.config),
-        "classes": list(classes.names),
-        "palette": [list(color) for color in classes.colors],
+        "model": to_dict(replace(model.config, pretrained=None)),  # where a run began is among its facts
+        "classes": list(names),
+        "palette": [list(color) for color in colors],
         "digest": _digest(tensors),
         "facts": {"version": version("segmv3"), "commit": source_commit(), **facts},
     }
@@ -72,10 +97,38 @@ def save(model: Segmenter, path: Path | str, *, classes: Classes | None = None, 
 
 
 def load(path: Path | str) -> tuple[Segmenter, Card]:
-    """Read a weight file written by `save`.
+    """Read the weight file of a segmentation net, written by `save`.
 
     Returns: the net in eval mode on the CPU, and what the file says of itself.
     Raises: CheckpointError when the file is missing, damaged, not segmv3's, or does not fit the net it names.
+    """
+    weights = read(path)
+    if not isinstance(weights.net, Model):
+        raise CheckpointError(f"{path} is a classifier: use it with segmv3 classify, or as --model.pretrained")
+    return _fitted(create_model(weights.net, len(weights.card.names)), weights, path), weights.card
+
+
+def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
+    """Read the weight file of a classification net, as `load` does.
+
+    Raises: CheckpointError, as `load`.
+    """
+    weights = read(path)
+    if not isinstance(weights.net, Classifier):
+        raise CheckpointError(f"{path} is a segmentation net: use it with segmv3 predict or segmv3 evaluate")
+    return _fitted(create_classifier(weights.net, len(weights.card.names)), weights, path), weights.card
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file begins like one that `save` wrote."""
+    with path.open("rb") as file:
+        return file.read(64)[8:].startswith(f'{{"__metadata__":{{"{_KEY}"'.encode())
+
+
+def read(path: Path | str) -> Weights:
+    """Read and verify a weight file without building its net.
+
+    Raises: CheckpointError when the file is missing, damaged or not segmv3's.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,24 +139,30 @@ def load(path: Path | str) -> tuple[Segmenter, Card]:
     header = _header(data, path)
     try:
         tensors = load_safetensors(data)
-        classes = Classes(tuple(header["classes"]), tuple((r, g, b) for r, g, b in header["palette"]))
-        model = Segmenter(_model(header["model"]), len(classes))
-        digest, facts = header["digest"], dict(header["facts"])
+        net = net_from_dict(header["model"])
+        colors = tuple((r, g, b) for r, g, b in header["palette"])
+        card = Card(tuple(header["classes"]), colors, dict(header["facts"]), hashlib.sha256(data).hexdigest())
+        if isinstance(net, Model):
+            _ = card.classes  # their rules hold
+        digest = header["digest"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({_one_line(error)})") from None
     if digest != _digest(tensors):
         raise CheckpointError(f"{path} fails its checksum: it was damaged after it was written; get it again")
-    _fit(model, tensors, path)
-    return model.eval(), Card(classes, facts, hashlib.sha256(data).hexdigest())
+    return Weights(net, tensors, card)
 
 
-def _fit(model: Segmenter, tensors: Mapping[str, Tensor], path: Path) -> None:
+Net = TypeVar("Net", Segmenter, ImageClassifier)
+
+
+def _fitted(model: Net, weights: Weights, path: Path | str) -> Net:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
         raise CheckpointError(f"{path} does not hold the net it names: {len(wrong)} tensors differ, first {wrong[0]}")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(weights.tensors)
+    return model.eval()
 
 
 def _header(data: bytes, path: Path) -> dict[str, Any]:
@@ -121,13 +180,17 @@ def _header(data: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
-def _model(settings: dict[str, Any]) -> Model:
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    return Model(**values)
-
-
-def _default_classes(count: int) -> Classes:
-    return cityscapes_classes() if count == 19 else numbered_classes(count)
+def _names_and_colors(
+    model: Segmenter | ImageClassifier, classes: Classes | Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    if isinstance(model, ImageClassifier):
+        names = classes.names if isinstance(classes, Classes) else classes
+        return tuple(names or (f"class_{i}" for i in range(model.num_classes))), ()
+    if classes is None:
+        classes = cityscapes_classes() if model.num_classes == 19 else numbered_classes(model.num_classes)
+    if not isinstance(classes, Classes):
+        classes = replace(numbered_classes(len(classes)), names=tuple(classes))
+    return classes.names, classes.colors
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -238,15 +301,15 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
 
     Raises: CheckpointError saying what differs.
     """
-    if card.classes.names != classes.names:
-        if len(card.classes) != len(classes):
+    if card.names != classes.names:
+        if len(card.names) != len(classes):
             raise CheckpointError(
-                f"{path}: {len(card.classes)} classes stored, {len(classes)} requested; "
+                f"{path}: {len(card.names)} classes stored, {len(classes)} requested; "
                 "use the config it was trained with, or other weights"
             )
-        pair = next((a, b) for a, b in zip(card.classes.names, classes.names, strict=True) if a != b)
+        pair = next((a, b) for a, b in zip(card.names, classes.names, strict=True) if a != b)
         raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")
-    differing = differences(to_dict(model.config), to_dict(wanted))
+    differing = differences(to_dict(model.config), to_dict(replace(wanted, pretrained=None)))
     differing.pop("bn_momentum", None)  # acts in training only
     if differing:
         text = ", ".join(f"{name} {a!r} (config: {b!r})" for name, (a, b) in differing.items())

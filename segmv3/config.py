@@ -8,7 +8,7 @@ import dataclasses
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from segmv3.errors import ConfigError
 
@@ -17,28 +17,112 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """The net. `segmv3.models.zoo` names the ones that are used; parameters are counted there."""
+class MobileNetV3:
+    """A MobileNetV3 backbone (arXiv 1905.02244, tables 1 and 2). The defaults are the classification net."""
 
     size: Literal["large", "small"] = "large"
-    """MobileNetV3-Large or -Small (arXiv 1905.02244, tables 1 and 2)."""
-    tail: Literal["full", "rf2"] = "rf2"
-    """Last block of the backbone: as for classification, or with half the filters (the paper's RF2)."""
-    output_stride: Literal[8, 16, 32] = 16
+    width: float = 1.0
+    """Multiplier of all channels; the result is rounded to multiples of 8. Published: 0.35, 0.5, 0.75, 1, 1.25."""
+    minimal: bool = False
+    """No squeeze-and-excite, no h-swish, 3x3 kernels only (TensorFlow's "minimalistic" nets)."""
+    family: Literal["timm", "d-li14", "torchvision", "paddle", "rw"] = "timm"
+    """Whose rules turn a width into channels, and what the squeeze and the classifier look like; see
+    `segmv3.models.mobilenetv3.FAMILIES`. At width 1.0 timm, d-li14 and torchvision agree."""
+    tail: Literal["full", "rf2", "torchvision"] = "full"
+    """Last block: as for classification, with half the filters (the paper's RF2), or with all but the first
+    expansion halved (torchvision's `reduced_tail`)."""
+    output_stride: Literal[8, 16, 32] = 32
     """Input size over deep feature size; strides beyond it become dilation."""
-    head_channels: int = 128
-    """Filters F of the LR-ASPP head."""
+    dilate_first: bool = True
+    """Whether a block that lost its stride is dilated too (mmsegmentation, torchvision) or only those after it
+    (timm, TensorFlow)."""
+    padding: Literal["symmetric", "same"] = "symmetric"
+    """"same" is TensorFlow's: at stride 2 an even size gets its extra row and column at the bottom and right."""
+    bn_eps: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV2:
+    """A MobileNetV2 backbone (arXiv 1801.04381), torchvision's, for the paper's comparison rows."""
+
+    width: float = 1.0
+    tail: Literal["full", "rf2"] = "full"
+    output_stride: Literal[8, 16, 32] = 32
+    bn_eps: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRASPP:
+    """The paper's head (figure 10): gated deep features and the 1/8 features, each classified, then summed."""
+
+    channels: int = 128
+    """Filters F."""
+    tap: Literal["expanded", "output"] = "expanded"
+    """The 1/8 features: the expanded map inside the last block of that stage (DeepLab's released nets), or the
+    output of its first block (torchvision)."""
+    gate: Literal["hard_sigmoid", "sigmoid"] = "hard_sigmoid"
+    gate_bias: bool = True
+    """Whether the gate's convolution has a bias."""
     pool: Literal["global", "window"] = "global"
-    """Pooling of the head's gate: the whole map, or windows of `pool_window` cells every `pool_stride`."""
+    """Pooling of the gate: the whole map, or windows of `pool_window` cells every `pool_stride`."""
     pool_window: tuple[int, int] = (49, 49)
     pool_stride: tuple[int, int] = (16, 20)
-    backbone_bn_eps: float = 1e-3
-    head_bn_eps: float = 1e-5
+    bn_eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRASPPDecoder:
+    """mmsegmentation's LR-ASPP: gated deep features, refined by two skips on the way up to half the input size."""
+
+    channels: int = 128
+    skip_strides: tuple[int, int] = (2, 4)
+    """Where the skips come from, finest first; the logits come out at the first one."""
+    skip_channels: tuple[int, int] = (32, 64)
+    gate: Literal["hard_sigmoid", "sigmoid"] = "sigmoid"
+    gate_bias: bool = False
+    pool: Literal["global", "window"] = "window"
+    pool_window: tuple[int, int] = (49, 49)
+    pool_stride: tuple[int, int] = (16, 20)
+    dropout: float = 0.1
+    bn_eps: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RASPP:
+    """The paper's comparison head: 1x1 convolution and global pooling, concatenated and projected, at 1/16."""
+
+    channels: int = 256
+    """Filters F."""
+    bn_eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A segmentation net. `segmv3.models.zoo` names the ones that are used; parameters are counted there."""
+
+    backbone: MobileNetV3 | MobileNetV2 = field(default_factory=MobileNetV3)
+    head: LRASPP | LRASPPDecoder | RASPP = field(default_factory=LRASPP)
     bn_momentum: float = 0.1
     """Weight of the newest batch in BN's running statistics (PyTorch's sense)."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """RGB, 0..255, subtracted inside the model (ImageNet's)."""
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pretrained: str | None = None
+    """Weights to start from, a file or a name of `segmv3 weights list`: what fits is taken, the rest is listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A classification net: backbone, global mean, two linear layers."""
+
+    backbone: MobileNetV3 = field(default_factory=MobileNetV3)
+    dropout: float = 0.2
+    """Share of the hidden layer that training drops."""
+    bn_momentum: float = 0.1
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pretrained: str | None = None
+    """Weights to start from, a file or a name of `segmv3 weights list`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +144,27 @@ class Data:
     """Probability of a horizontal flip."""
     jitter: float = 0.8
     """Probability of photometric jitter (brightness, contrast, saturation, hue)."""
+    workers: int = 2
+    """Processes that prepare samples; the batches are the same for any number of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """Pictures for classification, one folder a class, and how a training sample is cut from them."""
+
+    root: Path
+    """The folder that holds `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, as ImageNet is usually unpacked."""
+    batch_size: int = 256
+    """Images per step over all processes together."""
+    crop_size: tuple[int, int] = (224, 224)
+    scale_range: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a training crop covers."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.0
+    """Probability of photometric jitter (brightness, contrast, saturation by up to 40 %)."""
+    resize: int = 256
+    """Shorter side of a validation image before its centre crop."""
     workers: int = 2
     """Processes that prepare samples; the batches are the same for any number of them."""
 
@@ -87,14 +192,31 @@ class AdamW:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RMSProp:
+    """RMSProp with momentum, as TensorFlow's ImageNet recipes use it."""
+
+    lr: float = 0.1
+    alpha: float = 0.9
+    """Smoothing of the squared gradients."""
+    momentum: float = 0.9
+    eps: float = 1e-3
+    weight_decay: float = 1e-5
+    decay_bn_and_bias: bool = False
+    """Whether weight decay also acts on BN parameters and biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How long to train, how the learning rate moves, and what happens on the way."""
 
     steps: int
     """Optimiser steps, meant and executed."""
-    policy: Literal["poly", "cosine"] = "poly"
+    policy: Literal["poly", "cosine", "step"] = "poly"
     power: float = 0.9
     """Exponent of the poly policy."""
+    decay_rate: float = 0.99
+    decay_every: int = 1000
+    """The step policy multiplies the learning rate by `decay_rate` every so many steps."""
     min_lr: float = 1e-4
     """Learning rate that the policy falls to at the end of the run."""
     warmup_steps: int = 0
@@ -107,37 +229,80 @@ class Schedule:
     """Steps between log lines."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 leaves gradients as they are."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is scored and kept; 0 keeps the weights themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One experiment."""
+    """One segmentation experiment."""
 
     model: Model
     data: Data
-    optim: SGD | AdamW = field(default_factory=SGD)
+    optim: SGD | AdamW | RMSProp = field(default_factory=SGD)
     schedule: Schedule
     precision: Precision = "fp32"
     """Arithmetic of the training step (bf16 = autocast); evaluation is always fp32."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, wrong in _impossible(self):
+        data, head = self.data, self.model.head
+        _refuse(
+            *_common_rules(self),
+            (0 < data.scale_range[0] <= data.scale_range[1], "data.scale-range", "must be two rising positive numbers"),
+            (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
+            (head.channels >= 1, "model.head.channels", "must be at least 1"),
+            (min(getattr(head, "pool_window", (1,))) >= 1, "model.head.pool-window", "must be at least 1 x 1"),
+            (min(getattr(head, "pool_stride", (1,))) >= 1, "model.head.pool-stride", "must be at least 1 x 1"),
+            (0 <= getattr(head, "dropout", 0) < 1, "model.head.dropout", "must be at least 0 and below 1"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """One image classification experiment: how a backbone gets its ImageNet weights."""
+
+    model: Classifier
+    data: ImageFolder
+    optim: SGD | AdamW | RMSProp = field(default_factory=SGD)
+    schedule: Schedule
+    label_smoothing: float = 0.0
+    precision: Precision = "fp32"
+    """Arithmetic of the training step (bf16 = autocast); evaluation is always fp32."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        data = self.data
+        _refuse(
+            *_common_rules(self),
+            (
+                0 < data.scale_range[0] <= data.scale_range[1] <= 1,
+                "data.scale-range",
+                "must be two rising shares of the area, above 0 and at most 1",
+            ),
+            (data.resize >= 1, "data.resize", "must be at least 1"),
+            (0 <= self.model.dropout < 1, "model.dropout", "must be at least 0 and below 1"),
+            (0 <= self.label_smoothing < 1, "label-smoothing", "must be at least 0 and below 1"),
+        )
+
+
+_Rule = tuple[bool, str, str]
+"""(whether it holds, setting, what is wrong where it does not): values that types alone cannot refuse."""
+
+
+def _refuse(*rules: _Rule) -> None:
+    for holds, name, wrong in rules:
+        if not holds:
             raise ConfigError(f"{name}: {wrong}")
 
 
-def _impossible(config: Config) -> list[tuple[str, str]]:
-    """(setting, what is wrong with it) for values that types alone cannot refuse."""
-    data, schedule, optim = config.data, config.schedule, config.optim
-    rules = [
+def _common_rules(config: Config | Classification) -> list[_Rule]:
+    model, data, schedule, optim = config.model, config.data, config.schedule, config.optim
+    return [
+        (0.1 <= model.backbone.width <= 4, "model.backbone.width", "must lie between 0.1 and 4"),
+        (min(model.std) > 0, "model.std", "must be above 0"),
         (data.batch_size >= 1, "data.batch-size", "must be at least 1"),
         (min(data.crop_size) >= 1, "data.crop-size", "must be at least 1 x 1"),
-        (
-            0 < data.scale_range[0] <= data.scale_range[1],
-            "data.scale-range",
-            "must be two rising positive numbers",
-        ),
-        (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
         (0 <= data.flip <= 1, "data.flip", "is a probability, 0 to 1"),
         (0 <= data.jitter <= 1, "data.jitter", "is a probability, 0 to 1"),
         (data.workers >= 0, "data.workers", "must be at least 0"),
@@ -147,6 +312,9 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
         (schedule.save_every >= 1, "schedule.save-every", "must be at least 1"),
         (schedule.log_every >= 1, "schedule.log-every", "must be at least 1"),
         (schedule.clip_norm >= 0, "schedule.clip-norm", "must be at least 0"),
+        (schedule.decay_every >= 1, "schedule.decay-every", "must be at least 1"),
+        (0 < schedule.decay_rate <= 1, "schedule.decay-rate", "must be above 0 and at most 1"),
+        (0 <= schedule.ema < 1, "schedule.ema", "must be at least 0 and below 1"),
         (optim.lr > 0, "optim.lr", "must be above 0"),
         (
             0 <= schedule.min_lr <= optim.lr,
@@ -154,23 +322,22 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
             f"must lie between 0 and optim.lr ({optim.lr:g})",
         ),
         (optim.weight_decay >= 0, "optim.weight-decay", "must be at least 0"),
-        (config.model.head_channels >= 1, "model.head-channels", "must be at least 1"),
-        (min(config.model.pool_window) >= 1, "model.pool-window", "must be at least 1 x 1"),
-        (min(config.model.pool_stride) >= 1, "model.pool-stride", "must be at least 1 x 1"),
-        (min(config.model.std) > 0, "model.std", "must be above 0"),
         (all(0 <= b < 1 for b in getattr(optim, "betas", ())), "optim.betas", "must be at least 0 and below 1"),
         (0 <= getattr(optim, "momentum", 0) < 1, "optim.momentum", "must be at least 0 and below 1"),
+        (0 <= getattr(optim, "alpha", 0) < 1, "optim.alpha", "must be at least 0 and below 1"),
         (0 <= config.seed < 2**63, "seed", "must be at least 0 and below 2^63"),
     ]
-    return [(name, wrong) for holds, name, wrong in rules if not holds]
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+Experiment = TypeVar("Experiment", Config, Classification)
+
+
+def load_config(path: Path, overrides: list[str] | None = None, kind: type[Experiment] = Config) -> Experiment:  # type: ignore[assignment]
     """Run a config file and apply command-line overrides to the `config` it builds.
 
     Args: overrides: flags such as `["--optim.lr", "0.02"]`; unknown or ill-typed ones end the program with a
-        hint and exit code 2 (tyro's own box).
-    Raises: ConfigError when there is no such file, it fails, or it builds no `config`.
+        hint and exit code 2 (tyro's own box). kind: which experiment it must be.
+    Raises: ConfigError when there is no such file, it fails, or it builds no `config` of this kind.
     """
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
@@ -183,23 +350,47 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         raise
     except (Exception, SystemExit) as error:  # a config is the user's own code: whatever it raises is theirs to read
         raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path} must set `config = Config(...)`")
+    if isinstance(config, Config | Classification) and not isinstance(config, kind):
+        command = "segmv3 classify train" if isinstance(config, Classification) else "segmv3 train"
+        raise ConfigError(f"{path} is an experiment for `{command}`")
+    if not isinstance(config, kind):
+        raise ConfigError(f"{path} must set `config = {kind.__name__}(...)`")
     if not overrides:
         return config
     import tyro
 
-    return tyro.cli(tyro.conf.AvoidSubcommands[Config], default=config, args=overrides)
+    return tyro.cli(kind, default=config, args=overrides, config=(tyro.conf.AvoidSubcommands,))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON types (tuples as lists, paths as text)."""
+    """A config dataclass as plain JSON types (tuples as lists, paths as text), each with its "kind"."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {"kind": type(value).__name__} | fields
         if isinstance(value, tuple):
             return [plain(v) for v in value]
         return str(value) if isinstance(value, Path) else value
 
     return plain(config)
+
+
+_NETS = {kind.__name__: kind for kind in (Model, Classifier, MobileNetV3, MobileNetV2, LRASPP, LRASPPDecoder, RASPP)}
+
+
+def net_from_dict(values: dict[str, Any]) -> Model | Classifier:
+    """The settings of a net from what `to_dict` made of them.
+
+    Raises: KeyError or TypeError where it made something else.
+    """
+
+    def typed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _NETS[value["kind"]](**{name: typed(v) for name, v in value.items() if name != "kind"})
+        return tuple(value) if isinstance(value, list) else value
+
+    net = typed(values)
+    if not isinstance(net, Model | Classifier):
+        raise TypeError(f"{values['kind']} is no whole net")
+    return net

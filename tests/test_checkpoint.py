@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import segmv3
 from segmv3 import checkpoint
-from segmv3.config import Model
+from segmv3.config import LRASPP, MobileNetV3, Model
 from segmv3.errors import CheckpointError, NumericsError, OutputError
 from segmv3.labels import cityscapes_classes, numbered_classes
 from segmv3.models.zoo import NETS, create_model
@@ -16,7 +16,7 @@ from segmv3.models.zoo import NETS, create_model
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return create_model(Model(size="small", pool="window"), 19).eval()
+    return create_model(Model(backbone=MobileNetV3(size="small"), head=LRASPP(pool="window")), 19).eval()
 
 
 def test_a_weight_file_restores_the_net_and_its_card(model, tmp_path):
@@ -82,7 +82,7 @@ def test_another_net_or_other_classes_are_refused(tmp_path):
     checkpoint.check_net(card, model, wanted, numbered_classes(7), path)
     with pytest.raises(CheckpointError, match="7 classes stored, 19 requested"):
         checkpoint.check_net(card, model, wanted, cityscapes_classes(), path)
-    with pytest.raises(CheckpointError, match=r"another net: size 'small' \(config: 'large'\)"):
+    with pytest.raises(CheckpointError, match=r"another net: backbone.size 'small' \(config: 'large'\)"):
         checkpoint.check_net(card, model, NETS["lraspp_large_d8"], numbered_classes(7), path)
     renamed = replace(numbered_classes(7), names=("car", *numbered_classes(7).names[1:]))
     with pytest.raises(CheckpointError, match="'class_0' where the data has 'car'"):

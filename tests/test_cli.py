@@ -123,8 +123,8 @@ def test_bad_weights_are_one_line(config_file, weights, tmp_path, capsys):
     assert "missing.safetensors does not exist" in fails(capsys, *evaluate, tmp_path / "missing.safetensors")
     segmv3.save(create_model("lraspp_small_d8", 7), tmp_path / "seven.safetensors")
     assert "7 classes stored, 4 requested" in fails(capsys, *evaluate, tmp_path / "seven.safetensors")
-    says = fails(capsys, *evaluate, weights, "--model.size", "large")
-    assert "another net: size 'small' (config: 'large')" in says
+    says = fails(capsys, *evaluate, weights, "--model.backbone.size", "large")
+    assert "another net: backbone.size 'small' (config: 'large')" in says
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:1000])
     assert "cut.safetensors" in fails(capsys, *evaluate, tmp_path / "cut.safetensors")
 

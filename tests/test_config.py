@@ -44,7 +44,7 @@ def test_flags_override_the_file():
     [
         (["--optim.lrr", "1"], "--optim.lr"),
         (["--schedule.steps", "many"], "--schedule.steps"),
-        (["--model.size", "huge"], "large"),
+        (["--model.backbone.size", "huge"], "large"),
     ],
 )
 def test_unknown_or_ill_typed_flags_stop_with_a_hint(flags, says, capsys):

@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from segmv3.config import Model
+from segmv3.config import LRASPP, MobileNetV3, Model
 from segmv3.errors import ModelError
 from segmv3.models.count import describe_nets, gmacs, parameters
-from segmv3.models.heads import global_pool, window_pool
-from segmv3.models.mobilenetv3 import MobileNetV3, layout
+from segmv3.models.layers import Tap, global_pool, window_pool
+from segmv3.models.mobilenetv3 import MobileNetV3Backbone, layout
 from segmv3.models.zoo import NETS, create_model, net_name
+
+_SMALL = MobileNetV3(size="small", tail="rf2", output_stride=16)
 
 
 @pytest.mark.parametrize(
@@ -27,29 +31,38 @@ def test_named_nets_have_the_published_size(name, count, least, most):
 @pytest.mark.parametrize("tail", ["full", "rf2"])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_features_have_the_promised_shapes(size, tail, stride):
-    backbone = MobileNetV3(size, tail=tail, output_stride=stride).eval()
+    net = MobileNetV3(size=size, tail=tail, output_stride=stride)
+    backbone = MobileNetV3Backbone(net, (Tap(8, "expanded"),)).eval()
     low, deep = backbone(torch.zeros(1, 3, 64, 96))
     assert low.shape == (1, {"large": 120, "small": 88}[size], 8, 12)
     width = {"large": 960, "small": 576}[size] // (2 if tail == "rf2" else 1)
     assert deep.shape == (1, width, 64 // stride, 96 // stride)
-    assert (backbone.low_channels, backbone.deep_channels) == (low.shape[1], deep.shape[1])
+    assert backbone.channels == (low.shape[1], deep.shape[1])
 
 
 def test_lost_strides_become_dilation_from_the_same_block_on():
     """mmsegmentation's D8 layout: 2 from the first 80-channel block on, 4 from the first 160-channel block on."""
-    assert [b.dilation for b in layout("large", "full", 8)] == [1] * 6 + [2] * 6 + [4] * 3
-    assert [b.dilation for b in layout("large", "rf2", 16)] == [1] * 12 + [2] * 3
-    assert [b.dilation for b in layout("small", "rf2", 32)] == [1] * 11
-    assert [b.out for b in layout("large", "rf2", 16)][-3:] == [80] * 3
-    assert [b.expanded for b in layout("large", "rf2", 16)][-3:] == [336, 480, 480]
-    assert [b.expanded for b in layout("small", "rf2", 16)][-3:] == [144, 288, 288]
+    full, large, small = (
+        MobileNetV3(output_stride=8),
+        MobileNetV3(tail="rf2", output_stride=16),
+        MobileNetV3(size="small", tail="rf2", output_stride=32),
+    )
+    assert [b.dilation for b in layout(full)] == [1] * 6 + [2] * 6 + [4] * 3
+    assert [b.dilation for b in layout(replace(full, dilate_first=False))] == [1] * 7 + [2] * 6 + [4] * 2
+    assert [b.dilation for b in layout(large)] == [1] * 12 + [2] * 3
+    assert [b.dilation for b in layout(small)] == [1] * 11
+    assert [b.out for b in layout(large)][-3:] == [80] * 3
+    assert [b.expanded for b in layout(large)][-3:] == [336, 480, 480]
+    assert [b.expanded for b in layout(small)][-3:] == [144, 288, 288]
+    assert [b.expanded for b in layout(replace(large, tail="torchvision"))][-3:] == [672, 480, 480]
+    assert [b.expanded for b in layout(replace(small, tail="torchvision"))][-3:] == [288, 288, 288]
 
 
 def test_the_full_backbones_hold_what_torchvision_holds():
     from torchvision.models import mobilenet_v3_large, mobilenet_v3_small
 
     for size, theirs in (("large", mobilenet_v3_large), ("small", mobilenet_v3_small)):
-        assert parameters(MobileNetV3(size)) == parameters(theirs().features)
+        assert parameters(MobileNetV3Backbone(MobileNetV3(size=size))) == parameters(theirs().features)
 
 
 @pytest.mark.parametrize("size", ["large", "small"])
@@ -57,7 +70,7 @@ def test_the_full_backbone_computes_what_torchvision_computes(size):
     import torchvision.models as tv
 
     theirs = getattr(tv, f"mobilenet_v3_{size}")().features.eval()
-    ours = MobileNetV3(size, output_stride=32).eval()
+    ours = MobileNetV3Backbone(MobileNetV3(size=size)).eval()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for p, q in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
@@ -66,14 +79,14 @@ def test_the_full_backbone_computes_what_torchvision_computes(size):
                 q.copy_(torch.rand(q.shape, generator=generator) * 0.2 + 0.01)
                 p.copy_(q)
         image = torch.randn(1, 3, 65, 97, generator=generator)
-        expected, found = theirs(image), ours(image)[1]
+        expected, found = theirs(image), ours(image)[0]
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (33, 65), (64, 128)])
 @pytest.mark.parametrize("pool", ["global", "window"])
 def test_any_size_gives_logits_of_that_size(shape, pool):
-    model = create_model(Model(size="small", pool=pool), num_classes=5).eval()
+    model = create_model(Model(backbone=_SMALL, head=LRASPP(pool=pool)), num_classes=5).eval()
     image = torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8)
     with torch.inference_mode():
         logits = model(image)
@@ -118,4 +131,6 @@ def test_unknown_names_are_answered_with_near_ones():
     with pytest.raises(ModelError, match="num_classes is 0"):
         create_model("lraspp_small_d8", 0)
     assert net_name(NETS["lraspp_large_d8"]) == "lraspp_large_d8"
-    assert "custom" in net_name(Model(size="small", head_channels=64))
+    assert net_name(replace(NETS["lraspp_large_d8"], pretrained="w.pth")) == "lraspp_large_d8"
+    custom = Model(backbone=MobileNetV3(size="small", width=0.75), head=LRASPP(channels=64))
+    assert net_name(custom) == "LRASPP on MobileNetV3-small (width 0.75, tail full, output stride 32)"

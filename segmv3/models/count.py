@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from segmv3.models.heads import taps
 from segmv3.models.zoo import NETS, create_model
 
 _SIZE = (1024, 2048)  # Cityscapes images
@@ -21,7 +22,7 @@ class NetFacts:
     """At 1024 x 2048."""
     output_stride: int
     taps: str
-    """Channels and strides of the two feature maps that the head fuses."""
+    """Channels and strides of the feature maps that the head fuses."""
 
 
 def parameters(model: nn.Module) -> int:
@@ -46,6 +47,7 @@ def describe_nets() -> list[NetFacts]:
     for name, settings in NETS.items():
         with torch.device("meta"):
             model = create_model(settings)
-        taps = f"{model.backbone.low_channels} at 1/8, {model.backbone.deep_channels} at 1/{settings.output_stride}"
-        facts.append(NetFacts(name, parameters(model), gmacs(model, _SIZE), settings.output_stride, taps))
+        strides = [*(tap.stride for tap in taps(settings.head)), settings.backbone.output_stride]
+        fused = ", ".join(f"{c} at 1/{s}" for c, s in zip(model.backbone.channels, strides, strict=True))
+        facts.append(NetFacts(name, parameters(model), gmacs(model, _SIZE), settings.backbone.output_stride, fused))
     return facts

@@ -1,59 +1,124 @@
-"""Segmentation heads: from a backbone's low and deep features to logits."""
+"""Segmentation heads: from the feature maps of a backbone to logits."""
 
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmv3.models.mobilenetv3 import conv_bn
+from segmv3.config import LRASPP, RASPP, LRASPPDecoder
+from segmv3.models.layers import Norm, Tap, conv_bn, global_pool, window_pool
 
-Pool = Callable[[Tensor], Tensor]
-
-
-def global_pool(x: Tensor) -> Tensor:
-    """N x C x H x W -> N x C x 1 x 1: the mean of the whole map."""
-    return x.mean((2, 3), keepdim=True)
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {"hard_sigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid}
 
 
-def window_pool(x: Tensor, *, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """Means over windows without padding (VALID); a window larger than the map shrinks to it."""
-    height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
-    return F.avg_pool2d(x, (height, width), stride)
+def taps(head: LRASPP | LRASPPDecoder | RASPP) -> tuple[Tap, ...]:
+    """The feature maps that a head fuses with the deep one."""
+    if isinstance(head, LRASPP):
+        return (Tap(8, "expanded" if head.tap == "expanded" else "first"),)
+    if isinstance(head, LRASPPDecoder):
+        return tuple(Tap(stride) for stride in head.skip_strides)
+    return ()
+
+
+def build_head(
+    head: LRASPP | LRASPPDecoder | RASPP, channels: tuple[int, ...], num_classes: int, *, bn_momentum: float = 0.1
+) -> "LRASPPHead | LRASPPDecoderHead | RASPPHead":
+    """The head for feature maps of these channels, the deep one last."""
+    if isinstance(head, LRASPP):
+        return LRASPPHead(head, channels, num_classes, bn_momentum=bn_momentum)
+    if isinstance(head, LRASPPDecoder):
+        return LRASPPDecoderHead(head, channels, num_classes, bn_momentum=bn_momentum)
+    return RASPPHead(head, channels, num_classes, bn_momentum=bn_momentum)
+
+
+class Gate(nn.Module):
+    """Deep features through a 1x1 conv, each channel weighed by what is pooled from the whole map."""
+
+    def __init__(self, head: LRASPP | LRASPPDecoder, deep_channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.deep = conv_bn(deep_channels, head.channels, norm=norm, activation="relu")
+        self.gate = nn.Conv2d(deep_channels, head.channels, 1, bias=head.gate_bias)
+        self.sigmoid = _GATES[head.gate]
+        self.pool = (
+            global_pool
+            if head.pool == "global"
+            else partial(window_pool, window=head.pool_window, stride=head.pool_stride)
+        )
+
+    def forward(self, deep: Tensor) -> Tensor:
+        """N x D x h x w -> N x F x h x w."""
+        gate = self.sigmoid(self.gate(self.pool(deep)))
+        return self.deep(deep) * (gate if gate.shape[2:] == (1, 1) else resize(gate, deep))
 
 
 class LRASPPHead(nn.Module):
     """Lite R-ASPP of the paper (arXiv 1905.02244, figure 10), wired as in DeepLab's released nets.
 
-    Deep features go through a 1x1 conv to F channels and are multiplied by a gate (pooling, 1x1 conv with bias
-    and without BN, hard sigmoid). Product and low features each get a 1x1 classifier; their logits are summed
-    at the low features' size. Classifying before upsampling equals the other order and costs a quarter.
+    Gated deep features and low features each get a 1x1 classifier; their logits are summed at the low features'
+    size. Classifying before upsampling equals the other order and costs a quarter.
     """
 
-    def __init__(
-        self,
-        low_channels: int,
-        deep_channels: int,
-        num_classes: int,
-        *,
-        channels: int = 128,
-        pool: Pool = global_pool,
-        bn_eps: float = 1e-5,
-        bn_momentum: float = 0.1,
-    ) -> None:
+    def __init__(self, head: LRASPP, channels: tuple[int, ...], num_classes: int, *, bn_momentum: float = 0.1) -> None:
         super().__init__()
-        norm = partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum)
-        self.pool = pool
-        self.deep = conv_bn(deep_channels, channels, norm=norm, activation="relu")
-        self.gate = nn.Conv2d(deep_channels, channels, 1)
-        self.deep_classifier = nn.Conv2d(channels, num_classes, 1)
-        self.low_classifier = nn.Conv2d(low_channels, num_classes, 1)
+        low, deep = channels
+        self.gated = Gate(head, deep, partial(nn.BatchNorm2d, eps=head.bn_eps, momentum=bn_momentum))
+        self.deep_classifier = nn.Conv2d(head.channels, num_classes, 1)
+        self.low_classifier = nn.Conv2d(low, num_classes, 1)
 
     def forward(self, low: Tensor, deep: Tensor) -> Tensor:
         """(N x C x h x w, N x D x h' x w') -> logits N x classes x h x w."""
-        gate = F.hardsigmoid(self.gate(self.pool(deep)))
-        if gate.shape[2:] != (1, 1):
-            gate = F.interpolate(gate, deep.shape[2:], mode="bilinear", align_corners=False)
-        logits = self.deep_classifier(self.deep(deep) * gate)
-        logits = F.interpolate(logits, low.shape[2:], mode="bilinear", align_corners=False)
-        return logits + self.low_classifier(low)
+        return resize(self.deep_classifier(self.gated(deep)), low) + self.low_classifier(low)
+
+
+class LRASPPDecoderHead(nn.Module):
+    """LR-ASPP as mmsegmentation builds it: a small decoder brings the gated features up through two skips."""
+
+    def __init__(
+        self, head: LRASPPDecoder, channels: tuple[int, ...], num_classes: int, *, bn_momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        *skips, deep = channels
+        norm = partial(nn.BatchNorm2d, eps=head.bn_eps, momentum=bn_momentum)
+        self.gated = Gate(head, deep, norm)
+        self.project = nn.Conv2d(head.channels, head.channels, 1)
+        self.skips = nn.ModuleList(
+            nn.Conv2d(channels_in, channels_out, 1, bias=False)
+            for channels_in, channels_out in zip(skips, head.skip_channels, strict=True)
+        )
+        self.fuse = nn.ModuleList(
+            conv_bn(head.channels + extra, head.channels, norm=norm, activation="relu") for extra in head.skip_channels
+        )
+        self.dropout = nn.Dropout2d(head.dropout)
+        self.classifier = nn.Conv2d(head.channels, num_classes, 1)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """(skips finest first, N x D x h' x w') -> logits N x classes x h x w at the finest skip's size."""
+        *skips, deep = features
+        x = self.project(self.gated(deep))
+        for skip, project, fuse in zip(skips[::-1], reversed(self.skips), reversed(self.fuse), strict=True):
+            x = fuse(torch.cat([resize(x, skip), project(skip)], 1))
+        return self.classifier(self.dropout(x))
+
+
+class RASPPHead(nn.Module):
+    """R-ASPP of the paper (section 6.4): a 1x1 convolution and global pooling, concatenated, projected, classified."""
+
+    def __init__(self, head: RASPP, channels: tuple[int, ...], num_classes: int, *, bn_momentum: float = 0.1) -> None:
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=head.bn_eps, momentum=bn_momentum)
+        self.deep = conv_bn(channels[-1], head.channels, norm=norm, activation="relu")
+        self.pooled = conv_bn(channels[-1], head.channels, norm=norm, activation="relu")
+        self.project = conv_bn(2 * head.channels, head.channels, norm=norm, activation="relu")
+        self.classifier = nn.Conv2d(head.channels, num_classes, 1)
+
+    def forward(self, deep: Tensor) -> Tensor:
+        """N x D x h x w -> logits N x classes x h x w."""
+        pooled = self.pooled(global_pool(deep)).expand(-1, -1, *deep.shape[2:])
+        return self.classifier(self.project(torch.cat([pooled, self.deep(deep)], 1)))
+
+
+def resize(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear to the height and width of another map."""
+    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)

@@ -1,17 +1,21 @@
-"""MobileNetV3-Large and -Small as segmentation backbones (arXiv 1905.02244).
+"""MobileNetV3-Large and -Small as backbones (arXiv 1905.02244).
 
-The layer tables are the paper's tables 1 and 2. Output stride, dilation and the halved last block (RF2,
-section 6.4) are applied to the table before anything is built, so that a net is one readable list of blocks.
+The layer tables are the paper's tables 1 and 2. Width, the minimalistic variant, the tail, output stride and
+dilation are applied to the table before anything is built, so that a net is one readable list of blocks.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, cast
+from itertools import accumulate
+from operator import mul
+from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["relu", "hard_swish"]
+from segmv3.config import MobileNetV3
+from segmv3.models.layers import Activation, Norm, Tap, conv_bn, dilated, global_pool, multiple_of_8
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,13 @@ class Block:
     kernel: int
     expanded: int
     out: int
-    squeeze: bool
+    squeeze: int
+    """Channels inside squeeze-and-excite, 0 for none; in the tables below only whether there is one."""
     activation: Activation
     stride: int
     dilation: int = 1
+    shortcut: bool = True
+    """Whether input and output are added where their shapes agree."""
 
 
 LARGE = (
@@ -59,89 +66,126 @@ SMALL = (
     Block(5, 576, 96, True, "hard_swish", 1),
 )
 
+_TABLES = {"large": LARGE, "small": SMALL}
 _STEM_CHANNELS = 16
 _LAST_BLOCK = 3  # rows of each table that RF2 halves: the last stride-2 block and the two after it
-_DEEP_EXPANSION = 6  # the closing 1x1 conv, in units of the last block's output
-_TAP_CHANNELS = {"large": 40, "small": 24}  # width of the 1/8 stage; DeepLab taps its last block
+_DEEP_EXPANSION = 6  # the closing 1x1 convolution, in units of the last block's output
+_HIDDEN_CHANNELS = {"large": 1280, "small": 1024}
 
 
-def layout(size: str, tail: str, output_stride: int) -> tuple[Block, ...]:
-    """The blocks of a net after RF2 and dilation.
+@dataclass(frozen=True)
+class Family:
+    """One code base's way from a width to channels; read from its source."""
 
-    Strides beyond `output_stride` are taken out; the block that lost its stride and all after it are dilated
-    (mmsegmentation's and torchvision's rule: that block included).
-    """
-    blocks = list(LARGE if size == "large" else SMALL)
-    if tail == "rf2":
-        for i in range(len(blocks) - _LAST_BLOCK, len(blocks)):
-            blocks[i] = replace(blocks[i], expanded=blocks[i].expanded // 2, out=blocks[i].out // 2)
-    stride, dilation = 2, 1  # after the stem
-    for i, block in enumerate(blocks):
-        if block.stride == 2 and stride >= output_stride:
-            dilation *= 2
-            blocks[i] = replace(block, stride=1, dilation=dilation)
-        else:
-            stride *= block.stride
-            blocks[i] = replace(block, dilation=dilation)
+    expansion_follows_input: bool = True
+    """Expanded channels are a multiple of the block's (rounded) input, not the scaled value of the table."""
+    stem_kept_below: float = 0.0
+    """Widths below this leave the stem at 16 channels."""
+    deep_follows_output: bool = True
+    """The closing 1x1 convolution is six times the last block's output, not of its value at width 1.0, scaled."""
+    hidden_scales: tuple[float, float] = (1.0, 1.0)
+    """The classifier's hidden layer scales with the width only outside these bounds."""
+    hidden_as_large: bool = False
+    """Small has Large's 1280 hidden channels."""
+    hidden_bias: bool = True
+    rounded_squeeze: bool = True
+    """A quarter of the expanded channels is rounded to a multiple of 8."""
+    squeeze_relu: bool = True
+    """ReLU inside squeeze-and-excite; else the block's activation."""
+    first_shortcut: bool = True
+    """Large's first block, which keeps its shape, has a shortcut."""
+
+
+_NEVER = (0.0, float("inf"))
+
+FAMILIES = {
+    "timm": Family(stem_kept_below=0.75, deep_follows_output=False, hidden_scales=_NEVER),
+    "d-li14": Family(hidden_scales=(0.0, 1.0)),
+    "torchvision": Family(expansion_follows_input=False),
+    "paddle": Family(
+        expansion_follows_input=False,
+        deep_follows_output=False,
+        hidden_scales=_NEVER,
+        hidden_as_large=True,
+        rounded_squeeze=False,
+    ),
+    # timm's first MobileNetV3, before the paper's details were known
+    "rw": Family(
+        hidden_scales=_NEVER, hidden_bias=False, rounded_squeeze=False, squeeze_relu=False, first_shortcut=False
+    ),
+}
+
+
+def layout(net: MobileNetV3) -> tuple[Block, ...]:
+    """The blocks of a net: the paper's table after width, variant, tail, output stride and dilation."""
+    family = FAMILIES[net.family]
+    table = _TABLES[net.size]
+    places = dilated([row.stride for row in table], net.output_stride, dilate_first=net.dilate_first)
+    blocks: list[Block] = []
+    table_in, channels = _STEM_CHANNELS, stem_channels(net)
+    for i, (row, (stride, dilation)) in enumerate(zip(table, places, strict=True)):
+        out, expanded, last = row.out, row.expanded, i - len(table) + _LAST_BLOCK
+        if net.tail != "full" and last >= 0:
+            out //= 2
+            if net.tail == "rf2" or last > 0:
+                expanded //= 2
+        ratio = expanded / table_in
+        table_in = out
+        expanded = multiple_of_8(channels * ratio if family.expansion_follows_input else expanded * net.width)
+        channels = multiple_of_8(out * net.width)
+        squeezed = multiple_of_8(expanded / 4) if family.rounded_squeeze else round(expanded / 4)
+        block = replace(row, expanded=expanded, out=channels, stride=stride, dilation=dilation)
+        block = replace(
+            block,
+            squeeze=squeezed if row.squeeze and not net.minimal else 0,
+            kernel=3 if net.minimal else row.kernel,
+            activation="relu" if net.minimal else row.activation,
+            shortcut=family.first_shortcut or i > 0,
+        )
+        blocks.append(block)
     return tuple(blocks)
 
 
-def multiple_of_8(channels: float) -> int:
-    """Round to a multiple of 8 without going below 90 % of the value (the paper's released code)."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
+def stem_channels(net: MobileNetV3) -> int:
+    """Channels after the first convolution."""
+    kept = net.width < FAMILIES[net.family].stem_kept_below
+    return _STEM_CHANNELS if kept else multiple_of_8(_STEM_CHANNELS * net.width)
 
 
-def conv_bn(
-    channels_in: int,
-    channels_out: int,
-    kernel: int = 1,
-    *,
-    norm: partial[nn.BatchNorm2d],
-    activation: Activation | None,
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-) -> nn.Sequential:
-    """Convolution without bias, BN and activation, padded so that stride 1 keeps the size."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(
-            channels_in,
-            channels_out,
-            kernel,
-            stride=stride,
-            padding=(kernel - 1) // 2 * dilation,
-            dilation=dilation,
-            groups=groups,
-            bias=False,
-        ),
-        norm(channels_out),
-    ]
-    if activation:
-        layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.Hardswish(inplace=True))
-    return nn.Sequential(*layers)
+def deep_channels(net: MobileNetV3) -> int:
+    """Channels after the closing 1x1 convolution."""
+    if FAMILIES[net.family].deep_follows_output:
+        return _DEEP_EXPANSION * layout(net)[-1].out
+    return multiple_of_8(_DEEP_EXPANSION * (_TABLES[net.size][-1].out // (1 if net.tail == "full" else 2)) * net.width)
+
+
+def hidden_channels(net: MobileNetV3) -> int:
+    """Channels of the classifier's hidden layer."""
+    family = FAMILIES[net.family]
+    channels = _HIDDEN_CHANNELS["large" if family.hidden_as_large else net.size]
+    least, most = family.hidden_scales
+    return channels if least <= net.width <= most else multiple_of_8(channels * net.width)
 
 
 class SqueezeExcite(nn.Module):
     """Channel gate: global mean, two 1x1 convs with bias, hard sigmoid."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, squeezed: int, activation: Activation) -> None:
         super().__init__()
-        squeezed = multiple_of_8(channels / 4)
         self.reduce = nn.Conv2d(channels, squeezed, 1)
         self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.activation = F.relu if activation == "relu" else F.hardswish
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.reduce(x.mean((2, 3), keepdim=True)).relu()
-        return x * nn.functional.hardsigmoid(self.expand(gate))
+        return x * F.hardsigmoid(self.expand(self.activation(self.reduce(global_pool(x)))))
 
 
 class InvertedResidual(nn.Module):
     """Expand (1x1), filter (depthwise), squeeze-and-excite, project (1x1); with a shortcut where shapes allow."""
 
-    def __init__(self, channels_in: int, block: Block, norm: partial[nn.BatchNorm2d]) -> None:
+    def __init__(self, channels_in: int, block: Block, norm: Norm, *, squeeze_relu: bool, same: bool) -> None:
         super().__init__()
-        self.shortcut = block.stride == 1 and channels_in == block.out
+        self.shortcut = block.shortcut and block.stride == 1 and channels_in == block.out
         self.expand = (
             conv_bn(channels_in, block.expanded, norm=norm, activation=block.activation)
             if block.expanded != channels_in
@@ -156,8 +200,13 @@ class InvertedResidual(nn.Module):
             stride=block.stride,
             dilation=block.dilation,
             groups=block.expanded,
+            same=same,
         )
-        self.squeeze: nn.Module = SqueezeExcite(block.expanded) if block.squeeze else nn.Identity()
+        self.squeeze: nn.Module = (
+            SqueezeExcite(block.expanded, block.squeeze, "relu" if squeeze_relu else block.activation)
+            if block.squeeze
+            else nn.Identity()
+        )
         self.project = conv_bn(block.expanded, block.out, norm=norm, activation=None)
 
     def filter(self, x: Tensor) -> Tensor:
@@ -172,44 +221,40 @@ class InvertedResidual(nn.Module):
         return self.finish(x, self.filter(x))
 
 
-class MobileNetV3(nn.Module):
-    """Backbone that returns a low feature map at 1/8 and a deep one at 1/`output_stride`.
+class MobileNetV3Backbone(nn.Module):
+    """Normalised image in, the tapped feature maps and the deep one out.
 
-    The low map is the *expanded* one of the last block of the 1/8 stage (Large: third 40-channel block, 120
-    channels; Small: second 24-channel block, 88 channels), as in DeepLab's released `feature_extractor.py`.
-
-    Args: output_stride: 8, 16 or 32. tail: "full" ends in 960 / 576 channels, "rf2" in 480 / 288.
+    Args: taps: the maps to return before the deep one, in this order.
+    Attributes: channels: of the returned maps, the deep one last.
     """
 
-    def __init__(
-        self,
-        size: Literal["large", "small"],
-        *,
-        tail: Literal["full", "rf2"] = "full",
-        output_stride: Literal[8, 16, 32] = 16,
-        bn_eps: float = 1e-3,
-        bn_momentum: float = 0.1,
-    ) -> None:
+    def __init__(self, net: MobileNetV3, taps: tuple[Tap, ...] = (), *, bn_momentum: float = 0.1) -> None:
         super().__init__()
-        norm = partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum)
-        blocks = layout(size, tail, output_stride)
-        self.tap = max(i for i, block in enumerate(blocks) if block.out == _TAP_CHANNELS[size])
-        self.low_channels = blocks[self.tap].expanded
-        self.deep_channels = blocks[-1].out * _DEEP_EXPANSION
-        self.stem = conv_bn(3, _STEM_CHANNELS, 3, norm=norm, activation="hard_swish", stride=2)
-        channels = [_STEM_CHANNELS, *(block.out for block in blocks)]
-        self.blocks = nn.ModuleList(
-            InvertedResidual(c, block, norm) for c, block in zip(channels, blocks, strict=False)
+        norm = partial(nn.BatchNorm2d, eps=net.bn_eps, momentum=bn_momentum)
+        activation: Activation = "relu" if net.minimal else "hard_swish"
+        same = net.padding == "same"
+        blocks = layout(net)
+        widths = [stem_channels(net), *(block.out for block in blocks)]
+        strides = list(accumulate((row.stride for row in _TABLES[net.size]), mul, initial=2))
+        self.taps = tuple((tap.layer(strides), tap.at == "expanded") for tap in taps)
+        self.channels = (
+            *(blocks[i - 1].expanded if expanded else widths[i] for i, expanded in self.taps),
+            deep_channels(net),
         )
-        self.last = conv_bn(channels[-1], self.deep_channels, norm=norm, activation="hard_swish")
+        self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=activation, stride=2, same=same)
+        squeeze_relu = FAMILIES[net.family].squeeze_relu
+        self.blocks = nn.ModuleList(
+            InvertedResidual(width, block, norm, squeeze_relu=squeeze_relu, same=same)
+            for width, block in zip(widths, blocks, strict=False)
+        )
+        self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=activation)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """N x 3 x H x W normalised -> (low: N x C x H/8 x W/8, deep: N x D x H/os x W/os), rounded up."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up)."""
         x = self.stem(x)
-        low = x
-        for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks)):
+        maps = {(0, False): x}
+        for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks), 1):
             filtered = block.filter(x)
-            if i == self.tap:
-                low = filtered
             x = block.finish(x, filtered)
-        return low, self.last(x)
+            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in self.taps}
+        return (*(maps[place] for place in self.taps), self.last(x))

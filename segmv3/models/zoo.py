@@ -2,16 +2,33 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Any, Literal
 
-from segmv3.config import Config, Model
+from segmv3.config import LRASPP, Classifier, Config, LRASPPDecoder, MobileNetV3, Model
 from segmv3.errors import ModelError
+from segmv3.models.classifier import ImageClassifier
+from segmv3.models.mobilenetv3 import MobileNetV3Backbone
 from segmv3.models.segmenter import Segmenter
+
+
+def _flagship(size: Literal["large", "small"]) -> Model:
+    """The paper's net: the last block halved and at stride 16, LR-ASPP with 128 filters on the 1/8 map."""
+    return Model(backbone=MobileNetV3(size=size, tail="rf2", output_stride=16), head=LRASPP())
+
+
+def _mmseg(size: Literal["large", "small"]) -> Model:
+    """mmsegmentation's net: everything after 1/8 dilated, a decoder up to 1/2, stride-2 convolutions padded SAME."""
+    return Model(backbone=MobileNetV3(size=size, output_stride=8, padding="same"), head=LRASPPDecoder())
+
 
 NETS: Mapping[str, Model] = MappingProxyType(
     {
-        "lraspp_large_d8": Model(size="large"),  # paper, table 7 row 8: 1.51 M parameters
-        "lraspp_small_d8": Model(size="small"),  # paper, table 7 row 11: 0.47 M parameters
+        "lraspp_large_d8": _flagship("large"),  # paper, table 7 row 8: 1.51 M parameters
+        "lraspp_small_d8": _flagship("small"),  # paper, table 7 row 11: 0.47 M parameters
+        "lraspp_large_d8_mmseg": _mmseg("large"),
+        "lraspp_small_d8_mmseg": _mmseg("small"),
     }
 )
 
@@ -29,18 +46,55 @@ def net(name: str) -> Model:
 
 def net_name(model: Model) -> str:
     """The name of a net with these settings, or a description where it has none."""
-    named = next((name for name, settings in NETS.items() if settings == model), None)
-    return named or f"lraspp_{model.size} (tail {model.tail}, output stride {model.output_stride}, custom settings)"
+    plain = replace(model, pretrained=None)  # where the weights came from does not change the net
+    named = next((name for name, settings in NETS.items() if settings == plain), None)
+    if named:
+        return named
+    backbone, head = model.backbone, type(model.head).__name__
+    kind = f"MobileNetV3-{backbone.size}" if isinstance(backbone, MobileNetV3) else "MobileNetV2"
+    return f"{head} on {kind} (width {backbone.width:g}, tail {backbone.tail}, output stride {backbone.output_stride})"
 
 
 def create_model(name_or_config: str | Model | Config, num_classes: int = 19) -> Segmenter:
-    """Build a net with fresh weights.
+    """Build a segmentation net with fresh weights.
 
     Args: name_or_config: a name from `NETS`, settings of one's own, or a whole experiment, of which the net counts.
     Raises: ModelError for an unknown name or a class count below 1.
     """
-    if num_classes < 1:
-        raise ModelError(f"num_classes is {num_classes}; it must be at least 1")
+    _check_classes(num_classes)
     if isinstance(name_or_config, str):
         return Segmenter(net(name_or_config), num_classes)
     return Segmenter(name_or_config.model if isinstance(name_or_config, Config) else name_or_config, num_classes)
+
+
+def create_classifier(config: Classifier, num_classes: int = 1000) -> ImageClassifier:
+    """Build a classification net with fresh weights.
+
+    Raises: ModelError for a class count below 1.
+    """
+    _check_classes(num_classes)
+    return ImageClassifier(config, num_classes)
+
+
+def create_backbone(
+    size: Literal["large", "small"] = "large", *, num_classes: int | None = None, **settings: Any
+) -> MobileNetV3Backbone | ImageClassifier:
+    """Build a MobileNetV3 with fresh weights.
+
+    Args: num_classes: with a number, the whole classification net (`ImageClassifier`: RGB 0..255 in, logits out);
+        without, the bare backbone (normalised image in, the deep feature map out). settings: fields of
+        `segmv3.config.MobileNetV3`, such as width, minimal, family, output_stride.
+    Raises: ModelError for a setting that does not exist or has no such value.
+    """
+    try:
+        backbone = MobileNetV3(size=size, **settings)
+    except TypeError as error:
+        raise ModelError(f"{error}".replace("MobileNetV3.__init__()", "create_backbone")) from None
+    if num_classes is None:
+        return MobileNetV3Backbone(backbone)
+    return create_classifier(Classifier(backbone=backbone), num_classes)
+
+
+def _check_classes(number: int) -> None:
+    if number < 1:
+        raise ModelError(f"num_classes is {number}; it must be at least 1")

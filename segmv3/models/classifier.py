@@ -1,0 +1,33 @@
+"""The classification net that backbones are pretrained as."""
+
+from torch import Tensor, nn
+
+from segmv3.config import Classifier
+from segmv3.models.layers import Normalize, global_pool, initialise
+from segmv3.models.mobilenetv3 import FAMILIES, MobileNetV3Backbone, hidden_channels
+
+
+class ImageClassifier(nn.Module):
+    """RGB in, one logit per class out. Normalisation is inside.
+
+    Attributes: config: the `Classifier` it was built from. num_classes: number of logits.
+    """
+
+    def __init__(self, config: Classifier, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.normalize = Normalize(config.mean, config.std)
+        self.backbone = MobileNetV3Backbone(config.backbone, bn_momentum=config.bn_momentum)
+        hidden = hidden_channels(config.backbone)
+        self.hidden = nn.Linear(self.backbone.channels[-1], hidden, bias=FAMILIES[config.backbone.family].hidden_bias)
+        self.activation = nn.ReLU(inplace=True) if config.backbone.minimal else nn.Hardswish(inplace=True)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(hidden, num_classes)
+        self.apply(initialise)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """N x 3 x H x W, RGB, uint8 or float 0..255, any H, W >= 1 -> logits N x classes."""
+        (deep,) = self.backbone(self.normalize(image))
+        x = self.activation(self.hidden(global_pool(deep).flatten(1)))
+        return self.classifier(self.dropout(x))

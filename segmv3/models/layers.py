@@ -1,0 +1,137 @@
+"""Small parts that several nets share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["relu", "hard_swish"]
+Norm = partial[nn.BatchNorm2d]
+
+
+class Normalize(nn.Module):
+    """RGB in 0..255 (uint8 or float) to zero mean and unit variance, in float.
+
+    Not persistent: mean and std are settings, and are restored from the config beside the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image.to(self.mean.dtype) - self.mean) / self.std
+
+
+class Conv2dSame(nn.Conv2d):
+    """Convolution padded as TensorFlow's "SAME": what is missing, the odd one of it at the bottom and right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: list[int] = []
+        for n, k, s, d in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], self.dilation, strict=True):
+            missing = max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
+            padding += [missing // 2, missing - missing // 2]
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def conv_bn(
+    channels_in: int,
+    channels_out: int,
+    kernel: int = 1,
+    *,
+    norm: Norm,
+    activation: Activation | None,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    same: bool = False,
+) -> nn.Sequential:
+    """Convolution without bias, BN and activation, padded so that stride 1 keeps the size.
+
+    Args: same: pad a strided convolution as TensorFlow does; at stride 1 both ways agree.
+    """
+    conv = (Conv2dSame if same and stride > 1 else nn.Conv2d)(
+        channels_in,
+        channels_out,
+        kernel,
+        stride=stride,
+        padding=(kernel - 1) // 2 * dilation,
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+    )
+    layers: list[nn.Module] = [conv, norm(channels_out)]
+    if activation:
+        layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.Hardswish(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def multiple_of_8(channels: float) -> int:
+    """Round to a multiple of 8 without going below 90 % of the value (the paper's released code)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights to start from scratch with: He (fan out) for convolutions, N(0, 0.01) for linear layers."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0, 0.01)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a head takes a feature map out of a backbone."""
+
+    stride: int
+    """Of the undilated net: it names a stage, which keeps its name when an output stride takes strides out."""
+    at: Literal["first", "last", "expanded"] = "last"
+    """Output of the first or last layer of the stage, or the expanded map inside its last block, after the
+    depthwise convolution and before squeeze-and-excite."""
+
+    def layer(self, strides: list[int]) -> int:
+        """Its place in a list of layers (stem first) given by their undilated strides."""
+        places = [i for i, stride in enumerate(strides) if stride == self.stride]
+        return places[0] if self.at == "first" else places[-1]
+
+
+def dilated(strides: list[int], output_stride: int, *, dilate_first: bool = True) -> list[tuple[int, int]]:
+    """(stride, dilation) of each block after a stem of stride 2, strides beyond `output_stride` taken out.
+
+    Args: dilate_first: whether a block that lost its stride is dilated at the new rate or still at the old one.
+    """
+    result, reached, dilation = [], 2, 1
+    for stride in strides:
+        before = dilation
+        if stride == 2 and reached >= output_stride:
+            dilation *= 2
+            result.append((1, dilation if dilate_first else before))
+        else:
+            reached *= stride
+            result.append((stride, dilation))
+    return result
+
+
+Pool = Callable[[Tensor], Tensor]
+
+
+def global_pool(x: Tensor) -> Tensor:
+    """N x C x H x W -> N x C x 1 x 1: the mean of the whole map."""
+    return x.mean((2, 3), keepdim=True)
+
+
+def window_pool(x: Tensor, *, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Means over windows without padding (VALID); a window larger than the map shrinks to it."""
+    height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
+    return F.avg_pool2d(x, (height, width), stride)

@@ -1,0 +1,67 @@
+"""MobileNetV2 (arXiv 1801.04381) as a backbone: torchvision's layers, dilated and tapped.
+
+It is here for the rows of the MobileNetV3 paper's Cityscapes table that compare with it.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2
+
+from segmv3.config import MobileNetV2
+from segmv3.models.layers import Tap, dilated
+
+# expansion, channels, blocks, stride of each stage
+_STAGES = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1]]
+_TAILS = {
+    "full": [[6, 160, 3, 2], [6, 320, 1, 1]],
+    # Half the filters of the last block, its first expansion as it was: this, and not MobileNetV3's way of halving
+    # that too, agrees with the parameters of the paper's rows 2, 3, 4 and 9.
+    "rf2": [[6, 80, 3, 2], [6, 160, 1, 1]],
+}
+
+
+class MobileNetV2Backbone(nn.Module):
+    """Normalised image in, the tapped feature maps and the deep one (the last block's output) out.
+
+    Args: taps: the maps to return before the deep one, in this order.
+    Attributes: channels: of the returned maps, the deep one last.
+    """
+
+    def __init__(self, net: MobileNetV2, taps: tuple[Tap, ...] = (), *, bn_momentum: float = 0.1) -> None:
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=net.bn_eps, momentum=bn_momentum)
+        stages = _STAGES + _TAILS[net.tail]
+        layers = TorchvisionMobileNetV2(
+            width_mult=net.width, inverted_residual_setting=stages, norm_layer=norm
+        ).features[:-1]  # the closing 1280-channel layer only serves classification
+        self.stem = layers[0]
+        self.blocks = nn.ModuleList(layers[1:])
+        blocks = list(cast(Iterable[InvertedResidual], self.blocks))
+        strides = [2]
+        for block, (stride, dilation) in zip(
+            blocks, dilated([b.stride for b in blocks], net.output_stride), strict=True
+        ):
+            strides.append(strides[-1] * block.stride)
+            filter_ = cast(nn.Conv2d, block.conv[-3][0])
+            filter_.stride, filter_.dilation, filter_.padding = (stride,) * 2, (dilation,) * 2, (dilation,) * 2
+        self.taps = tuple((tap.layer(strides), tap.at == "expanded") for tap in taps)
+        widths = [self.stem[0].out_channels, *(b.out_channels for b in blocks)]
+        self.channels = (
+            *(cast(nn.Conv2d, blocks[i - 1].conv[-2]).in_channels if e else widths[i] for i, e in self.taps),
+            widths[-1],
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up)."""
+        x = self.stem(x)
+        maps = {(0, False): x}
+        for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks), 1):
+            filtered = block.conv[:-2](x)
+            y = block.conv[-2:](filtered)
+            x = x + y if block.use_res_connect else y
+            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in self.taps}
+        return (*(maps[place] for place in self.taps), x)
