@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from segmv3.config import Classifier
-from segmv3.models.layers import Normalize, global_pool, initialise
+from segmv3.models.layers import Normalize, global_pool, initialise, make_activation
 from segmv3.models.mobilenetv3 import FAMILIES, MobileNetV3Backbone, hidden_channels
 
 
@@ -21,7 +21,7 @@ class ImageClassifier(nn.Module):
         self.backbone = MobileNetV3Backbone(config.backbone, bn_momentum=config.bn_momentum)
         hidden = hidden_channels(config.backbone)
         self.hidden = nn.Linear(self.backbone.channels[-1], hidden, bias=FAMILIES[config.backbone.family].hidden_bias)
-        self.activation = nn.ReLU(inplace=True) if config.backbone.minimal else nn.Hardswish(inplace=True)
+        self.activation = make_activation("relu" if config.backbone.minimal else "hard_swish")
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(hidden, num_classes)
         self.apply(initialise)

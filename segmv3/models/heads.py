@@ -41,6 +41,7 @@ class Gate(nn.Module):
         self.deep = conv_bn(deep_channels, head.channels, norm=norm, activation="relu")
         self.gate = nn.Conv2d(deep_channels, head.channels, 1, bias=head.gate_bias)
         self.sigmoid = _GATES[head.gate]
+        self.align_corners = isinstance(head, LRASPPDecoder) and head.align_corners
         self.pool = (
             global_pool
             if head.pool == "global"
@@ -50,7 +51,9 @@ class Gate(nn.Module):
     def forward(self, deep: Tensor) -> Tensor:
         """N x D x h x w -> N x F x h x w."""
         gate = self.sigmoid(self.gate(self.pool(deep)))
-        return self.deep(deep) * (gate if gate.shape[2:] == (1, 1) else resize(gate, deep))
+        if gate.shape[2:] != (1, 1):
+            gate = F.interpolate(gate, deep.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        return self.deep(deep) * gate
 
 
 class LRASPPHead(nn.Module):

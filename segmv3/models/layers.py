@@ -70,8 +70,12 @@ def conv_bn(
     )
     layers: list[nn.Module] = [conv, norm(channels_out)]
     if activation:
-        layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.Hardswish(inplace=True))
+        layers.append(make_activation(activation))
     return nn.Sequential(*layers)
+
+
+def make_activation(kind: Activation) -> nn.Module:
+    return nn.ReLU(inplace=True) if kind == "relu" else nn.Hardswish(inplace=True)
 
 
 def multiple_of_8(channels: float) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmv3.config import MobileNetV3
-from segmv3.models.layers import Activation, Norm, Tap, conv_bn, dilated, global_pool, multiple_of_8
+from segmv3.models.layers import Activation, Norm, Tap, conv_bn, dilated, global_pool, make_activation, multiple_of_8
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Block:
     dilation: int = 1
     shortcut: bool = True
     """Whether input and output are added where their shapes agree."""
+    squeeze_first: bool = False
+    """Whether squeeze-and-excite comes before the depthwise convolution's activation."""
+    expands: bool = True
+    """Whether it begins with a 1x1 convolution."""
 
 
 LARGE = (
@@ -88,10 +92,16 @@ class Family:
     hidden_as_large: bool = False
     """Small has Large's 1280 hidden channels."""
     hidden_bias: bool = True
+    always_expands: bool = False
+    """Blocks whose expansion is no wider than their input have the convolution for it all the same."""
     rounded_squeeze: bool = True
     """A quarter of the expanded channels is rounded to a multiple of 8."""
     squeeze_relu: bool = True
     """ReLU inside squeeze-and-excite; else the block's activation."""
+    squeeze_first: bool = False
+    """Squeeze-and-excite comes before the activation, but not in the first block."""
+    shortcut_after_lost_stride: bool = True
+    """A block that lost its stride to dilation may have a shortcut (only Small with a halved tail has the shape)."""
     first_shortcut: bool = True
     """Large's first block, which keeps its shape, has a shortcut."""
 
@@ -100,13 +110,15 @@ _NEVER = (0.0, float("inf"))
 
 FAMILIES = {
     "timm": Family(stem_kept_below=0.75, deep_follows_output=False, hidden_scales=_NEVER),
-    "d-li14": Family(hidden_scales=(0.0, 1.0)),
-    "torchvision": Family(expansion_follows_input=False),
+    "d-li14": Family(hidden_scales=(0.0, 1.0), squeeze_first=True),
+    "torchvision": Family(expansion_follows_input=False, shortcut_after_lost_stride=False),
     "paddle": Family(
         expansion_follows_input=False,
         deep_follows_output=False,
         hidden_scales=_NEVER,
         hidden_as_large=True,
+        hidden_bias=False,
+        always_expands=True,
         rounded_squeeze=False,
     ),
     # timm's first MobileNetV3, before the paper's details were known
@@ -129,8 +141,7 @@ def layout(net: MobileNetV3) -> tuple[Block, ...]:
             out //= 2
             if net.tail == "rf2" or last > 0:
                 expanded //= 2
-        ratio = expanded / table_in
-        table_in = out
+        ratio, table_in, channels_in = expanded / table_in, out, channels
         expanded = multiple_of_8(channels * ratio if family.expansion_follows_input else expanded * net.width)
         channels = multiple_of_8(out * net.width)
         squeezed = multiple_of_8(expanded / 4) if family.rounded_squeeze else round(expanded / 4)
@@ -140,7 +151,9 @@ def layout(net: MobileNetV3) -> tuple[Block, ...]:
             squeeze=squeezed if row.squeeze and not net.minimal else 0,
             kernel=3 if net.minimal else row.kernel,
             activation="relu" if net.minimal else row.activation,
-            shortcut=family.first_shortcut or i > 0,
+            shortcut=family.first_shortcut if i == 0 else family.shortcut_after_lost_stride or row.stride == 1,
+            squeeze_first=family.squeeze_first and i > 0,
+            expands=family.always_expands or expanded != channels_in,
         )
         blocks.append(block)
     return tuple(blocks)
@@ -153,7 +166,9 @@ def stem_channels(net: MobileNetV3) -> int:
 
 
 def deep_channels(net: MobileNetV3) -> int:
-    """Channels after the closing 1x1 convolution."""
+    """Channels of the deep map."""
+    if not net.last:
+        return layout(net)[-1].out
     if FAMILIES[net.family].deep_follows_output:
         return _DEEP_EXPANSION * layout(net)[-1].out
     return multiple_of_8(_DEEP_EXPANSION * (_TABLES[net.size][-1].out // (1 if net.tail == "full" else 2)) * net.width)
@@ -163,6 +178,8 @@ def hidden_channels(net: MobileNetV3) -> int:
     """Channels of the classifier's hidden layer."""
     family = FAMILIES[net.family]
     channels = _HIDDEN_CHANNELS["large" if family.hidden_as_large else net.size]
+    if net.tail == "torchvision":
+        channels //= 2
     least, most = family.hidden_scales
     return channels if least <= net.width <= most else multiple_of_8(channels * net.width)
 
@@ -170,14 +187,14 @@ def hidden_channels(net: MobileNetV3) -> int:
 class SqueezeExcite(nn.Module):
     """Channel gate: global mean, two 1x1 convs with bias, hard sigmoid."""
 
-    def __init__(self, channels: int, squeezed: int, activation: Activation) -> None:
+    def __init__(self, channels: int, squeezed: int, inner: Activation) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(channels, squeezed, 1)
         self.expand = nn.Conv2d(squeezed, channels, 1)
-        self.activation = F.relu if activation == "relu" else F.hardswish
+        self.inner = make_activation(inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(self.expand(self.activation(self.reduce(global_pool(x)))))
+        return x * F.hardsigmoid(self.expand(self.inner(self.reduce(global_pool(x)))))
 
 
 class InvertedResidual(nn.Module):
@@ -188,7 +205,7 @@ class InvertedResidual(nn.Module):
         self.shortcut = block.shortcut and block.stride == 1 and channels_in == block.out
         self.expand = (
             conv_bn(channels_in, block.expanded, norm=norm, activation=block.activation)
-            if block.expanded != channels_in
+            if block.expands
             else nn.Identity()
         )
         self.depthwise = conv_bn(
@@ -196,7 +213,7 @@ class InvertedResidual(nn.Module):
             block.expanded,
             block.kernel,
             norm=norm,
-            activation=block.activation,
+            activation=None if block.squeeze_first else block.activation,
             stride=block.stride,
             dilation=block.dilation,
             groups=block.expanded,
@@ -207,6 +224,7 @@ class InvertedResidual(nn.Module):
             if block.squeeze
             else nn.Identity()
         )
+        self.activate = make_activation(block.activation) if block.squeeze_first else nn.Identity()
         self.project = conv_bn(block.expanded, block.out, norm=norm, activation=None)
 
     def filter(self, x: Tensor) -> Tensor:
@@ -214,7 +232,7 @@ class InvertedResidual(nn.Module):
         return self.depthwise(self.expand(x))
 
     def finish(self, x: Tensor, filtered: Tensor) -> Tensor:
-        y = self.project(self.squeeze(filtered))
+        y = self.project(self.activate(self.squeeze(filtered)))
         return x + y if self.shortcut else y
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,7 +249,7 @@ class MobileNetV3Backbone(nn.Module):
     def __init__(self, net: MobileNetV3, taps: tuple[Tap, ...] = (), *, bn_momentum: float = 0.1) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=net.bn_eps, momentum=bn_momentum)
-        activation: Activation = "relu" if net.minimal else "hard_swish"
+        kind: Activation = "relu" if net.minimal else "hard_swish"
         same = net.padding == "same"
         blocks = layout(net)
         widths = [stem_channels(net), *(block.out for block in blocks)]
@@ -241,13 +259,15 @@ class MobileNetV3Backbone(nn.Module):
             *(blocks[i - 1].expanded if expanded else widths[i] for i, expanded in self.taps),
             deep_channels(net),
         )
-        self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=activation, stride=2, same=same)
+        self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=kind, stride=2, same=same)
         squeeze_relu = FAMILIES[net.family].squeeze_relu
         self.blocks = nn.ModuleList(
             InvertedResidual(width, block, norm, squeeze_relu=squeeze_relu, same=same)
             for width, block in zip(widths, blocks, strict=False)
         )
-        self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=activation)
+        self.last: nn.Module = (
+            conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up)."""

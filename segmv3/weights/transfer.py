@@ -1,0 +1,123 @@
+"""Starting a net from weights that were made for another one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segmv3.config import Classifier, MobileNetV2, MobileNetV3, Model
+from segmv3.errors import CheckpointError
+from segmv3.models.classifier import ImageClassifier
+from segmv3.models.segmenter import Segmenter
+from segmv3.weights.importing import Imported, import_weights
+from segmv3.weights.names import find
+
+_CLASSIFIERS = ("classifier.", "head.classifier.", "head.deep_classifier.", "head.low_classifier.")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of the tensors when a net was started from weights."""
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    """Tensors of the net that keep their fresh values."""
+    unused: tuple[str, ...]
+    """Tensors of the weights that the net has no place for."""
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} tensors loaded, {len(self.new)} new, {len(self.unused)} unused"
+        for title, names in (("new", self.new), ("unused", self.unused)):
+            if names:
+                text += f"; {title}: {', '.join(_modules(names))}"
+        return text
+
+
+def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: bool = False) -> Fit:
+    """Copy every tensor of `source` that `model` has under the same name and shape.
+
+    Args: new_head: leave the layers that name classes fresh, so that the numbers of classes may differ.
+    Raises: CheckpointError for a backbone of another kind, size or width, for another number of classes without
+        `new_head`, and when nothing but a head would be left fresh and nothing fits.
+    """
+    _check_backbones(source, model)
+    tensors = _without_classes(source.tensors) if new_head else source.tensors
+    same_task = isinstance(source.net, Model) == isinstance(model, Segmenter)
+    if not new_head and same_task and source.names and len(source.names) != model.num_classes:
+        raise CheckpointError(
+            f"{source.origin.get('file')} has {len(source.names)} classes, the net {model.num_classes}; "
+            "--new-head starts the layers that tell classes apart afresh"
+        )
+    own = model.state_dict()
+    loaded = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
+    new = [name for name in own if name not in loaded]
+    unused = [name for name in source.tensors if name not in loaded]
+    with torch.no_grad():
+        for name in loaded:
+            own[name].copy_(tensors[name])  # state_dict shares the net's memory
+    return Fit(tuple(loaded), tuple(new), tuple(unused))
+
+
+def start_from(model: Segmenter | ImageClassifier, source: str, say: Callable[[str], None]) -> None:
+    """Start a net for training from a weight file or a published name (`--model.pretrained`).
+
+    Layers for another number of classes stay fresh; one line says what was loaded and what was not, another which
+    settings of the net differ from those the weights were trained with.
+
+    Raises: CheckpointError when the file cannot be used or holds another backbone.
+    """
+    imported = find(source, say=say) if not Path(source).exists() else import_weights(source)
+    heads_differ = len(imported.names) != model.num_classes or isinstance(imported.net, Model) != isinstance(
+        model, Segmenter
+    )
+    fit = transfer(imported, model, new_head=heads_differ)
+    say(f"pretrained {source}: {fit}")
+    if imported.assumed:
+        say(f"pretrained {source}: {imported.assumed}")
+    differing = differing_settings(imported.net, model.config)
+    if differing:
+        say(f"pretrained {source}: trained with {', '.join(differing)}; this net differs there")
+
+
+def differing_settings(trained: Model | Classifier, now: Model | Classifier) -> list[str]:
+    """Settings that change what the same backbone computes, as the weights were trained with them."""
+    names = ("padding", "bn_eps", "family")
+    found = [
+        f"--model.backbone.{name.replace('_', '-')} {getattr(trained.backbone, name)}"
+        for name in names
+        if getattr(trained.backbone, name, None) != getattr(now.backbone, name, None)
+    ]
+    inputs = [name for name in ("mean", "std") if getattr(trained, name) != getattr(now, name)]
+    return found + [f"--model.{name} {' '.join(f'{v:g}' for v in getattr(trained, name))}" for name in inputs]
+
+
+def _check_backbones(source: Imported, model: Segmenter | ImageClassifier) -> None:
+    theirs, ours = source.net.backbone, model.config.backbone
+    if _kind(theirs) != _kind(ours):
+        raise CheckpointError(
+            f"{source.origin.get('file')} holds another net: {_kind(theirs)}, wanted is {_kind(ours)}"
+        )
+
+
+def _kind(backbone: MobileNetV3 | MobileNetV2) -> str:
+    if isinstance(backbone, MobileNetV2):
+        return f"MobileNetV2 of width {backbone.width:g}"
+    minimal = " minimal" if backbone.minimal else ""
+    return f"MobileNetV3-{backbone.size}{minimal} of width {backbone.width:g}"
+
+
+def _without_classes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIERS)}
+
+
+def _modules(names: tuple[str, ...]) -> list[str]:
+    """Tensor names gathered into the parts of the net they belong to: `backbone.blocks.12 (18)`."""
+
+    def part(name: str) -> str:
+        words = name.split(".")
+        return ".".join(words[: 3 if words[1:2] == ["blocks"] else 2])
+
+    return [f"{module} ({len(list(group))})" for module, group in groupby(names, part)]
