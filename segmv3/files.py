@@ -75,3 +75,10 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
     return path
+
+
+def cache_folder() -> Path:
+    """`$SEGMV3_CACHE`, or the folder segmv3 in the user's cache; not created here."""
+    if own := os.environ.get("SEGMV3_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmv3"

@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from segmv3 import checkpoint
 from segmv3.checkpoint import Card
 from segmv3.config import Device, Precision
 from segmv3.decode import label_map
@@ -14,6 +13,7 @@ from segmv3.errors import ModelError, ResourceError
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.models.segmenter import Segmenter
+from segmv3.weights.opening import open_segmenter
 
 
 def use_device(device: Device = "auto", threads: int | None = None) -> torch.device:
@@ -67,20 +67,21 @@ class Predictor:
 
 
 def load(
-    path: Path | str,
+    source: Path | str,
     *,
     backend: Literal["auto", "torch"] = "auto",
     threads: int | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> Predictor:
-    """Open a weight file for prediction.
+    """Open weights for prediction: a file of segmv3 or of a project it can import, or a published name.
 
-    Args: backend: "auto" picks the fastest that is installed (today torch is the only one). threads: CPU
-        threads; None leaves the process as it is.
+    Args: source: such as "best.safetensors", "downloads/lraspp.pth" or "mmseg/lraspp_m-v3-d8".
+        backend: "auto" picks the fastest that is installed (today torch is the only one). threads: CPU threads;
+        None leaves the process as it is.
     Raises: CheckpointError for a file that cannot be used, ResourceError for a device that is not there.
     """
     if backend not in ("auto", "torch"):
         raise ModelError(f"there is no backend {backend!r}; this version has torch")
-    model, card = checkpoint.load(path)
+    model, card = open_segmenter(source)
     return Predictor(model, card, device=use_device(device, threads), precision=precision)

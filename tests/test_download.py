@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segmv3 import files
 from segmv3.errors import CheckpointError, OutputError, ResourceError
 from segmv3.weights import download
 from segmv3.weights.download import Published, fetch
@@ -299,12 +300,12 @@ def test_a_mirror_replaces_the_original_host(server, tmp_path, monkeypatch):
 def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.delenv("SEGMV3_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert download.cache_folder() == tmp_path / "segmv3"
+    assert files.cache_folder() == tmp_path / "segmv3"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert download.cache_folder() == tmp_path / ".cache" / "segmv3"
+    assert files.cache_folder() == tmp_path / ".cache" / "segmv3"
     monkeypatch.setenv("SEGMV3_CACHE", "~/mine")
-    assert download.cache_folder() == tmp_path / "mine"
+    assert files.cache_folder() == tmp_path / "mine"
 
 
 def test_two_downloads_at_once_are_one(server, tmp_path):

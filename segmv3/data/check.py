@@ -9,6 +9,7 @@ from pathlib import Path
 
 from segmv3.data.datasets import Dataset, Pair
 from segmv3.errors import DataError
+from segmv3.files import cache_folder
 
 
 def check(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
@@ -49,9 +50,8 @@ def _print(pair: Pair) -> str:
 
 
 def _record_path(dataset: Dataset) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     place = hashlib.sha256(str(dataset.pairs[0].image.parent.absolute()).encode()).hexdigest()[:16]
-    return base / "segmv3" / f"checked-{place}.json"
+    return cache_folder() / f"checked-{place}.json"
 
 
 def _load(record: Path) -> set[str]:

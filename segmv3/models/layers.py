@@ -86,6 +86,8 @@ def multiple_of_8(channels: float) -> int:
 
 def initialise(module: nn.Module) -> None:
     """Weights to start from scratch with: He (fan out) for convolutions, N(0, 0.01) for linear layers."""
+    if any(p.is_meta for p in module.parameters(recurse=False)):
+        return  # a net that is only counted; drawing numbers for it would import half of torch
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
     elif isinstance(module, nn.Linear):

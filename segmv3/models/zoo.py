@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
-from segmv3.config import LRASPP, Classifier, Config, LRASPPDecoder, MobileNetV3, Model
+from segmv3.config import LRASPP, RASPP, Classifier, Config, LRASPPDecoder, MobileNetV2, MobileNetV3, Model
 from segmv3.errors import ModelError
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
@@ -33,21 +33,50 @@ NETS: Mapping[str, Model] = MappingProxyType(
 )
 
 
+def _v2(tail: Literal["full", "rf2"] = "rf2", width: float = 1.0) -> MobileNetV2:
+    return MobileNetV2(tail=tail, width=width, output_stride=16)
+
+
+def _v3(tail: Literal["full", "rf2"] = "rf2") -> MobileNetV3:
+    return MobileNetV3(tail=tail, output_stride=16)
+
+
+_V2_LRASPP = LRASPP(tap="output")  # agrees with the paper's parameters in more rows than the expanded map
+
+PAPER_NETS: Mapping[str, Model] = MappingProxyType(
+    {
+        "paper_01_v2_raspp": Model(backbone=_v2("full"), head=RASPP()),
+        "paper_02_v2_rf2_raspp": Model(backbone=_v2(), head=RASPP()),
+        "paper_03_v2_rf2_lraspp_f256": Model(backbone=_v2(), head=replace(_V2_LRASPP, channels=256)),
+        "paper_04_v2_rf2_lraspp": Model(backbone=_v2(), head=_V2_LRASPP),
+        "paper_05_large_raspp": Model(backbone=_v3("full"), head=RASPP()),
+        "paper_06_large_rf2_raspp": Model(backbone=_v3(), head=RASPP()),
+        "paper_07_large_rf2_lraspp_f256": Model(backbone=_v3(), head=LRASPP(channels=256)),
+        "paper_08_large_rf2_lraspp": NETS["lraspp_large_d8"],
+        "paper_09_v2_x0.5_rf2_lraspp": Model(backbone=_v2(width=0.5), head=_V2_LRASPP),
+        "paper_10_v2_x0.35_rf2_lraspp": Model(backbone=_v2(width=0.35), head=_V2_LRASPP),
+        "paper_11_small_rf2_lraspp": NETS["lraspp_small_d8"],
+    }
+)
+"""The rows of the MobileNetV3 paper's Cityscapes table (arXiv 1905.02244, table 7), in its order."""
+
+
 def net(name: str) -> Model:
     """The settings of a named net.
 
     Raises: ModelError naming the nearest names.
     """
-    if name in NETS:
-        return NETS[name]
-    near = difflib.get_close_matches(name, NETS, n=3, cutoff=0.4) or list(NETS)
+    nets = {**NETS, **PAPER_NETS}
+    if name in nets:
+        return nets[name]
+    near = difflib.get_close_matches(name, nets, n=3, cutoff=0.4) or list(NETS)
     raise ModelError(f"there is no net {name!r}; did you mean {' or '.join(near)}?")
 
 
 def net_name(model: Model) -> str:
     """The name of a net with these settings, or a description where it has none."""
     plain = replace(model, pretrained=None)  # where the weights came from does not change the net
-    named = next((name for name, settings in NETS.items() if settings == plain), None)
+    named = next((name for name, settings in {**NETS, **PAPER_NETS}.items() if settings == plain), None)
     if named:
         return named
     backbone, head = model.backbone, type(model.head).__name__
@@ -90,6 +119,12 @@ def create_backbone(
         backbone = MobileNetV3(size=size, **settings)
     except TypeError as error:
         raise ModelError(f"{error}".replace("MobileNetV3.__init__()", "create_backbone")) from None
+    for name, kind in get_type_hints(MobileNetV3).items():
+        value, allowed = getattr(backbone, name), get_args(kind)
+        if allowed and value not in allowed:
+            raise ModelError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+    if not 0.1 <= backbone.width <= 4:
+        raise ModelError(f"width is {backbone.width}; it must lie between 0.1 and 4")
     if num_classes is None:
         return MobileNetV3Backbone(backbone)
     return create_classifier(Classifier(backbone=backbone), num_classes)

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from segmv3.errors import CheckpointError, OutputError, ResourceError
-from segmv3.files import make_folder
+from segmv3.files import cache_folder, make_folder
 
 if sys.platform != "win32":
     import fcntl
@@ -84,13 +84,6 @@ def fetch(
                 say(f"checkpoint: {path} is damaged; fetching it again")
             _download(published, path, progress, say)
     return path
-
-
-def cache_folder() -> Path:
-    """`$SEGMV3_CACHE`, or the folder segmv3 in the user's cache."""
-    if own := os.environ.get("SEGMV3_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmv3"
 
 
 def _file_name(url: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from segmv3 import checkpoint
 from segmv3.config import LRASPP, Classifier, Model
 from segmv3.errors import CheckpointError
+from segmv3.labels import cityscapes_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_classifier, create_model
@@ -49,7 +50,7 @@ class Imported:
                 "to start a segmentation net from it"
             )
         model = _build(self.net, len(self.names))
-        model.load_state_dict(self.tensors)
+        model.load_state_dict(self.tensors, assign=True)  # shares their memory
         return model.eval()
 
 
@@ -225,23 +226,22 @@ def _translate(kind: Format, net: Model | Classifier, raw: Tensors) -> tuple[Ten
 
 def _class_names(variant: Variant, meta: Mapping[str, Any], number: int) -> tuple[str, ...]:
     """Class names from the file's own notes, else those of the data set that the format publishes for."""
-    from segmv3.labels import cityscapes_classes, numbered_classes
-
     notes = meta.get("meta") if isinstance(meta.get("meta"), Mapping) else {}
     notes = {**notes, **(notes.get("dataset_meta") or {})} if isinstance(notes, Mapping) else {}
     stored = notes.get("CLASSES") or notes.get("classes")
     if isinstance(stored, list | tuple) and len(stored) == number and all(isinstance(n, str) for n in stored):
         return tuple(stored)
-    from torchvision.models import MobileNet_V3_Large_Weights
-    from torchvision.models.segmentation import LRASPP_MobileNet_V3_Large_Weights
+    if isinstance(variant.net, Classifier) and number == 1000:
+        from torchvision.models import MobileNet_V3_Large_Weights
 
-    if isinstance(variant.net, Classifier):
-        imagenet = MobileNet_V3_Large_Weights.IMAGENET1K_V1.meta["categories"]
-        return tuple(imagenet) if number == len(imagenet) else tuple(f"class_{i}" for i in range(number))
-    voc = LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
-    if variant.name.startswith("torchvision/") and number == len(voc):
-        return tuple(voc)
-    return cityscapes_classes().names if number == 19 else numbered_classes(number).names
+        return tuple(MobileNet_V3_Large_Weights.IMAGENET1K_V1.meta["categories"])
+    if variant.name.startswith("torchvision/") and number == 21:
+        from torchvision.models.segmentation import LRASPP_MobileNet_V3_Large_Weights
+
+        return tuple(LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"])
+    if isinstance(variant.net, Model) and number == 19:
+        return cityscapes_classes().names
+    return tuple(f"class_{i}" for i in range(number))
 
 
 def _assumption(chosen: Variant, alike: list[Variant], wanted: str | None) -> str:

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
 from segmv3.errors import CheckpointError
-from segmv3.weights.download import Progress, Published, fetch
+from segmv3.weights.download import Published, fetch
 from segmv3.weights.formats import DLI14, FASTSEG, MMSEG, TIMM, TORCHVISION
 from segmv3.weights.importing import Imported, import_weights
 
@@ -150,14 +153,8 @@ def published() -> dict[str, Published]:
     return {entry.name: entry for entry in entries}
 
 
-def find(
-    name: str,
-    *,
-    offline: bool = False,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = print,
-) -> Imported:
-    """The weights of a published name, downloaded unless they are in the cache.
+def find(name: str, *, offline: bool = False, say: Callable[[str], None] = print) -> Imported:
+    """The weights of a published name, downloaded unless they are in the cache, with a bar on a terminal.
 
     Raises: CheckpointError when there is no such name (it gives the nearest), or the file cannot be had.
     """
@@ -167,6 +164,16 @@ def find(
         hint = f"did you mean {' or '.join(near)}?" if near else "segmv3 weights list shows them"
         raise CheckpointError(f"{name} is neither a file nor a published name; {hint}")
     entry = entries[name]
-    imported = import_weights(fetch(entry, offline=offline, progress=progress, say=say))
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"download {name}", total=None, visible=False)
+        path = fetch(
+            entry,
+            offline=offline,
+            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+            say=say,
+        )
+    imported = import_weights(path)
     facts = {"name": name, "url": entry.url, "licence": entry.licence, "published": entry.accuracy}
     return replace(imported, origin=imported.origin | facts, assumed="")

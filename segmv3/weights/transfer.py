@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from segmv3.config import Classifier, MobileNetV2, MobileNetV3, Model
 from segmv3.errors import CheckpointError
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
-from segmv3.weights.importing import Imported, import_weights
-from segmv3.weights.names import find
+from segmv3.weights.importing import Imported
+from segmv3.weights.opening import open_weights
 
 _CLASSIFIERS = ("classifier.", "head.classifier.", "head.deep_classifier.", "head.low_classifier.")
 
@@ -52,7 +51,8 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
             "--new-head starts the layers that tell classes apart afresh"
         )
     own = model.state_dict()
-    loaded = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
+    fitting = {name for name in own if name in tensors and tensors[name].shape == own[name].shape}
+    loaded = [name for name in own if name in fitting and _convolution_of(name, own) in {*fitting, name}]
     new = [name for name in own if name not in loaded]
     unused = [name for name in source.tensors if name not in loaded]
     with torch.no_grad():
@@ -69,7 +69,7 @@ def start_from(model: Segmenter | ImageClassifier, source: str, say: Callable[[s
 
     Raises: CheckpointError when the file cannot be used or holds another backbone.
     """
-    imported = find(source, say=say) if not Path(source).exists() else import_weights(source)
+    imported = open_weights(source, say=say)
     heads_differ = len(imported.names) != model.num_classes or isinstance(imported.net, Model) != isinstance(
         model, Segmenter
     )
@@ -111,6 +111,12 @@ def _kind(backbone: MobileNetV3 | MobileNetV2) -> str:
 
 def _without_classes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIERS)}
+
+
+def _convolution_of(name: str, own: Mapping[str, Tensor]) -> str:
+    """The convolution that a BN tensor belongs to; its statistics mean nothing after another convolution."""
+    module = name.rpartition(".")[0]
+    return f"{module.removesuffix('.1')}.0.weight" if f"{module}.running_mean" in own else name
 
 
 def _modules(names: tuple[str, ...]) -> list[str]:

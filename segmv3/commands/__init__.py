@@ -1,0 +1,1 @@
+"""One module for each command of `segmv3` that has commands of its own."""

@@ -1,0 +1,114 @@
+"""`segmv3 weights`: other projects' weight files, and the published ones."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from segmv3.errors import CheckpointError, OutputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """Show the published weight files that can be used by name."""
+
+    json: bool = False
+    """Print everything that is known of them as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Turn a weight file of mmsegmentation, torchvision, timm, d-li14, fastseg, PaddleClas or PaddleSeg into ours."""
+
+    source: tyro.conf.Positional[str]
+    """File, or a name of `segmv3 weights list`."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """File to write; by default the source's name with .safetensors, in the current folder."""
+    into: str | None = None
+    """Start this net from the weights instead, such as lraspp_large_d8: what fits is taken, the rest is listed."""
+    num_classes: int | None = None
+    """Classes of that net; by default those of the weights, or 19 where they name none of a segmentation."""
+    new_head: bool = False
+    """Start the layers that tell classes apart afresh."""
+    variant: str | None = None
+    """Which net of its project the file holds, where names and shapes leave a choice."""
+    offline: bool = False
+    """Take published files from the cache only."""
+    overwrite: bool = False
+    """Replace the output file."""
+
+
+def list_weights(options: List) -> None:
+    """Print the table of published files."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from segmv3.weights.names import published
+
+    entries = published().values()
+    if options.json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    table = Table(
+        box=box.SIMPLE,
+        caption="Digest: the first 8 digits of the SHA-256. 8: no more are published; 64: the whole one is checked.\n"
+        "segmv3 weights list --json has addresses, licences and sources.",
+        caption_justify="left",
+    )
+    for column in ("name", "published accuracy", "digest"):
+        table.add_column(column, no_wrap=column != "published accuracy")
+    for entry in entries:
+        table.add_row(entry.name, entry.accuracy, f"{entry.sha256[:8]} of {len(entry.sha256)}")
+    Console().print(table)
+
+
+def import_file(options: Import) -> None:
+    """Read, translate and write one weight file; say what was loaded and what was not.
+
+    Raises: CheckpointError, ModelError, OutputError; nothing is written then.
+    """
+    source = Path(options.source)
+    output = options.output or Path(f"{source.stem if source.is_file() else source.name}.safetensors")
+    if output.exists() and (output.is_dir() or not options.overwrite):
+        hint = "name a file in it" if output.is_dir() else "choose another --output or add --overwrite"
+        raise OutputError(f"{output} {'is a folder' if output.is_dir() else 'exists'}; {hint}")
+    if options.into is None and (options.num_classes is not None or options.new_head):
+        raise CheckpointError("--num-classes and --new-head belong to --into NET")
+
+    from segmv3 import checkpoint
+    from segmv3.config import Classifier
+    from segmv3.labels import Classes
+    from segmv3.models.count import parameters
+    from segmv3.models.zoo import create_model, net, net_name
+    from segmv3.weights.opening import colored, open_weights
+    from segmv3.weights.transfer import differing_settings, transfer
+
+    target = net(options.into) if options.into else None  # a wrong name must not cost a download
+    imported = open_weights(options.source, variant=options.variant, offline=options.offline)
+    if target is None:
+        model = imported.model()
+        classes: Classes | tuple[str, ...] | None = (
+            imported.names if isinstance(imported.net, Classifier) else colored(imported.names)
+        )
+        print(
+            f"{imported.origin.get('variant', imported.origin['format'])}: {len(imported.tensors)} tensors loaded, "
+            f"0 new, {len(imported.unused)} unused"
+        )
+    else:
+        labelled = () if isinstance(imported.net, Classifier) else imported.names
+        number = options.num_classes if options.num_classes is not None else len(labelled) or 19
+        model = create_model(target, number)
+        classes = colored(labelled) if len(labelled) == number else None
+        print(f"{options.into}: {transfer(imported, model, new_head=options.new_head)}")
+        if differing := differing_settings(imported.net, target):
+            print(f"trained with {', '.join(differing)}; {options.into} differs there")
+    if imported.assumed:
+        print(imported.assumed)
+    checkpoint.save(model, output, classes=classes, origin=imported.origin)
+    kind = "classifier" if isinstance(model.config, Classifier) else net_name(model.config)
+    print(f"wrote {output}: {kind}, {model.num_classes:,} classes, {parameters(model):,} parameters")
+    if licence := imported.origin.get("licence"):
+        print(f"licence: {licence}")

@@ -1,0 +1,76 @@
+"""Weights by file or by published name, whoever wrote them, as nets that are ready to use."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from segmv3 import checkpoint
+from segmv3.checkpoint import Card
+from segmv3.config import Classifier, Model
+from segmv3.errors import CheckpointError
+from segmv3.labels import Classes, cityscapes_classes, numbered_classes
+from segmv3.models.classifier import ImageClassifier
+from segmv3.models.segmenter import Segmenter
+from segmv3.weights.importing import Imported, import_weights
+from segmv3.weights.names import find
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".pdparams")
+
+
+def open_weights(
+    source: Path | str, *, variant: str | None = None, offline: bool = False, say: Callable[[str], None] = print
+) -> Imported:
+    """Read a weight file of segmv3 or of another project, or fetch a published one by name.
+
+    Raises: CheckpointError for what is neither, cannot be had or cannot be read.
+    """
+    path = Path(source)
+    if path.exists() or path.suffix.lower() in _SUFFIXES:
+        return import_weights(path, variant=variant)
+    return find(str(source), offline=offline, say=say)
+
+
+def open_segmenter(source: Path | str) -> tuple[Segmenter, Card]:
+    """A segmentation net in eval mode on the CPU, and what its file says of itself.
+
+    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
+    """
+    if _is_ours(source):
+        return checkpoint.load(source)
+    imported = open_weights(source)
+    if not isinstance(imported.net, Model):
+        raise CheckpointError(f"{source} is a classifier: use it with segmv3 classify, or as --model.pretrained")
+    model = imported.model()
+    assert isinstance(model, Segmenter)
+    return model, _card(imported, colored(imported.names))
+
+
+def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
+    """A classification net, as `open_segmenter`.
+
+    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
+    """
+    if _is_ours(source):
+        return checkpoint.load_classifier(source)
+    imported = open_weights(source)
+    if not isinstance(imported.net, Classifier):
+        raise CheckpointError(f"{source} is a segmentation net: use it with segmv3 predict or segmv3 evaluate")
+    model = imported.model()
+    assert isinstance(model, ImageClassifier)
+    return model, _card(imported, None)
+
+
+def colored(names: tuple[str, ...]) -> Classes:
+    """Classes of these names in Cityscapes' colours where they are Cityscapes', else in evenly spaced ones."""
+    cityscapes = cityscapes_classes()
+    return cityscapes if names == cityscapes.names else replace(numbered_classes(len(names)), names=names)
+
+
+def _is_ours(source: Path | str) -> bool:
+    path = Path(source)
+    return path.is_file() and checkpoint.is_ours(path)
+
+
+def _card(imported: Imported, classes: Classes | None) -> Card:
+    facts = {"version": checkpoint.package_version(), "commit": "", "origin": imported.origin}
+    return Card(imported.names, classes.colors if classes else (), facts, imported.origin["sha256"])
