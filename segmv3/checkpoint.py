@@ -90,7 +90,7 @@ def save(
         "classes": list(names),
         "palette": [list(color) for color in colors],
         "digest": _digest(tensors),
-        "facts": {"version": version("segmv3"), "commit": source_commit(), **facts},
+        "facts": {"version": package_version(), "commit": source_commit(), **facts},
     }
     make_folder(path.parent)
     write_bytes(path, to_safetensors(tensors, {_KEY: json.dumps(header)}))
@@ -207,6 +207,11 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
+
+
+def package_version() -> str:
+    """Of the installed segmv3."""
+    return version("segmv3")
 
 
 def source_commit() -> str:

@@ -20,7 +20,18 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 import segmv3
-from segmv3.config import Config, Data, Device, Model, Precision, Schedule, load_config
+from segmv3.config import (
+    Classification,
+    Classifier,
+    Config,
+    Data,
+    Device,
+    ImageFolder,
+    Model,
+    Precision,
+    Schedule,
+    load_config,
+)
 from segmv3.errors import ConfigError, DataError, Interrupted, OutputError, Segmv3Error, Segmv3Warning
 
 _USAGE = """\
@@ -29,7 +40,12 @@ usage: segmv3 COMMAND ...
   train CONFIG [--run DIR] [--optim.lr 0.02 ...]     train a net, or go on where the run stopped
   evaluate CONFIG --weights FILE                     score weights on a split
   predict SOURCE --weights FILE --output DIR         label an image, a list, a folder, a glob or a video
-  models                                             the named nets: size, cost, taps
+  classify train CONFIG [--run DIR]                  train a backbone on ImageNet, or any folder of pictures
+  classify evaluate --weights FILE --data.root DIR   top-1 and top-5
+  classify predict IMAGE ... --weights FILE          what is in a picture
+  weights import FILE_OR_NAME [-o FILE]              load another project's weights, or published ones
+  weights list                                       the published weights that can be used by name
+  models [--all]                                     the named nets, or the whole family: size, cost, accuracy
   data mini-city DIR                                 draw a small street data set in Cityscapes layout
 
 segmv3 COMMAND --help lists the flags of a command, segmv3 --version prints the version.
@@ -105,8 +121,63 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifyTrain:
+    """Train a backbone to classify pictures, or go on with a run where it stopped."""
+
+    config: Annotated[Classification, tyro.conf.arg(name="")]
+    run: Path
+    """Folder of the run."""
+    device: Device = "auto"
+    """Where to run; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyEvaluate:
+    """Top-1 and top-5 on a split of a folder of pictures."""
+
+    data: ImageFolder
+    weights: Path
+    """Weight file of a classifier."""
+    split: str = "val"
+    """Part of the data set to score."""
+    limit: int | None = None
+    """Score only N images, evenly spaced."""
+    output: Path | None = None
+    """Also write the scores to this JSON file."""
+    overwrite: bool = False
+    """Replace the file that --output names."""
+    precision: Precision = "fp32"
+    """Arithmetic of the net."""
+    device: Device = "auto"
+    """Where to run; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyPredict:
+    """Name what is in pictures, seen as in the net's training."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    weights: Path
+    """Weight file of a classifier."""
+    top: int = 5
+    """Classes to print for each picture."""
+    device: Device = "auto"
+    """Where to run; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Models:
     """List the named nets."""
+
+    all: bool = False
+    """List every net of the references, with the accuracy that its authors published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +228,9 @@ def _run(arguments: list[str]) -> None:
         "train": _train,
         "evaluate": _evaluate,
         "predict": _predict,
+        "classify": _classify,
         "models": _models,
+        "weights": _weights,
         "data": _data,
     }
     name, rest = arguments[0], arguments[1:]
@@ -195,10 +268,11 @@ def _evaluate(arguments: list[str]) -> None:
     from segmv3.files import make_folder, write_bytes
     from segmv3.report.tables import scores_table, summary
     from segmv3.runtime import use_device
+    from segmv3.weights.opening import open_segmenter
 
     device = use_device(options.device, options.threads)
     dataset = open_dataset(options.data, options.split)
-    model, card = checkpoint.load(options.weights)
+    model, card = open_segmenter(options.weights)
     checkpoint.check_net(card, model, options.model, dataset.classes, options.weights)
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
@@ -261,14 +335,137 @@ def _predict(arguments: list[str]) -> None:
     console.print(f"wrote {files} to {options.output}", highlight=False, soft_wrap=True)
 
 
+def _classify(arguments: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _classify_train,
+        "evaluate": _classify_evaluate,
+        "predict": _classify_predict,
+    }
+    if arguments[:1] and arguments[0] in ("-h", "--help"):
+        print("".join(line + "\n" for line in _USAGE.splitlines() if line.startswith(("usage", "  classify"))), end="")
+        return
+    if not arguments or arguments[0] not in commands:
+        found = f"no classify command {arguments[0]!r}" if arguments else "nothing to do for classify alone"
+        raise ConfigError(f"there is {found}; there is segmv3 classify {', '.join(commands)}")
+    commands[arguments[0]](arguments[1:])
+
+
+def _classify_train(arguments: list[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        path, rest = Path(arguments[0]), arguments[1:]
+        config = load_config(path, kind=Classification)
+    elif "--help" in arguments or "-h" in arguments:
+        path, rest, data = Path("CONFIG"), ["--help"], ImageFolder(root=Path("data/imagenet"))
+        config = Classification(model=Classifier(), data=data, schedule=Schedule(steps=187_671))
+    else:
+        raise ConfigError("segmv3 classify train needs a config file first, such as configs/imagenet/large_dli14.py")
+    defaults = {"config": config, "run": Path("runs") / path.stem}
+    options = _parse(ClassifyTrain, f"segmv3 classify train {path}", rest, defaults)
+    from segmv3.training.loop import train
+
+    train(options.config, options.run, device=options.device, threads=options.threads)
+
+
+def _classify_evaluate(arguments: list[str]) -> None:
+    program, defaults = "segmv3 classify evaluate", None
+    if arguments and not arguments[0].startswith("-"):
+        program += f" {arguments[0]}"
+        defaults = {"data": load_config(Path(arguments[0]), kind=Classification).data}
+        arguments = arguments[1:]
+    options = _parse(ClassifyEvaluate, program, arguments, defaults)
+    output = options.output
+    if output and output.exists() and (output.is_dir() or not options.overwrite):
+        hint = "name a file in it" if output.is_dir() else "choose another --output or add --overwrite"
+        raise OutputError(f"{output} {'is a folder' if output.is_dir() else 'exists'}; {hint}")
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segmv3 import checkpoint
+    from segmv3.classification import accuracies, check_classes, count_hits, differing_view
+    from segmv3.data.imagefolder import open_pictures
+    from segmv3.files import make_folder, write_bytes
+    from segmv3.report.tables import classification_summary
+    from segmv3.runtime import use_device
+
+    device = use_device(options.device, options.threads)
+    model, card = checkpoint.load_classifier(options.weights)
+    pictures = open_pictures(options.data, options.split)
+    check_classes(card, pictures.classes, options.weights)
+    if other := differing_view(card, options.data):
+        warnings.warn(Segmv3Warning(f"{options.weights} was scored in training with {other}"), stacklevel=1)
+    if output:
+        make_folder(output.parent)
+    count = min(options.limit or len(pictures), len(pictures))
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(f"evaluate {options.split}", total=count)
+        hits = count_hits(
+            model.to(device),
+            pictures,
+            options.data,
+            device=device,
+            precision=options.precision,
+            indices=[i * len(pictures) // count for i in range(count)],  # of all classes, not of the first
+            progress=lambda done, _: progress.update(bar, completed=done),
+        )
+    result = accuracies(hits, pictures, options.data) | {
+        "weights": str(options.weights),
+        "weights_sha256": card.sha256,
+        "precision": options.precision,
+        "device": device.type,
+        "segmv3": segmv3.__version__,
+    }
+    console.print(classification_summary(result), highlight=False, soft_wrap=True)
+    console.print(f"weights {options.weights}, SHA-256 {card.sha256}", highlight=False, soft_wrap=True)
+    if output:
+        write_bytes(output, json.dumps(result, indent=2).encode())
+
+
+def _classify_predict(arguments: list[str]) -> None:
+    options = _parse(ClassifyPredict, "segmv3 classify predict", arguments)
+    if not options.images:
+        raise ConfigError("segmv3 classify predict needs an image, such as docs/pictures/street.png")
+    if options.top < 1:
+        raise ConfigError(f"--top is {options.top}; it must be at least 1")
+    from segmv3 import checkpoint
+    from segmv3.classification import as_trained, probabilities
+    from segmv3.images import read_image
+    from segmv3.runtime import use_device
+
+    device = use_device(options.device, options.threads)
+    model, card = checkpoint.load_classifier(options.weights)
+    model.to(device)
+    data = as_trained(card, ImageFolder(root=Path()))
+    for path in options.images:
+        best = probabilities(model, read_image(path), data, device=device).topk(min(options.top, model.num_classes))
+        print(path)
+        for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            print(f"  {share:6.1%}  {card.names[index]}")
+
+
 def _models(arguments: list[str]) -> None:
-    _parse(Models, "segmv3 models", arguments)
+    options = _parse(Models, "segmv3 models", arguments)
     from rich.console import Console
 
     from segmv3.models.count import describe_nets
-    from segmv3.report.tables import models_table
+    from segmv3.models.family import count_family
+    from segmv3.report.tables import family_table, models_table
 
-    Console().print(models_table(describe_nets()))
+    Console().print(family_table(count_family()) if options.all else models_table(describe_nets()))
+
+
+def _weights(arguments: list[str]) -> None:
+    from segmv3.commands import weights
+
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "list":
+        weights.list_weights(_parse(weights.List, "segmv3 weights list", rest))
+    elif name == "import":
+        weights.import_file(_parse(weights.Import, "segmv3 weights import", rest))
+    else:
+        raise ConfigError(f"there is no weights command {name!r}; there are segmv3 weights list and import")
 
 
 def _data(arguments: list[str]) -> None:

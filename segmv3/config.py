@@ -36,6 +36,8 @@ class MobileNetV3:
     dilate_first: bool = True
     """Whether a block that lost its stride is dilated too (mmsegmentation, torchvision) or only those after it
     (timm, TensorFlow)."""
+    last: bool = True
+    """Whether the closing 1x1 convolution is there; PaddleSeg's segmentation nets end with the blocks."""
     padding: Literal["symmetric", "same"] = "symmetric"
     """"same" is TensorFlow's: at stride 2 an even size gets its extra row and column at the bottom and right."""
     bn_eps: float = 1e-3
@@ -83,6 +85,8 @@ class LRASPPDecoder:
     pool: Literal["global", "window"] = "window"
     pool_window: tuple[int, int] = (49, 49)
     pool_stride: tuple[int, int] = (16, 20)
+    align_corners: bool = False
+    """How a gate of several windows is enlarged to the map (fastseg: true)."""
     dropout: float = 0.1
     bn_eps: float = 1e-3
 
@@ -165,6 +169,8 @@ class ImageFolder:
     """Probability of photometric jitter (brightness, contrast, saturation by up to 40 %)."""
     resize: int = 256
     """Shorter side of a validation image before its centre crop."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of that resize (timm scored its own MobileNetV3 weights with bicubic, its TensorFlow ports with bilinear)."""
     workers: int = 2
     """Processes that prepare samples; the batches are the same for any number of them."""
 
@@ -220,7 +226,9 @@ class Schedule:
     min_lr: float = 1e-4
     """Learning rate that the policy falls to at the end of the run."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from near zero; a shorter run ends while it rises."""
+    """Steps over which the learning rate rises linearly; a shorter run ends while it rises."""
+    warmup_from: float = 0.0
+    """Learning rate that the warm-up rises from."""
     eval_every: int = 4000
     """Steps between evaluations on the validation set; the training state is saved there too."""
     save_every: int = 1000
@@ -280,7 +288,7 @@ class Classification:
                 "data.scale-range",
                 "must be two rising shares of the area, above 0 and at most 1",
             ),
-            (data.resize >= 1, "data.resize", "must be at least 1"),
+            (data.resize >= max(data.crop_size), "data.resize", "must be at least as large as data.crop-size"),
             (0 <= self.model.dropout < 1, "model.dropout", "must be at least 0 and below 1"),
             (0 <= self.label_smoothing < 1, "label-smoothing", "must be at least 0 and below 1"),
         )
@@ -308,6 +316,11 @@ def _common_rules(config: Config | Classification) -> list[_Rule]:
         (data.workers >= 0, "data.workers", "must be at least 0"),
         (schedule.steps >= 1, "schedule.steps", "must be at least 1"),
         (schedule.warmup_steps >= 0, "schedule.warmup-steps", "must be at least 0"),
+        (
+            0 <= schedule.warmup_from <= optim.lr,
+            "schedule.warmup-from",
+            f"must lie between 0 and optim.lr ({optim.lr:g})",
+        ),
         (schedule.eval_every >= 1, "schedule.eval-every", "must be at least 1"),
         (schedule.save_every >= 1, "schedule.save-every", "must be at least 1"),
         (schedule.log_every >= 1, "schedule.log-every", "must be at least 1"),

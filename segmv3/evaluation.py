@@ -1,9 +1,7 @@
 """The loop over a validation set, used by training and by `segmv3 evaluate`."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from segmv3.config import Precision
 from segmv3.data.datasets import Dataset
+from segmv3.data.loader import read_ahead
 from segmv3.data.transforms import eval_transforms, transform
 from segmv3.decode import label_map
 from segmv3.images import UInt8Array
@@ -47,8 +46,12 @@ def evaluate(
     Args: indices: the images to score, all by default. progress: called with (images done, images in all).
     """
     indices = range(len(dataset)) if indices is None else indices
-    confusion = ConfusionMatrix(len(dataset.classes))
-    for done, (image, truth) in enumerate(_read_ahead(dataset, indices), 1):
+    confusion, transforms = ConfusionMatrix(len(dataset.classes)), eval_transforms()
+
+    def read(index: int) -> tuple[UInt8Array, UInt8Array]:
+        return transform(transforms, *dataset.read(index), np.random.default_rng(index))
+
+    for done, (image, truth) in enumerate(read_ahead(read, indices), 1):
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with torch.inference_mode(), autocast:
@@ -57,23 +60,6 @@ def evaluate(
         if progress:
             progress(done, len(indices))
     return confusion
-
-
-def _read_ahead(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[UInt8Array, UInt8Array]]:
-    """Pairs in order, the next two being decoded while this one is scored."""
-    transforms = eval_transforms()
-
-    def read(index: int) -> tuple[UInt8Array, UInt8Array]:
-        return transform(transforms, *dataset.read(index), np.random.default_rng(index))
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting: deque[Future[tuple[UInt8Array, UInt8Array]]] = deque()
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def scores(confusion: ConfusionMatrix, dataset: Dataset, *, images: int, multi_scale_flip: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from segmv3 import checkpoint
-from segmv3.config import Config
+from segmv3.config import Classification, Config
 
 Patch = Callable[[], None]
 
@@ -16,7 +16,7 @@ context = multiprocessing.get_context("forkserver")  # imports torch once for al
 context.set_forkserver_preload(["segmv3.training.loop"])
 
 
-def run(config: Config, folder: Path, point: str = "", occurrence: int = 1) -> int:
+def run(config: Config | Classification, folder: Path, point: str = "", occurrence: int = 1) -> int:
     """Train to the end, or to the `occurrence`-th time that `point` is reached; returns the exit code."""
     process = context.Process(target=_train, args=(config, folder, point, occurrence))
     process.start()
@@ -26,7 +26,7 @@ def run(config: Config, folder: Path, point: str = "", occurrence: int = 1) -> i
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over every weight, BN statistic and optimiser value of the newest training state."""
+    """SHA-256 over every weight, BN statistic, optimiser and average value of the newest training state."""
     state = checkpoint.load_state(folder / "state")
     assert state is not None
     found = hashlib.sha256()
@@ -44,11 +44,11 @@ def digest(folder: Path) -> str:
         else:
             found.update(repr(value).encode())
 
-    add([state["step"], state["model"], state["optimizer"]])
+    add([state["step"], state["model"], state["optimizer"], state.get("average")])
     return found.hexdigest()
 
 
-def _train(config: Config, folder: Path, point: str, occurrence: int) -> None:
+def _train(config: Config | Classification, folder: Path, point: str, occurrence: int) -> None:
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     if point:
         _POINTS[point](occurrence)

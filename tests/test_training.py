@@ -19,7 +19,7 @@ from segmv3.errors import ConfigError, DataError, ModelError, NumericsError
 from segmv3.evaluation import evaluate, single_scale
 from segmv3.images import write_png
 from segmv3.models.zoo import create_model
-from segmv3.training import loop
+from segmv3.training import tasks
 from segmv3.training.loop import train
 from segmv3.training.losses import cross_entropy
 from segmv3.training.optim import build_optimizer, lr_at
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_state(
         total, labelled = cross_entropy(low, labels)
         return total * (math.nan if calls[0] == 8 else 1), labelled
 
-    monkeypatch.setattr(loop, "cross_entropy", poisoned)
+    monkeypatch.setattr(tasks, "cross_entropy", poisoned)
     with pytest.raises(NumericsError, match=r"the loss became nan at step 8; the state of step 6 is kept"):
         train(config, tmp_path / "run", device="cpu", threads=1)
     state = checkpoint.load_state(tmp_path / "run" / "state")
@@ -123,7 +123,7 @@ def test_a_nan_gradient_is_found_by_the_next_loss(config, tmp_path, clip_norm, m
         total.register_hook(lambda gradient: gradient * math.nan)
         return total, labelled
 
-    monkeypatch.setattr(loop, "cross_entropy", poisoned)
+    monkeypatch.setattr(tasks, "cross_entropy", poisoned)
     schedule = replace(config.schedule, clip_norm=clip_norm)
     with pytest.raises(NumericsError):
         train(replace(config, schedule=schedule), tmp_path / "run", device="cpu", threads=1)
@@ -136,11 +136,11 @@ def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_pat
     script = tmp_path / "breaking.py"
     script.write_text(
         "import runpy, sys\n"
-        "from segmv3.training import loop\n"
+        "from segmv3.training import tasks\n"
         "def check(dataset, progress):\n"
         "    path = dataset.pairs[0].image\n"
         "    path.write_bytes(path.read_bytes()[:100])\n"
-        "loop.check = check\n"
+        "tasks.check = check\n"
         f"sys.argv[0] = {str(tool)!r}\n"
         f"runpy.run_path({str(tool)!r}, run_name='__main__')\n"
     )
@@ -201,7 +201,7 @@ def test_two_processes_train_score_and_finish_together(config, tmp_path):
         f"root = Path({str(config.data.root)!r})\n"
         "config = Config(model=NETS['lraspp_small_d8'], data=Data(dataset='folder', root=root, batch_size=4, "
         " crop_size=(32, 48), workers=0), optim=AdamW(lr=1e-3), "
-        "schedule=Schedule(steps=6, min_lr=0, eval_every=3, save_every=2, log_every=3))\n"
+        "schedule=Schedule(steps=6, min_lr=0, eval_every=3, save_every=2, log_every=3, ema=0.5))\n"
     )
     done = run_processes(file, tmp_path / "run")
     assert done.returncode == 0, done.stderr

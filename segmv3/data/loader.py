@@ -8,8 +8,11 @@ number of them gives the same batches and a run resumes at any step at once.
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -19,12 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from segmv3.config import Data
+from segmv3.config import Data, ImageFolder
 from segmv3.data.datasets import Dataset
+from segmv3.data.imagefolder import Pictures
 from segmv3.data.transforms import train_transforms, transform
 
 Batch = tuple[Tensor, Tensor]
-"""Images uint8 N x 3 x H x W (RGB), labels int64 N x H x W of train ids."""
+"""Images uint8 N x 3 x H x W (RGB); int64 labels N x H x W of train ids, or the N classes of whole pictures."""
+
+Item = TypeVar("Item")
 
 
 def sample_at(number: int, count: int, seed: int) -> tuple[int, int]:
@@ -41,7 +47,7 @@ def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class TrainSamples(TorchDataset[tuple[Tensor, Tensor]]):
     """Augmented crops, addressed by (epoch, image index)."""
 
-    def __init__(self, dataset: Dataset, data: Data, seed: int) -> None:
+    def __init__(self, dataset: Dataset | Pictures, data: Data | ImageFolder, seed: int) -> None:
         self.dataset = dataset
         self.transforms = train_transforms(data)
         self.seed = seed
@@ -49,8 +55,10 @@ class TrainSamples(TorchDataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = address
         generator = np.random.default_rng([self.seed, 1, epoch, index])
-        image, labels = transform(self.transforms, *self.dataset.read(index), generator)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(labels).long()
+        image, target = self.dataset.read(index)
+        image, target = transform(self.transforms, image, target, generator)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return pixels, torch.as_tensor(target, dtype=torch.int64)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -80,8 +88,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def train_batches(
-    dataset: Dataset,
-    data: Data,
+    dataset: Dataset | Pictures,
+    data: Data | ImageFolder,
     *,
     seed: int,
     start: int,
@@ -123,6 +131,18 @@ def _prepare_worker(_: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # they reach the whole group; when to stop is the loop's say
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def read_ahead(read: Callable[[int], Item], indices: Sequence[int], *, threads: int = 2) -> Iterator[Item]:
+    """`read(index)` of each index in order, the next ones being read while this one is used."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Item]] = deque()
+        for index in indices:
+            waiting.append(pool.submit(read, index))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def shard(count: int, rank: int, world_size: int) -> range:

@@ -1,4 +1,4 @@
-"""What happens to a pair between the disk and the net, as two visible lists.
+"""What happens to an image and its target between the disk and the net, as visible lists.
 
 The only file that knows albumentations. All randomness comes from one generator per sample.
 """
@@ -6,13 +6,16 @@ The only file that knows albumentations. All randomness comes from one generator
 import math
 import os
 import random
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as torchvision
 
-from segmv3.config import Data
+from segmv3.config import Data, ImageFolder
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE
 
@@ -21,8 +24,16 @@ import albumentations as A
 
 _MEAN_COLOR = (124, 116, 104)  # ImageNet's mean: padding is zero after normalisation
 
+Target = TypeVar("Target", bound=UInt8Array | int)
+"""Labels uint8 H x W, or the class of a whole picture."""
 
-def train_transforms(data: Data) -> A.Compose:
+
+def train_transforms(data: Data | ImageFolder) -> A.Compose:
+    """What makes a training sample of an image."""
+    return _street_transforms(data) if isinstance(data, Data) else _picture_transforms(data)
+
+
+def _street_transforms(data: Data) -> A.Compose:
     """Random scale and crop, mirror, jitter, padding to the crop size."""
     height, width = data.crop_size
     return A.Compose(
@@ -35,21 +46,49 @@ def train_transforms(data: Data) -> A.Compose:
     )
 
 
+def _picture_transforms(data: ImageFolder) -> A.Compose:
+    """ImageNet's: a random share of the area, stretched by up to 4/3, as a crop of one size; mirror, jitter."""
+    crop = A.RandomResizedCrop(
+        data.crop_size,
+        scale=data.scale_range,
+        ratio=(3 / 4, 4 / 3),
+        interpolation=cv2.INTER_LINEAR,
+        area_for_downscale="image",  # OpenCV's bilinear skips pixels when it shrinks
+    )
+    jitter = A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0, p=data.jitter)
+    return A.Compose([crop, A.HorizontalFlip(p=data.flip), jitter])
+
+
 def eval_transforms() -> A.Compose:
-    """Nothing: images are scored whole, at the size of their ground truth."""
+    """Nothing: streets are scored whole, at the size of their ground truth."""
     return A.Compose([])
 
 
+def center_crop(image: UInt8Array, data: ImageFolder) -> UInt8Array:
+    """What a classifier is scored on: shorter side resized, then the middle.
+
+    Pillow's antialiased resize with torchvision's rounding, by which the published accuracies were measured.
+
+    Args: image: uint8 H x W x 3, any size. data: `resize`, `interpolation` and `crop_size` count.
+    Returns: uint8 crop height x crop width x 3.
+    """
+    mode = InterpolationMode(data.interpolation)
+    resized = torchvision.resize(Image.fromarray(image), [data.resize], interpolation=mode)
+    return np.array(torchvision.center_crop(resized, list(data.crop_size)))
+
+
 def transform(
-    transforms: A.Compose, image: UInt8Array, labels: UInt8Array, generator: np.random.Generator
-) -> tuple[UInt8Array, UInt8Array]:
-    """Apply a list to a pair (uint8 H x W x 3, uint8 H x W), drawing only from `generator`.
+    transforms: A.Compose, image: UInt8Array, target: Target, generator: np.random.Generator
+) -> tuple[UInt8Array, Target]:
+    """Apply a list to an image (uint8 H x W x 3) and its target, drawing only from `generator`.
 
     `set_random_state` is what makes the draws independent: `set_random_seed` would seed every child alike, so
     that mirror and jitter agree.
     """
     transforms.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-    result = transforms(image=image, mask=labels)
+    if isinstance(target, int):
+        return transforms(image=image)["image"], target
+    result = transforms(image=image, mask=target)
     return result["image"], result["mask"]
 
 

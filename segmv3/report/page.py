@@ -38,6 +38,7 @@ MAX_SAMPLES = 12
 """Samples shown; the page says when there were more. It keeps the page below 5 MB."""
 
 _MAX_CONFUSIONS = 6
+_MAX_HARDEST = 20
 _NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 
 
@@ -84,6 +85,29 @@ def write_report(
     return page
 
 
+def write_classification_report(run: Path, *, title: str, facts: dict[str, str], log: list[dict], scores: dict) -> Path:
+    """Write the report of a classification run: `run/report.html` and `run/figures/curves.png`.
+
+    Args: facts, log: as for `write_report`. scores: as `segmv3.classification.accuracies` returns them.
+    Returns: the path of the page.
+    Raises: OutputError when a file cannot be written.
+    """
+    figures = make_folder(run / "figures")
+    training = _Chart(figures / "curves.png", lambda theme: curves(log, theme, ("top1", "Top-1")))
+    shown = [(name, key) for name, key in (("top-1", "top1"), ("top-5", "top5")) if scores[key] is not None]
+    images = f"{scores['images']:,} image{'' if scores['images'] == 1 else 's'}"
+    crop = f"middle {' x '.join(map(str, scores['crop_size']))} of a shorter side of {scores['resize']}"
+    conditions = f"{scores['split']} · {images} · {len(scores['classes']):,} classes · {crop}"
+    body = [
+        _heading(title, conditions, "".join(_metric(name, number(scores[key])) for name, key in shown)),
+        _run_section(facts, training, "Loss, learning rate and top-1 over the training steps"),
+        _hardest_section(scores["classes"]),
+    ]
+    page = run / "report.html"
+    write_bytes(page, _PAGE.format(title=_text(title), style=_style(), body="\n".join(body)).encode())
+    return page
+
+
 class _Chart:
     """A chart in its light and dark form; the light one is written to `path`."""
 
@@ -109,10 +133,13 @@ def _header(title: str, scores: dict) -> str:
     if scores:
         figures = [("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy")]
         metrics = "".join(_metric(name, number(scores.get(key))) for name, key in figures)
-        note = f"<p class='conditions'>{_text(_conditions(scores))}</p>"
     else:
         metrics = "<p class='empty'>Not evaluated yet: this run has no scores.</p>"
-        note = ""
+    return _heading(title, _conditions(scores) if scores else "", metrics)
+
+
+def _heading(title: str, conditions: str, metrics: str) -> str:
+    note = f"<p class='conditions'>{_text(conditions)}</p>" if conditions else ""
     return (
         f"<header><p class='eyebrow'>segmv3 run report</p><h1>{_text(title)}</h1>{note}"
         f"<div class='metrics'>{metrics}</div></header>"
@@ -148,10 +175,11 @@ def _scales(scores: dict) -> str:
     return text + (" + flip" if scores.get("flip") else "")
 
 
-def _run_section(facts: dict[str, str], chart: _Chart) -> str:
+def _run_section(
+    facts: dict[str, str], chart: _Chart, alt: str = "Loss, learning rate and mIoU over the training steps"
+) -> str:
     rows = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in facts.items())
     table = f"<div class='card'><h2>Run</h2><table class='facts'>{rows}</table></div>" if facts else ""
-    alt = "Loss, learning rate and mIoU over the training steps"
     return (
         f"<section class='{'pair' if facts else ''}'>{table}"
         f"<div class='card'><h2>Training</h2>{chart.html(alt)}</div></section>"
@@ -174,6 +202,22 @@ def _classes_section(scores: dict, classes: Classes, chart: _Chart) -> str:
         f"<tbody>{rows}</tbody><tfoot>{mean}</tfoot></table>"
         "<p class='note'>Share: of the labelled pixels.</p></div></section>"
     )
+
+
+def _hardest_section(classes: list[dict]) -> str:
+    """The classes with the lowest top-1, hardest first."""
+    hardest = sorted(classes, key=lambda row: math.inf if row["top1"] is None else row["top1"])[:_MAX_HARDEST]
+    five = any(row["top5"] is not None for row in hardest)
+    head = f"<thead><tr><th>class</th><td>top-1</td>{'<td>top-5</td>' if five else ''}<td>images</td></tr></thead>"
+    rows = "".join(
+        f"<tr><th>{_text(row['name'])}</th>"
+        + _cells(_percent(number(row[key])) for key in ("top1", "top5") if key == "top1" or five)
+        + f"<td>{row['images']:,}</td></tr>"
+        for row in hardest
+    )
+    title = "Hardest classes" if len(classes) > len(hardest) else "Classes, hardest first"
+    table = f"<table class='numbers'>{head}<tbody>{rows}</tbody></table>"
+    return f"<section><div class='card'><h2>{title} <small>percent</small></h2>{table}</div></section>"
 
 
 def _class_row(row: dict, color: Color | None) -> str:

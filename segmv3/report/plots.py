@@ -67,18 +67,19 @@ _ROUND = [1, 2, 2.5, 5, 10]  # distances between ticks
 _FONTS = ("Inter", "Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
-def curves(log: list[dict], theme: Theme) -> UInt8Array:
-    """Loss, learning rate and mIoU over steps: three panels on one axis.
+def curves(log: list[dict], theme: Theme, score: tuple[str, str] = ("miou", "mIoU")) -> UInt8Array:
+    """Loss, learning rate and score over steps: three panels on one axis.
 
     Args: log: parsed lines of log.jsonl; of two lines for one step (a resumed run) the later counts.
+        score: key of the score in the log, and its name.
     """
     figure = _figure(_WIDTH, 580)
-    loss_axes, rate_axes, miou_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 0.8, 1.2))
+    loss_axes, rate_axes, score_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 0.8, 1.2))
     steps, losses = _series(log, "train", "loss")
     _loss_panel(loss_axes, steps, losses, theme)
     _rate_panel(rate_axes, *_series(log, "train", "lr"), theme)
-    _miou_panel(miou_axes, *_series(log, "eval", "miou"), theme)
-    _step_axis(miou_axes, sorted({step for step in map(_step, log) if step is not None}), theme)
+    _score_panel(score_axes, f"{score[1]}, %", *_series(log, "eval", score[0]), theme)
+    _step_axis(score_axes, sorted({step for step in map(_step, log) if step is not None}), theme)
     return _pixels(figure, theme)
 
 
@@ -348,20 +349,20 @@ def _rate_panel(axes: Axes, steps: FloatArray, rates: FloatArray, theme: Theme) 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
 
 
-def _miou_panel(axes: Axes, steps: FloatArray, mious: FloatArray, theme: Theme) -> None:
-    steps, mious = steps[np.isfinite(mious)], mious[np.isfinite(mious)]
-    if not len(mious):
-        _panel(axes, "mIoU, %", "", theme.ink, theme)
+def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, theme: Theme) -> None:
+    steps, scores = steps[np.isfinite(scores)], scores[np.isfinite(scores)]
+    if not len(scores):
+        _panel(axes, title, "", theme.ink, theme)
         _nothing(axes, "not evaluated yet", theme)
         return
-    best = int(np.argmax(mious))
-    _panel(axes, "mIoU, %", f"best {mious[best]:.2f} at step {steps[best]:,.0f}", theme.ink, theme)
-    axes.plot(steps, mious, color=theme.ink, linewidth=1.8, marker="o", markersize=3.5)
-    axes.plot(steps[best], mious[best], "o", markersize=9, color=theme.surface, markeredgecolor=theme.accent,
+    best = int(np.argmax(scores))
+    _panel(axes, title, f"best {scores[best]:.2f} at step {steps[best]:,.0f}", theme.ink, theme)
+    axes.plot(steps, scores, color=theme.ink, linewidth=1.8, marker="o", markersize=3.5)
+    axes.plot(steps[best], scores[best], "o", markersize=9, color=theme.surface, markeredgecolor=theme.accent,
               markeredgewidth=2, zorder=4)  # fmt: skip
-    axes.plot(steps[best], mious[best], "o", markersize=3.5, color=theme.accent, zorder=5)
-    pad = max(0.12 * float(np.ptp(mious)), 1.0)
-    axes.set_ylim(max(float(mious.min()) - pad, -1.0), float(mious.max()) + pad)
+    axes.plot(steps[best], scores[best], "o", markersize=3.5, color=theme.accent, zorder=5)
+    pad = max(0.12 * float(np.ptp(scores)), 1.0)
+    axes.set_ylim(max(float(scores.min()) - pad, -1.0), float(scores.max()) + pad)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=_ROUND))
 
 

@@ -1,10 +1,13 @@
 """Results as tables for the terminal."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from segmv3.models.count import NetFacts
+from segmv3.models.family import Counted
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
@@ -36,6 +39,19 @@ def summary(scores: dict[str, Any]) -> str:
     return text
 
 
+def classification_summary(scores: dict[str, Any]) -> str:
+    """One line with the accuracies, as `segmv3.classification.accuracies` returns them, and what they depend on."""
+    count = f"{scores['images']:,} images"
+    if scores["images"] < scores["images_in_split"]:
+        count = f"{scores['images']:,} of {scores['images_in_split']:,} images, evenly spaced,"
+    top5 = f", top-5 {scores['top5']:.2f} %" if scores["top5"] is not None else ""
+    crop = " x ".join(map(str, scores["crop_size"]))
+    return (
+        f"top-1 {scores['top1']:.2f} %{top5} on {count} of {scores['dataset']} {scores['split']}, "
+        f"middle {crop} of a shorter side of {scores['resize']} ({scores['interpolation']})"
+    )
+
+
 def models_table(nets: list[NetFacts]) -> Table:
     """The named nets, counted with 19 classes at 1024 x 2048."""
     table = Table(caption="19 classes; multiply-adds at 1024x2048, one counted once", caption_justify="left")
@@ -43,6 +59,22 @@ def models_table(nets: list[NetFacts]) -> Table:
         table.add_column(column, justify="left" if column in ("net", "taps") else "right")
     for net in nets:
         table.add_row(net.name, f"{net.parameters:,}", f"{net.gmacs:.2f}", str(net.output_stride), net.taps)
+    return table
+
+
+def family_table(nets: Iterable[Counted]) -> Table:
+    """Every net of the references with its cost and its authors' accuracy."""
+    table = Table(
+        box=box.SIMPLE,
+        caption="1000 classes for classifiers, 19 for segmentation nets; one multiply-add counted once. Published: by "
+        "the authors in brackets, not measured here; top-1 / top-5 on ImageNet val, mIoU on Cityscapes val.",
+        caption_justify="left",
+    )
+    for column in ("net", "parameters", "MMACs 224", "GMACs 1024x2048", "published"):
+        table.add_column(column, justify="left" if column in ("net", "published") else "right")
+    for net in nets:
+        cost = (f"{net.parameters:,}", f"{net.mmacs:,.2f}", f"{net.gmacs:,.2f}")
+        table.add_row(net.member.name, *cost, net.member.published)
     return table
 
 

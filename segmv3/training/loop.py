@@ -6,34 +6,34 @@ import math
 import os
 import re
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from segmv3 import checkpoint
-from segmv3.config import Config, Device, to_dict
-from segmv3.data.check import check
-from segmv3.data.datasets import Dataset, open_dataset
+from segmv3.config import Classification, Config, Device, to_dict
 from segmv3.data.loader import Batch, shard, train_batches
 from segmv3.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, ResourceError
-from segmv3.evaluation import evaluate, scores, single_scale
 from segmv3.files import write_bytes
-from segmv3.models.zoo import create_model, net_name
-from segmv3.runtime import load, use_device
+from segmv3.runtime import use_device
+from segmv3.training.average import MovingAverage, same_on_all_processes
 from segmv3.training.console import RunConsole, RunLog
-from segmv3.training.losses import cross_entropy
 from segmv3.training.optim import build_optimizer, lr_at
 from segmv3.training.run import Run
 from segmv3.training.signals import StopRequest
-from segmv3.training.summary import write_summary
+from segmv3.training.tasks import Net, Task, task_of
 
 
-def train(config: Config, folder: Path, *, device: Device = "auto", threads: int | None = None) -> dict[str, Any]:
+def train(
+    config: Config | Classification, folder: Path, *, device: Device = "auto", threads: int | None = None
+) -> dict[str, Any]:
     """Train a net, or go on with the run in `folder` where it stopped.
 
     Under `torchrun` every process trains on its slice of each batch. On a CPU with equal thread count an
@@ -44,10 +44,10 @@ def train(config: Config, folder: Path, *, device: Device = "auto", threads: int
         work is saved; NumericsError when the loss is not finite, with the last good state kept.
     """
     fabric = _launch(config, use_device(device, threads))
-    train_set, val_set = open_dataset(config.data, "train"), open_dataset(config.data, "val")
+    task = task_of(config)
     settings = to_dict(config) | {
-        "train_set": train_set.fingerprint(),
-        "val_set": val_set.fingerprint(),
+        "train_set": task.train_set.fingerprint(),
+        "val_set": task.val_set.fingerprint(),
         "processes": fabric.world_size,
     }
     run = Run(folder)
@@ -55,20 +55,18 @@ def train(config: Config, folder: Path, *, device: Device = "auto", threads: int
     with RunConsole(config.schedule.steps, quiet=not fabric.is_global_zero) as console:
         if run.finished():
             best = run.metrics()
-            console.say(f"{folder} is finished: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}")
+            console.say(f"{folder} is finished: {_headline(task, best)}")
             return best
-        training = _Training(fabric, config, run, console, train_set, val_set)
+        training = _Training(fabric, config, run, console, task)
         fabric.barrier()  # nobody writes before everybody has looked
         if fabric.is_global_zero:
-            for dataset in (train_set, val_set):
-                with console.task(f"check {dataset.split}") as progress:
-                    check(dataset, progress)
+            task.check(console.task)
             run.start(settings)
         fabric.barrier()
         return training.complete()
 
 
-def _launch(config: Config, device: torch.device) -> Fabric:
+def _launch(config: Config | Classification, device: torch.device) -> Fabric:
     """One process, or as many as torchrun started."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -94,24 +92,27 @@ class _Training:
     def __init__(
         self,
         fabric: Fabric,
-        config: Config,
+        config: Config | Classification,
         run: Run,
         console: RunConsole,
-        train_set: Dataset,
-        val_set: Dataset,
+        task: Task,
     ) -> None:
-        self.fabric, self.config, self.run, self.console = fabric, config, run, console
-        self.train_set, self.val_set = train_set, val_set
+        self.fabric, self.config, self.run, self.console, self.task = fabric, config, run, console, task
         self.schedule = config.schedule
         self.log = RunLog(run.log_file)
         torch.manual_seed(config.seed)
-        self.net = create_model(config.model, len(train_set.classes))
-        self.net.check_trainable(config.data.batch_size // fabric.world_size, config.data.crop_size)
+        self.net = task.build(config.data.batch_size // fabric.world_size)
+        if config.model.pretrained and not checkpoint.saved_steps(run.states):  # a state holds all its weights
+            from segmv3.weights.transfer import start_from  # knows every foreign format; most runs need none
+
+            start_from(self.net, config.model.pretrained, console.say)
+        self.average = MovingAverage(self.net, self.schedule.ema, fabric.device) if self.schedule.ema else None
         trained: nn.Module = self.net.to(memory_format=torch.channels_last)
         if fabric.world_size > 1 and fabric.device.type == "cuda":  # SyncBatchNorm does not run on a CPU
             trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)
         self.model, self.optimizer = fabric.setup(trained, build_optimizer(trained, config.optim))
-        self.model.mark_forward_method("low_logits")
+        if task.entry != "forward":
+            self.model.mark_forward_method(task.entry)
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -134,16 +135,18 @@ class _Training:
                     break
 
                 with meter.waiting():
-                    image, labels = self._next(batches)  # uint8 N x 3 x H x W, int64 N x H x W
+                    images, targets = self._next(batches, meter)  # uint8 N x 3 x H x W, int64 N (x H x W)
                 lr = lr_at(self.step, self.config.optim.lr, schedule)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
-                loss = self._loss(image, labels)
+                loss = self._loss(images, targets)
                 self.fabric.backward(loss)
                 if schedule.clip_norm:
                     self._clip(schedule.clip_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+                if self.average:
+                    self.average.update(self.net, self.step)
                 self.step += 1
                 meter.add(loss)
 
@@ -159,18 +162,14 @@ class _Training:
         best = self.run.metrics()
         if self.fabric.is_global_zero:
             with self.console.task("report") as progress:
-                predict = load(self.run.best, device="cuda" if self.fabric.device.type == "cuda" else "cpu")
-                write_summary(self.run.folder, predict, self.val_set, self.log.entries(), best, progress)
-            self.console.say(
-                f"best: {best['miou']:.2f} % mIoU on {best['split']} at step {best['step']:,}; "
-                f"wrote {self.run.best} and {self.run.report}"
-            )
+                self.task.report(self.run, self.log.entries(), self.fabric.device, progress)
+            self.console.say(f"best: {_headline(self.task, best)}; wrote {self.run.best} and {self.run.report}")
         self.fabric.barrier()
         return best
 
     def _batches(self) -> Iterable[Batch]:
         loader = train_batches(
-            self.train_set,
+            self.task.train_set,
             self.config.data,
             seed=self.config.seed,
             start=self.step,
@@ -181,9 +180,16 @@ class _Training:
         )
         return cast(Iterable[Batch], self.fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
-    def _next(self, batches: Iterator[Batch]) -> Batch:
+    def _next(self, batches: Iterator[Batch], meter: "_Meter") -> Batch:
         try:
             return next(batches)
+        except DataError as error:  # a file that broke since the check, or was not looked at by it
+            if self.fabric.world_size == 1 and self.step > self.saved_step:  # the others would wait at the barrier
+                self._finite_losses(meter)
+                self._save()
+            traceback.clear_frames(error.__traceback__)  # else the workers wait 20 s for the garbage collector
+            line = str(error).strip().rpartition(f"{DataError.area}: ")[2]  # torch puts a worker's traceback before it
+            raise DataError(f"{line}; {self._kept()}") from None
         except RuntimeError as error:  # all that torch says of a worker that is killed or hangs
             if not re.search(r"DataLoader (worker \(pid|timed out)", str(error)):
                 raise
@@ -193,12 +199,14 @@ class _Training:
     def _kept(self) -> str:
         return f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
 
-    def _loss(self, image: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the labelled pixels of all processes; DDP's own mean over processes is undone first."""
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the labelled pixels, or pictures, of all processes; DDP's mean over processes is undone first."""
         self.model.train()
-        low_logits = self.model.low_logits(image.contiguous(memory_format=torch.channels_last))
-        total, labelled = cross_entropy(low_logits, labels)
-        everywhere = self._reduce(labelled, "sum")
+        # dropout, too, is a function of the step, so that a resumed run draws what an unbroken one would
+        seed = np.random.SeedSequence([self.config.seed, 2, self.step, self.fabric.global_rank])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        total, count = self.task.loss(self.model, images.contiguous(memory_format=torch.channels_last), targets)
+        everywhere = self._reduce(count, "sum")
         return total * self.fabric.world_size / everywhere.clamp(min=1)
 
     def _evaluation_is_due(self) -> bool:
@@ -207,12 +215,12 @@ class _Training:
         return planned and not any(entry["step"] == self.step for entry in self.evaluations)
 
     def _evaluate(self, stop: StopRequest) -> None:
-        """Score the raw net in fp32 on unpadded shards; keep it when it is the best so far."""
-        began = time.monotonic()
-        self.net.eval()
-        if self.fabric.world_size > 1:  # plain BN keeps its own statistics on each process: score those that are saved
-            for buffer in self.net.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        """Score the raw net (or its average) in fp32 on unpadded shards; keep it when it is the best so far."""
+        began, task, metric = time.monotonic(), self.task, self.task.metric
+        net = self.average.net if self.average else self.net
+        net.eval()
+        if self.fabric.world_size > 1:
+            same_on_all_processes(net)  # score what is saved
         with self.console.task("evaluate") as progress:
 
             def on_image(done: int, total: int) -> None:
@@ -220,40 +228,26 @@ class _Training:
                 if stop.signal and self.fabric.world_size == 1:
                     self._leave(_Meter(self.step), stop.signal)
 
-            confusion = evaluate(
-                single_scale(self.net),
-                self.val_set,
-                device=self.fabric.device,
-                indices=shard(len(self.val_set), self.fabric.global_rank, self.fabric.world_size),
-                progress=on_image,
-            )
-        confusion.matrix = self._reduce(torch.from_numpy(confusion.matrix), "sum").cpu().numpy()
-        result = scores(confusion, self.val_set, images=len(self.val_set), multi_scale_flip=False)
-        if result["miou"] is None:
-            raise DataError(f"no pixel of '{self.val_set.split}' is labelled: there is nothing to score")
-        entry = {
-            "event": "eval",
-            "step": self.step,
-            "miou": result["miou"],
-            "mean_accuracy": result["mean_accuracy"],
-            "pixel_accuracy": result["pixel_accuracy"],
-            "seconds": round(time.monotonic() - began, 3),
-        }
-        improved = all(result["miou"] > before["miou"] for before in self.evaluations)
+            mine = shard(len(task.val_set), self.fabric.global_rank, self.fabric.world_size)
+            counts = task.count(net, self.fabric.device, mine, on_image)
+        result = task.scores(self._reduce(counts, "sum").cpu())
+        seconds = round(time.monotonic() - began, 3)
+        entry = {"event": "eval", "step": self.step, **{key: result[key] for key in metric.logged}, "seconds": seconds}
+        improved = all(result[metric.key] > before[metric.key] for before in self.evaluations)
         self.evaluations.append(entry)
         if self.fabric.is_global_zero:
             if improved or not self.run.best.is_file():
-                self._keep(result)
+                self._keep(net, result)
             self.log.add(**entry)
         self.console.say(
-            f"step {self.step:,}/{self.schedule.steps:,}  mIoU {result['miou']:.2f} % on {len(self.val_set)} images of "
-            f"{self.val_set.split}{' (best so far)' if improved else ''}"
+            f"step {self.step:,}/{self.schedule.steps:,}  {metric.name} {result[metric.key]:.2f} % on "
+            f"{result['images']:,} images of {result['split']}{' (best so far)' if improved else ''}"
         )
 
-    def _keep(self, result: dict[str, Any]) -> None:
-        facts = {"step": self.step, "net": net_name(self.config.model), "config": to_dict(self.config)}
-        score = {key: result[key] for key in ("dataset", "split", "images", "scales", "flip", "miou")}
-        checkpoint.save(self.net, self.run.best, classes=self.train_set.classes, score=score, **facts)
+    def _keep(self, net: Net, result: dict[str, Any]) -> None:
+        facts = {"step": self.step, "net": self.task.net_name, "config": to_dict(self.config)}
+        score = {key: result[key] for key in self.task.metric.recorded}
+        checkpoint.save(net, self.run.best, classes=self.task.classes, score=score, **facts)
         result = facts | {"device": _describe(self.fabric.device), "seconds": round(self.seconds)} | result
         write_bytes(self.run.metrics_file, json.dumps(result, indent=2).encode())
 
@@ -313,6 +307,8 @@ class _Training:
                 "model": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
+            if self.average:
+                state["average"] = self.average.net.state_dict()
             checkpoint.save_state(self.run.states, self.step, state)
         self.saved_step = self.step
         self.fabric.barrier()
@@ -324,6 +320,8 @@ class _Training:
             self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.average:
+                self.average.net.load_state_dict(state["average"])
             self.console.say(f"resuming {self.run.folder} at step {self.step:,} of {self.schedule.steps:,}")
         steps = [int(self._reduce(torch.tensor(sign * self.step), "max").item()) for sign in (1, -1)]
         if steps[0] != -steps[1]:
@@ -358,6 +356,10 @@ class _Meter:
 
     def seconds(self) -> float:
         return max(1e-9, time.monotonic() - self._began)
+
+
+def _headline(task: Task, result: dict[str, Any]) -> str:
+    return f"{result[task.metric.key]:.2f} % {task.metric.name} on {result['split']} at step {result['step']:,}"
 
 
 def _describe(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Training losses over low-resolution logits."""
+"""Training losses, as sums and what they were summed over."""
 
 import torch
 import torch.nn.functional as F
@@ -21,3 +21,13 @@ def cross_entropy(low_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         full = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
         total = total + F.cross_entropy(full, target, ignore_index=IGNORE, reduction="sum")
     return total, (labels != IGNORE).sum()
+
+
+def class_cross_entropy(logits: Tensor, classes: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of whole pictures, summed over them.
+
+    Args: logits: float N x C. classes: int64 N. smoothing: share of the target spread evenly over all classes.
+    Returns: (sum of the loss, number of pictures).
+    """
+    total = F.cross_entropy(logits.float(), classes, label_smoothing=smoothing, reduction="sum")
+    return total, classes.new_full((), len(classes))  # filled on the device: nobody waits for a copy

@@ -18,7 +18,10 @@ def build_optimizer(model: nn.Module, config: SGD | AdamW | RMSProp) -> torch.op
     if isinstance(config, SGD):
         return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     if isinstance(config, RMSProp):
-        return torch.optim.RMSprop(
+        # TensorFlow's: epsilon inside the root, mean square starting at one. Imported here, for it takes a second
+        from timm.optim.rmsprop_tf import RMSpropTF
+
+        return RMSpropTF(
             groups,
             config.lr,
             alpha=config.alpha,
@@ -32,7 +35,7 @@ def build_optimizer(model: nn.Module, config: SGD | AdamW | RMSProp) -> torch.op
 def lr_at(step: int, peak: float, schedule: Schedule) -> float:
     """Learning rate of optimiser step `step`, from 0: linear warm-up, then poly, cosine or steps down to `min_lr`."""
     if step < schedule.warmup_steps:
-        return peak * (step + 1) / schedule.warmup_steps
+        return schedule.warmup_from + (peak - schedule.warmup_from) * (step + 1) / schedule.warmup_steps
     done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
     if schedule.policy == "step":
         return max(

@@ -3,7 +3,7 @@
 config.json       the resolved settings, written first
 log.jsonl         losses and scores by step
 state/            training states to resume from
-best.safetensors  the weights with the highest validation mIoU, and metrics.json with all their scores
+best.safetensors  the weights with the highest validation score, and metrics.json with all their scores
 report.html       the page about the run, with its pictures in figures/
 """
 

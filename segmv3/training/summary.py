@@ -1,13 +1,15 @@
-"""The page of a finished run: its best weights shown on validation images."""
+"""The page of a finished run: its scores, and what its best weights make of validation images."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segmv3.checkpoint import Card
 from segmv3.data.datasets import Dataset
+from segmv3.models.classifier import ImageClassifier
 from segmv3.models.count import parameters
-from segmv3.report import Sample, write_report
+from segmv3.report import Sample, write_classification_report, write_report
 from segmv3.runtime import Predictor
 
 _SAMPLES = 4
@@ -21,7 +23,7 @@ def write_summary(
     metrics: dict[str, Any],
     progress: Callable[[int, int], None],
 ) -> Path:
-    """Write `report.html` and its pictures into a run folder, from what the run left there.
+    """Write `report.html` and its pictures into the folder of a segmentation run, from what the run left there.
 
     Args: predict: the best weights. dataset: the validation split. log: the entries of log.jsonl.
         metrics: the content of metrics.json.
@@ -33,19 +35,39 @@ def write_summary(
         image, truth = dataset.read(index)
         samples.append(Sample(dataset.pairs[index].name, image, truth, predict(image)))
         progress(number, len(chosen))
+    return write_report(
+        folder,
+        title=f"{metrics['net']} on {dataset.title}",
+        facts=_facts(metrics, parameters(predict.model), predict.card),
+        log=log,
+        scores=metrics,
+        classes=dataset.classes,
+        samples=samples,
+    )
+
+
+def write_classification_summary(
+    folder: Path, model: ImageClassifier, card: Card, log: list[dict[str, Any]], metrics: dict[str, Any]
+) -> Path:
+    """Write `report.html` into the folder of a classification run, from what the run left there.
+
+    Args: model, card: the best weights. log, metrics: as for `write_summary`.
+    """
+    title = f"{metrics['net']} on {metrics['dataset']}"
+    facts = _facts(metrics, parameters(model), card)
+    return write_classification_report(folder, title=title, facts=facts, log=log, scores=metrics)
+
+
+def _facts(metrics: dict[str, Any], size: int, card: Card) -> dict[str, str]:
     config = metrics["config"]
-    facts = {
-        "net": f"{metrics['net']}, {parameters(predict.model):,} parameters",
-        "data": f"{dataset.title}, scored on {metrics['images']} images of {dataset.split}",
+    return {
+        "net": f"{metrics['net']}, {size:,} parameters",
+        "data": f"{metrics['dataset']}, scored on {metrics['images']:,} images of {metrics['split']}",
         "best at": f"step {metrics['step']:,} of {config['schedule']['steps']:,}",
         "training": f"batch {config['data']['batch_size']}, crop {' x '.join(map(str, config['data']['crop_size']))}, "
         f"{config['precision']}, seed {config['seed']}",
         "device": metrics["device"],
         "time": f"{metrics['seconds'] / 60:.1f} min to the best step",
-        "segmv3": " ".join(filter(None, (predict.card.facts["version"], predict.card.facts["commit"]))),
-        "weights SHA-256": predict.card.sha256,
+        "segmv3": " ".join(filter(None, (card.facts["version"], card.facts["commit"]))),
+        "weights SHA-256": card.sha256,
     }
-    title = f"{metrics['net']} on {dataset.title}"
-    return write_report(
-        folder, title=title, facts=facts, log=log, scores=metrics, classes=dataset.classes, samples=samples
-    )
