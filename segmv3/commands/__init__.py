@@ -1,1 +1,1 @@
-"""One module for each command of `segmv3` that has commands of its own."""
+"""The commands of `segmv3`, a module each: its flags as dataclasses, and `run`, which parses, calls and prints."""

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from segmv3.errors import CheckpointError, OutputError
+from segmv3.commands.options import parse, refuse_existing
+from segmv3.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,20 @@ class Import:
     """Replace the output file."""
 
 
-def list_weights(options: List) -> None:
+def run(arguments: list[str]) -> None:
+    """Do `segmv3 weights list` or `segmv3 weights import`."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "list":
+        _list(parse(List, "segmv3 weights list", rest))
+    elif name == "import":
+        _import(parse(Import, "segmv3 weights import", rest))
+    elif name in ("-h", "--help"):
+        print("usage: segmv3 weights list | import FILE_OR_NAME [-o FILE] [--into NET]")
+    else:
+        raise ConfigError(f"there is no weights command {name!r}; there are segmv3 weights list and import")
+
+
+def _list(options: List) -> None:
     """Print the table of published files."""
     from rich import box
     from rich.console import Console
@@ -65,16 +79,14 @@ def list_weights(options: List) -> None:
     Console().print(table)
 
 
-def import_file(options: Import) -> None:
+def _import(options: Import) -> None:
     """Read, translate and write one weight file; say what was loaded and what was not.
 
     Raises: CheckpointError, ModelError, OutputError; nothing is written then.
     """
     source = Path(options.source)
     output = options.output or Path(f"{source.stem if source.is_file() else source.name}.safetensors")
-    if output.exists() and (output.is_dir() or not options.overwrite):
-        hint = "name a file in it" if output.is_dir() else "choose another --output or add --overwrite"
-        raise OutputError(f"{output} {'is a folder' if output.is_dir() else 'exists'}; {hint}")
+    refuse_existing(output, options.overwrite)
     if options.into is None and (options.num_classes is not None or options.new_head):
         raise CheckpointError("--num-classes and --new-head belong to --into NET")
 

@@ -29,6 +29,7 @@ from segmv3.training.optim import build_optimizer, lr_at
 from segmv3.training.run import Run
 from segmv3.training.signals import StopRequest
 from segmv3.training.tasks import Net, Task, task_of
+from segmv3.weights.transfer import start_from
 
 
 def train(
@@ -103,8 +104,6 @@ class _Training:
         torch.manual_seed(config.seed)
         self.net = task.build(config.data.batch_size // fabric.world_size)
         if config.model.pretrained and not checkpoint.saved_steps(run.states):  # a state holds all its weights
-            from segmv3.weights.transfer import start_from  # knows every foreign format; most runs need none
-
             start_from(self.net, config.model.pretrained, console.say)
         self.average = MovingAverage(self.net, self.schedule.ema, fabric.device) if self.schedule.ema else None
         trained: nn.Module = self.net.to(memory_format=torch.channels_last)

@@ -1,0 +1,48 @@
+"""What the commands share in reading their flags."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from segmv3.config import Config, Data, Model, Schedule, load_config
+from segmv3.errors import ConfigError, OutputError
+
+Options = TypeVar("Options")
+
+
+def parse(
+    options: type[Options], program: str, arguments: list[str], defaults: dict[str, Any] | None = None
+) -> Options:
+    """Flags into a dataclass; tyro ends the program with a hint and exit code 2 where they do not fit."""
+    filled: dict[str, Any] = {}
+    if defaults:
+        required = {f.name: tyro.MISSING for f in fields(options) if f.default is MISSING}  # type: ignore[arg-type]
+        filled = {"default": options(**required | defaults)}
+    return tyro.cli(options, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), **filled)
+
+
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Raises: OutputError when a result would replace something that the user did not give up."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; name a file in it")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists; choose another --output or add --overwrite")
+
+
+def refuse_limit(limit: int | None) -> None:
+    """Raises: ConfigError for a limit that leaves nothing."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit is {limit}; it must be at least 1")
+
+
+def config_file(command: str, arguments: list[str]) -> tuple[Path, Config, list[str]]:
+    """The config file of a command and the flags after it; plain defaults when only help is asked for."""
+    if arguments and not arguments[0].startswith("-"):
+        path = Path(arguments[0])
+        return path, load_config(path), arguments[1:]
+    if "--help" in arguments or "-h" in arguments:
+        data = Data(dataset="cityscapes", root=Path("data/cityscapes"))
+        return Path("CONFIG"), Config(model=Model(), data=data, schedule=Schedule(steps=320_000)), ["--help"]
+    raise ConfigError(f"segmv3 {command} needs a config file first, such as configs/lraspp_small_d8.py")

@@ -1,0 +1,34 @@
+"""`segmv3 train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from segmv3.commands.options import config_file, parse
+from segmv3.config import Config, Device
+
+Settings = Annotated[Config, tyro.conf.arg(name="")]
+"""A config whose fields are flags without a prefix: --optim.lr, not --config.optim.lr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a net, or go on with a run where it stopped."""
+
+    config: Settings
+    run: Path
+    """Folder of the run."""
+    device: Device = "auto"
+    """Where to run; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+
+
+def run(arguments: list[str]) -> None:
+    path, config, rest = config_file("train", arguments)
+    options = parse(Train, f"segmv3 train {path}", rest, {"config": config, "run": Path("runs") / path.stem})
+    from segmv3.training.loop import train
+
+    train(options.config, options.run, device=options.device, threads=options.threads)
