@@ -1,7 +1,7 @@
 """MobileNetV3-Large on ImageNet, d-li14's recipe.
 
 Run:     segmv3 classify train configs/imagenet/large_dli14.py --data.root data/imagenet
-         torchrun --nproc-per-node 4 tools/classify.py train configs/imagenet/large_dli14.py
+         torchrun --nproc-per-node 4 -- tools/classify.py train configs/imagenet/large_dli14.py
 Net:     5,483,032 parameters, 0.217 GMACs at 224x224
 Recipe:  SGD with momentum, batch 1024 for 150 epochs, learning rate 0.1 to 0.4 over 5 epochs, then cosine; weight
          decay 4e-5 but none on biases and BN, dropout 0.2, label smoothing 0.1
@@ -18,7 +18,7 @@ BATCH = 1024
 EPOCH = IMAGES / BATCH  # steps
 
 config = Classification(
-    model=Classifier(backbone=MobileNetV3(size="large", family="d-li14"), dropout=0.2),
+    model=Classifier(backbone=MobileNetV3(size="large", family="d-li14", bn_eps=1e-5), dropout=0.2),
     data=ImageFolder(root=Path("data/imagenet"), batch_size=BATCH, workers=16),
     optim=SGD(lr=0.4, momentum=0.9, weight_decay=4e-5, decay_bn_and_bias=False),
     schedule=Schedule(

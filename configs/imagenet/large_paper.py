@@ -1,6 +1,6 @@
 """MobileNetV3-Large on ImageNet, the recipe of the MobileNetV3 paper (arXiv 1905.02244, section 6.1.1).
 
-Run:     torchrun --nproc-per-node 8 tools/classify.py train configs/imagenet/large_paper.py
+Run:     torchrun --nproc-per-node 8 -- tools/classify.py train configs/imagenet/large_paper.py
 Net:     5,483,032 parameters, 0.217 GMACs at 224x224
 Recipe:  RMSProp with momentum 0.9, learning rate 0.1 times 0.99 every 3 epochs, batch 4096, L2 1e-5, dropout 0.2
          (0.8 kept), weights averaged with decay 0.9999

@@ -1,7 +1,7 @@
 """MobileNetV3-Small on ImageNet, the recipe that timm's TensorFlow ports name.
 
 Run:     segmv3 classify train configs/imagenet/small_tf.py --data.root data/imagenet
-         torchrun --nproc-per-node 4 tools/classify.py train configs/imagenet/small_tf.py
+         torchrun --nproc-per-node 4 -- tools/classify.py train configs/imagenet/small_tf.py
 Net:     2,542,856 parameters, 0.057 GMACs at 224x224, padded and normalised as in TensorFlow
 Recipe:  RMSProp (decay 0.9, momentum 0.9), learning rate 0.045, weight decay 4e-5, weights averaged with decay 0.9999
 Ours:    the ports name no more: batch 1024 for 300 epochs, learning rate times 0.97 every 2.4 epochs after 5 of
