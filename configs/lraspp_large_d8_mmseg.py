@@ -1,7 +1,6 @@
-r"""mmsegmentation's M-V3-D8 on Cityscapes fine, from ImageNet weights: MobileNetV3-Large at output stride 8.
+"""mmsegmentation's M-V3-D8 on Cityscapes fine, from ImageNet weights: MobileNetV3-Large at output stride 8.
 
-Run:     torchrun --nproc-per-node 4 -- tools/train.py configs/lraspp_large_d8_mmseg.py \
-             --data.root data/cityscapes
+Run:     torchrun --nproc-per-node 4 -- tools/train.py configs/lraspp_large_d8_mmseg.py
 Net:     3,284,547 parameters, 69.0 GMACs at 1024x2048
 Recipe:  that of mmsegmentation's table for all of its 320,000 steps (its own configs stop at 160,000). It started
          from a third party's ImageNet weights of unknown score; here they are torchvision's, whose BN epsilon is

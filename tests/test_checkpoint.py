@@ -57,7 +57,7 @@ def test_what_is_no_weight_file_is_refused(tmp_path):
         ("missing.safetensors", "does not exist"),
     ):
         with pytest.raises(CheckpointError, match=says):
-            segmv3.load(tmp_path / name)
+            checkpoint.load(tmp_path / name)
 
 
 def test_weights_that_are_not_finite_are_never_written(model, tmp_path):

@@ -25,7 +25,7 @@ def open_weights(
     Raises: CheckpointError for what is neither, cannot be had or cannot be read.
     """
     path = Path(source)
-    if path.exists() or path.suffix.lower() in _SUFFIXES:
+    if path.exists() or path.is_absolute() or path.suffix.lower() in _SUFFIXES:
         return import_weights(path, variant=variant)
     return find(str(source), offline=offline, say=say)
 
