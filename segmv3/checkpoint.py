@@ -11,6 +11,7 @@ import io
 import json
 import re
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -24,12 +25,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from segmv3.config import Classifier, Model, net_from_dict, to_dict
-from segmv3.errors import CheckpointError, NumericsError
+from segmv3.errors import CheckpointError, NumericsError, Segmv3Warning
 from segmv3.files import make_folder, write_bytes
-from segmv3.labels import Classes, Color, cityscapes_classes, numbered_classes
+from segmv3.labels import Classes, Color, are_numbered, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
-from segmv3.models.zoo import create_classifier, create_model
+from segmv3.models.zoo import create_classifier, create_model, state_shapes
 
 _FORMAT = 2
 _KEY = "segmv3"
@@ -105,7 +106,7 @@ def load(path: Path | str) -> tuple[Segmenter, Card]:
     weights = read(path)
     if not isinstance(weights.net, Model):
         raise CheckpointError(f"{path} is a classifier: use it with segmv3 classify, or as --model.pretrained")
-    return _fitted(create_model(weights.net, len(weights.card.names)), weights, path), weights.card
+    return _loaded(create_model(weights.net, len(weights.card.names)), weights), weights.card
 
 
 def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
@@ -116,7 +117,7 @@ def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
     weights = read(path)
     if not isinstance(weights.net, Classifier):
         raise CheckpointError(f"{path} is a segmentation net: use it with segmv3 predict or segmv3 evaluate")
-    return _fitted(create_classifier(weights.net, len(weights.card.names)), weights, path), weights.card
+    return _loaded(create_classifier(weights.net, len(weights.card.names)), weights), weights.card
 
 
 def is_ours(path: Path) -> bool:
@@ -144,23 +145,26 @@ def read(path: Path | str) -> Weights:
         card = Card(tuple(header["classes"]), colors, dict(header["facts"]), hashlib.sha256(data).hexdigest())
         if isinstance(net, Model):
             _ = card.classes  # their rules hold
+        if not all(isinstance(name, str) and name.isprintable() for name in card.names):
+            raise ValueError("a class name is no text")
         digest = header["digest"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({_one_line(error)})") from None
     if digest != _digest(tensors):
         raise CheckpointError(f"{path} fails its checksum: it was damaged after it was written; get it again")
+    expected = state_shapes(net, len(card.names)) if card.names else {}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
+        first = ascii(wrong[0])[1:-1][:80]
+        raise CheckpointError(f"{path} does not hold the net it names: {len(wrong)} tensors differ, first {first}")
     return Weights(net, tensors, card)
 
 
 Net = TypeVar("Net", Segmenter, ImageClassifier)
 
 
-def _fitted(model: Net, weights: Weights, path: Path | str) -> Net:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
-    if expected != found:
-        wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
-        raise CheckpointError(f"{path} does not hold the net it names: {len(wrong)} tensors differ, first {wrong[0]}")
+def _loaded(model: Net, weights: Weights) -> Net:
     model.load_state_dict(weights.tensors)
     return model.eval()
 
@@ -173,7 +177,7 @@ def _header(data: bytes, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is cut short or no safetensors file; {hint}")
     try:
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} names no net and no classes; {hint}") from None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise CheckpointError(f"{path} has another format than {_FORMAT}; use the segmv3 version that wrote it")
@@ -306,11 +310,16 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
 
     Raises: CheckpointError saying what differs.
     """
-    if card.names != classes.names:
+    if card.names != classes.names and are_numbered(card.names) and len(card.names) == len(classes):
+        warnings.warn(
+            Segmv3Warning(f"{path} names no classes; its n-th is taken for the data's n-th ({classes.names[0]} first)"),
+            stacklevel=2,
+        )
+    elif card.names != classes.names:
         if len(card.names) != len(classes):
             raise CheckpointError(
                 f"{path}: {len(card.names)} classes stored, {len(classes)} requested; "
-                "use the config it was trained with, or other weights"
+                "use the config it was trained with, or give it a new head: segmv3 weights import --into NET --new-head"
             )
         pair = next((a, b) for a, b in zip(card.names, classes.names, strict=True) if a != b)
         raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from segmv3.checkpoint import Card
-from segmv3.config import ImageFolder, Precision
+from segmv3.config import ImageFolder, Precision, mistyped
 from segmv3.data.imagefolder import Pictures
 from segmv3.data.loader import read_ahead
 from segmv3.data.transforms import center_crop
-from segmv3.errors import CheckpointError, Segmv3Warning
+from segmv3.errors import CheckpointError, ConfigError, Segmv3Warning
 from segmv3.images import UInt8Array
+from segmv3.labels import are_numbered
 from segmv3.models.classifier import ImageClassifier
 
 _TOP = 5
@@ -118,10 +119,16 @@ def view_of(data: ImageFolder) -> dict[str, Any]:
 
 def trained_view(card: Card) -> dict[str, Any]:
     """The settings of `view_of` that a net was trained with, as far as its weight file knows them."""
-    config = card.facts.get("config")
-    data = config.get("data") if isinstance(config, dict) else None
+    config, origin = card.facts.get("config"), card.facts.get("origin")
+    data = config.get("data") if isinstance(config, dict) else origin.get("view") if isinstance(origin, dict) else None
     stored = data if isinstance(data, dict) else {}
-    return {name: tuple(v) if isinstance(v := stored[name], list) else v for name in _VIEW if name in stored}
+    view: dict[str, Any] = {name: stored[name] for name in _VIEW if name in stored}
+    view = {name: tuple(value) if isinstance(value, list) else value for name, value in view.items()}
+    try:
+        usable = not mistyped(replace(ImageFolder(root=Path()), **view))
+    except (ConfigError, TypeError):
+        usable = False
+    return view if usable else {}
 
 
 def differing_view(card: Card, data: ImageFolder) -> str:
@@ -152,6 +159,12 @@ def check_classes(card: Card, classes: tuple[str, ...], path: Path | str) -> Non
             f"{path} tells {len(card.names)} classes apart, the data has {len(classes)} class folders"
         )
     if card.names == classes:
+        return
+    if are_numbered(card.names):
+        warnings.warn(
+            Segmv3Warning(f"{path} names no classes; the n-th class folder ({classes[0]} first) is taken for the n-th"),
+            stacklevel=2,
+        )
         return
     if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
         warnings.warn(

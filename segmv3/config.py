@@ -5,10 +5,12 @@ so `--optim.lr 0.02` overrides the file. Sizes and scales are (height, width).
 """
 
 import dataclasses
+import math
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from segmv3.errors import ConfigError
 
@@ -27,7 +29,7 @@ class MobileNetV3:
     """No squeeze-and-excite, no h-swish, 3x3 kernels only (TensorFlow's "minimalistic" nets)."""
     family: Literal["timm", "d-li14", "torchvision", "paddle", "rw"] = "timm"
     """Whose rules turn a width into channels, and what the squeeze and the classifier look like; see
-    `segmv3.models.mobilenetv3.FAMILIES`. At width 1.0 timm, d-li14 and torchvision agree."""
+    `segmv3.models.mobilenetv3.FAMILIES`. At width 1.0 timm and torchvision agree."""
     tail: Literal["full", "rf2", "torchvision"] = "full"
     """Last block: as for classification, with half the filters (the paper's RF2), or with all but the first
     expansion halved (torchvision's `reduced_tail`)."""
@@ -174,6 +176,17 @@ class ImageFolder:
     workers: int = 2
     """Processes that prepare samples; the batches are the same for any number of them."""
 
+    def __post_init__(self) -> None:
+        _refuse(
+            (min(self.crop_size) >= 1, "data.crop-size", "must be at least 1 x 1"),
+            (self.resize >= max(self.crop_size), "data.resize", "must be at least as large as data.crop-size"),
+            (
+                0 < self.scale_range[0] <= self.scale_range[1] <= 1,
+                "data.scale-range",
+                "must be two rising shares of the area, above 0 and at most 1",
+            ),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
@@ -254,15 +267,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        data, head = self.data, self.model.head
+        data = self.data
         _refuse(
             *_common_rules(self),
             (0 < data.scale_range[0] <= data.scale_range[1], "data.scale-range", "must be two rising positive numbers"),
             (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
-            (head.channels >= 1, "model.head.channels", "must be at least 1"),
-            (min(getattr(head, "pool_window", (1,))) >= 1, "model.head.pool-window", "must be at least 1 x 1"),
-            (min(getattr(head, "pool_stride", (1,))) >= 1, "model.head.pool-stride", "must be at least 1 x 1"),
-            (0 <= getattr(head, "dropout", 0) < 1, "model.head.dropout", "must be at least 0 and below 1"),
         )
 
 
@@ -280,19 +289,13 @@ class Classification:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        data = self.data
         _refuse(
             *_common_rules(self),
-            (
-                0 < data.scale_range[0] <= data.scale_range[1] <= 1,
-                "data.scale-range",
-                "must be two rising shares of the area, above 0 and at most 1",
-            ),
-            (data.resize >= max(data.crop_size), "data.resize", "must be at least as large as data.crop-size"),
-            (0 <= self.model.dropout < 1, "model.dropout", "must be at least 0 and below 1"),
             (0 <= self.label_smoothing < 1, "label-smoothing", "must be at least 0 and below 1"),
         )
 
+
+_MOST_CHANNELS = 4096
 
 _Rule = tuple[bool, str, str]
 """(whether it holds, setting, what is wrong where it does not): values that types alone cannot refuse."""
@@ -304,11 +307,71 @@ def _refuse(*rules: _Rule) -> None:
             raise ConfigError(f"{name}: {wrong}")
 
 
+def net_rules(net: Model | Classifier) -> list[_Rule]:
+    """What the settings of a net must keep to, whoever wrote them: a config file, a flag, a weight file."""
+    backbone = net.backbone
+    rules = [
+        (0.1 <= backbone.width <= 4, "backbone.width", "must lie between 0.1 and 4"),
+        (0 < backbone.bn_eps < 1, "backbone.bn-eps", "must lie between 0 and 1"),
+        (0 < net.bn_momentum <= 1, "bn-momentum", "must be above 0 and at most 1"),
+        (min(net.std) > 0, "std", "must be above 0"),
+    ]
+    if isinstance(net, Classifier):
+        return [*rules, (0 <= net.dropout < 1, "dropout", "must be at least 0 and below 1")]
+    head = net.head
+    rules += [
+        (1 <= head.channels <= _MOST_CHANNELS, "head.channels", f"must lie between 1 and {_MOST_CHANNELS}"),
+        (0 < head.bn_eps < 1, "head.bn-eps", "must lie between 0 and 1"),
+    ]
+    if isinstance(head, LRASPP | LRASPPDecoder):
+        rules += [
+            (min(head.pool_window) >= 1, "head.pool-window", "must be at least 1 x 1"),
+            (min(head.pool_stride) >= 1, "head.pool-stride", "must be at least 1 x 1"),
+        ]
+    if isinstance(head, LRASPPDecoder):
+        fine, coarse = head.skip_strides
+        rules += [
+            (fine < coarse and {fine, coarse} <= {2, 4, 8}, "head.skip-strides", "must be two rising ones of 2, 4, 8"),
+            (
+                1 <= min(head.skip_channels) <= max(head.skip_channels) <= _MOST_CHANNELS,
+                "head.skip-channels",
+                "are two",
+            ),
+            (0 <= head.dropout < 1, "head.dropout", "must be at least 0 and below 1"),
+        ]
+    return rules
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether a value is what the annotation of its field says."""
+    if get_origin(kind) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return any(_has_type(value, choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_has_type, value, kinds))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind if kind in (int, bool) else isinstance(value, kind)
+
+
+def mistyped(settings: Any) -> list[tuple[str, Any]]:
+    """(field, its annotation) of the fields of a dataclass whose values are of another kind, nested ones included."""
+    found = []
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if not _has_type(value, kind):
+            found.append((name, kind))
+        elif dataclasses.is_dataclass(value):
+            found += [(f"{name}.{inner}", kind) for inner, kind in mistyped(value)]
+    return found
+
+
 def _common_rules(config: Config | Classification) -> list[_Rule]:
     model, data, schedule, optim = config.model, config.data, config.schedule, config.optim
     return [
-        (0.1 <= model.backbone.width <= 4, "model.backbone.width", "must lie between 0.1 and 4"),
-        (min(model.std) > 0, "model.std", "must be above 0"),
+        *((holds, f"model.{name}", wrong) for holds, name, wrong in net_rules(model)),
         (data.batch_size >= 1, "data.batch-size", "must be at least 1"),
         (min(data.crop_size) >= 1, "data.crop-size", "must be at least 1 x 1"),
         (0 <= data.flip <= 1, "data.flip", "is a probability, 0 to 1"),
@@ -395,7 +458,7 @@ _NETS = {kind.__name__: kind for kind in (Model, Classifier, MobileNetV3, Mobile
 def net_from_dict(values: dict[str, Any]) -> Model | Classifier:
     """The settings of a net from what `to_dict` made of them.
 
-    Raises: KeyError or TypeError where it made something else.
+    Raises: ValueError, KeyError or TypeError where it made something else, or the net is none that can be built.
     """
 
     def typed(value: Any) -> Any:
@@ -406,4 +469,16 @@ def net_from_dict(values: dict[str, Any]) -> Model | Classifier:
     net = typed(values)
     if not isinstance(net, Model | Classifier):
         raise TypeError(f"{values['kind']} is no whole net")
+    if wrong := mistyped(net):
+        raise ValueError(f"{wrong[0][0]} cannot be {_shown(net, wrong[0][0])}")
+    for holds, name, text in net_rules(net):
+        if not holds:
+            raise ValueError(f"{name} {text}")
     return net
+
+
+def _shown(net: Model | Classifier, name: str) -> str:
+    value: Any = net
+    for part in name.split("."):
+        value = getattr(value, part)
+    return ascii(value)[:60]

@@ -105,6 +105,11 @@ def numbered_classes(count: int) -> Classes:
     return Classes(tuple(f"class_{i}" for i in range(count)), tuple(_spaced_color(i, count) for i in range(count)))
 
 
+def are_numbered(names: tuple[str, ...]) -> bool:
+    """Whether class names were made up for weights that came without any."""
+    return names == tuple(f"class_{i}" for i in range(len(names)))
+
+
 def _spaced_color(index: int, count: int) -> Color:
     """Evenly spaced hues, alternating in brightness so that neighbours differ."""
     r, g, b = colorsys.hsv_to_rgb(index / count, 0.65, 0.95 if index % 2 else 0.7)

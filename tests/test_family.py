@@ -108,7 +108,7 @@ def test_a_setting_that_does_not_exist_is_one_line():
         create_backbone("large", widht=0.5)
     with pytest.raises(ModelError, match="family is 'keras'; it can be 'timm', 'd-li14'"):
         create_backbone("large", family="keras")
-    with pytest.raises(ModelError, match="width is 0"):
+    with pytest.raises(ModelError, match="width must lie between 0.1 and 4"):
         create_backbone("large", width=0)
 
 

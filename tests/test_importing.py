@@ -11,9 +11,9 @@ from segmv3.cli import main
 from segmv3.config import Classifier, Model
 from segmv3.errors import CheckpointError
 from segmv3.labels import cityscapes_classes
-from segmv3.models.zoo import create_backbone, create_model
+from segmv3.models.zoo import build, create_backbone, create_model
 from segmv3.weights.formats import Format, Variant, formats
-from segmv3.weights.importing import _build, _their_names, import_weights
+from segmv3.weights.importing import import_weights, their_names
 from segmv3.weights.transfer import start_from, transfer
 
 ALL = [(kind, variant) for kind in formats() for variant in kind.variants()]
@@ -21,8 +21,8 @@ ALL = [(kind, variant) for kind in formats() for variant in kind.variants()]
 
 def their_tensors(kind: Format, variant: Variant, classes: int = 19) -> dict[str, torch.Tensor]:
     """What a project would store for a net: our own fresh tensors under its names, in its shapes."""
-    model = _build(variant.net, classes)
-    tensors = dict(zip(_their_names(kind, variant.net), model.state_dict().values(), strict=True))
+    model = build(variant.net, classes)
+    tensors = dict(zip(their_names(kind, variant.net), model.state_dict().values(), strict=True))
     if kind.name == "d-li14":
         tensors = {name: t[:, :, 0, 0] if ".fc." in name and t.ndim == 4 else t for name, t in tensors.items()}
     if kind.name == "timm" and "conv_head.weight" in tensors:
@@ -71,7 +71,7 @@ def test_what_tensors_cannot_tell_the_file_name_tells(file, variant, tmp_path):
     torch.save(their_tensors(kind, kind.variants()[0]), path)
     found = import_weights(path)
     assert found.origin["variant"] == variant
-    assert "--variant NAME chooses" in found.assumed
+    assert "--variant NAME chooses" in found.notes[0]
 
 
 def test_prefixes_of_wrappers_are_taken_off(mmseg, tmp_path):
@@ -106,15 +106,15 @@ def test_a_partial_file_is_refused(mmseg, tmp_path):
     state = torch.load(mmseg, weights_only=True)
     tensors, path = state["state_dict"], tmp_path / "part.pth"
     cases = {
-        "1 tensors are missing or differ .first: decode_head.conv_seg.bias is missing": (
+        "1 of 265 tensors are missing or differ .first: decode_head.conv_seg.bias is missing": (
             {n: t for n, t in tensors.items() if n != "decode_head.conv_seg.bias"}
         ),
         "layer3.*is 72x1x3x7, expected 88": tensors
         | {"backbone.layer3.depthwise_conv.conv.weight": torch.ones(72, 1, 3, 7)},
-        "1 tensor in it belong to no such net, first auxiliary_head.weight": (
+        "1 tensor belongs to no such net, first auxiliary_head.weight": (
             tensors | {"auxiliary_head.weight": torch.ones(3)}
         ),
-        r"no known format \(1 tensors, first strange\); known are mmsegmentation": {"strange": torch.ones(1)},
+        r"no known format \(1 tensor, first strange\); known are mmsegmentation": {"strange": torch.ones(1)},
     }
     for says, stored in cases.items():
         torch.save({"state_dict": stored}, path)
@@ -129,7 +129,7 @@ def test_a_backbone_alone_needs_a_net_to_go_into(tmp_path, capsys, monkeypatch):
     tensors = {n: t for n, t in _timm_large().items() if not n.startswith(("conv_head", "classifier"))}
     torch.save(tensors, "backbone.pth")
     assert main(["weights", "import", "backbone.pth"]) == 2
-    assert "backbone.pth holds a backbone only; add --into NET" in capsys.readouterr().err
+    assert "backbone.pth holds a backbone only; segmv3 weights import with --into NET" in capsys.readouterr().err
     assert main(["weights", "import", "backbone.pth", "--into", "lraspp_large_d8"]) == 0
     says = capsys.readouterr().out
     # the full tail does not fit the halved one: blocks 12 to 14 and the closing convolution stay new

@@ -13,7 +13,7 @@ from segmv3.cli import main
 from segmv3.errors import CheckpointError
 from segmv3.weights import names
 from segmv3.weights.formats import formats
-from segmv3.weights.importing import _their_names
+from segmv3.weights.importing import their_names
 from segmv3.weights.names import find, published
 
 
@@ -23,7 +23,7 @@ def mirror(tmp_path, monkeypatch):
     kind = formats()[0]
     variant = kind.variants()[1]
     model = segmv3.create_model(variant.net)
-    tensors = dict(zip(_their_names(kind, variant.net), model.state_dict().values(), strict=True))
+    tensors = dict(zip(their_names(kind, variant.net), model.state_dict().values(), strict=True))
     entry = published()["mmseg/lraspp_m-v3s-d8"]
     folder = tmp_path / "mirror"
     folder.mkdir()

@@ -203,10 +203,10 @@ def test_mmsegmentation(size, tmp_path):
     head's own resolution (1/2), with shape, largest logit and checksums of what went in.
     """
     from segmv3.weights.formats import MMSEG
-    from segmv3.weights.importing import _their_names
+    from segmv3.weights.importing import their_names
 
     net = create_model(f"lraspp_{size}_d8_mmseg")
-    theirs = dict(zip(net.state_dict(), _their_names(MMSEG, net.config), strict=True))
+    theirs = dict(zip(net.state_dict(), their_names(MMSEG, net.config), strict=True))
     weights = {theirs[name]: formula_weights(theirs[name], tuple(t.shape)) for name, t in net.state_dict().items()}
     torch.save({"state_dict": {name: torch.from_numpy(w) for name, w in weights.items()}}, tmp_path / "mmseg.pth")
     ours = import_weights(tmp_path / "mmseg.pth").model()

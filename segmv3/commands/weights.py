@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from segmv3.commands.options import parse, refuse_existing
-from segmv3.errors import CheckpointError, ConfigError
+from segmv3.errors import CheckpointError, ConfigError, OutputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ def run(arguments: list[str]) -> None:
     elif name in ("-h", "--help"):
         print("usage: segmv3 weights list | import FILE_OR_NAME [-o FILE] [--into NET]")
     else:
-        raise ConfigError(f"there is no weights command {name!r}; there are segmv3 weights list and import")
+        found = f"no weights command {name!r}" if name else "nothing to do for weights alone"
+        raise ConfigError(f"there is {found}; there are segmv3 weights list and import")
 
 
 def _list(options: List) -> None:
@@ -87,6 +88,8 @@ def _import(options: Import) -> None:
     source = Path(options.source)
     output = options.output or Path(f"{source.stem if source.is_file() else source.name}.safetensors")
     refuse_existing(output, options.overwrite)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputError(f"{output} is the source itself; choose another --output")
     if options.into is None and (options.num_classes is not None or options.new_head):
         raise CheckpointError("--num-classes and --new-head belong to --into NET")
 
@@ -96,30 +99,30 @@ def _import(options: Import) -> None:
     from segmv3.models.count import parameters
     from segmv3.models.zoo import create_model, net, net_name
     from segmv3.weights.opening import colored, open_weights
-    from segmv3.weights.transfer import differing_settings, transfer
+    from segmv3.weights.transfer import differing_settings, modules, transfer
 
     target = net(options.into) if options.into else None  # a wrong name must not cost a download
     imported = open_weights(options.source, variant=options.variant, offline=options.offline)
     if target is None:
-        model = imported.model()
+        model, facts = imported.model(), imported.facts
         classes: Classes | tuple[str, ...] | None = (
             imported.names if isinstance(imported.net, Classifier) else colored(imported.names)
         )
-        print(
-            f"{imported.origin.get('variant', imported.origin['format'])}: {len(imported.tensors)} tensors loaded, "
-            f"0 new, {len(imported.unused)} unused"
-        )
+        loaded, new, unused = len(imported.tensors) - len(imported.new), len(imported.new), len(imported.unused)
+        print(f"{imported.title}: {loaded} tensors loaded, {new} new{' (zeros)' if new else ''}, {unused} unused")
     else:
         labelled = () if isinstance(imported.net, Classifier) else imported.names
         number = options.num_classes if options.num_classes is not None else len(labelled) or 19
         model = create_model(target, number)
         classes = colored(labelled) if len(labelled) == number else None
-        print(f"{options.into}: {transfer(imported, model, new_head=options.new_head)}")
+        fit = transfer(imported, model, new_head=options.new_head)
+        print(f"{options.into}: {fit}")
+        facts = {"untrained": modules(fit.new)} if fit.new else {}
         if differing := differing_settings(imported.net, target):
             print(f"trained with {', '.join(differing)}; {options.into} differs there")
-    if imported.assumed:
-        print(imported.assumed)
-    checkpoint.save(model, output, classes=classes, origin=imported.origin)
+    for note in imported.notes:
+        print(note)
+    checkpoint.save(model, output, classes=classes, origin=imported.origin, **facts)
     kind = "classifier" if isinstance(model.config, Classifier) else net_name(model.config)
     print(f"wrote {output}: {kind}, {model.num_classes:,} classes, {parameters(model):,} parameters")
     if licence := imported.origin.get("licence"):

@@ -3,10 +3,24 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
-from segmv3.config import LRASPP, RASPP, Classifier, Config, LRASPPDecoder, MobileNetV2, MobileNetV3, Model
+import torch
+
+from segmv3.config import (
+    LRASPP,
+    RASPP,
+    Classifier,
+    Config,
+    LRASPPDecoder,
+    MobileNetV2,
+    MobileNetV3,
+    Model,
+    mistyped,
+    net_rules,
+)
 from segmv3.errors import ModelError
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
@@ -119,15 +133,31 @@ def create_backbone(
         backbone = MobileNetV3(size=size, **settings)
     except TypeError as error:
         raise ModelError(f"{error}".replace("MobileNetV3.__init__()", "create_backbone")) from None
-    for name, kind in get_type_hints(MobileNetV3).items():
-        value, allowed = getattr(backbone, name), get_args(kind)
-        if allowed and value not in allowed:
-            raise ModelError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
-    if not 0.1 <= backbone.width <= 4:
-        raise ModelError(f"width is {backbone.width}; it must lie between 0.1 and 4")
+    for name, kind in mistyped(backbone):
+        raise ModelError(
+            f"{name} is {getattr(backbone, name)!r}; it can be {', '.join(map(repr, get_args(kind))) or kind}"
+        )
+    for holds, name, wrong in net_rules(Classifier(backbone=backbone)):
+        if not holds:
+            raise ModelError(f"{name.removeprefix('backbone.')} {wrong}")
     if num_classes is None:
         return MobileNetV3Backbone(backbone)
     return create_classifier(Classifier(backbone=backbone), num_classes)
+
+
+def build(net: Model | Classifier, num_classes: int) -> Segmenter | ImageClassifier:
+    """The net that settings describe, with fresh weights.
+
+    Raises: ModelError for a class count below 1.
+    """
+    return create_model(net, num_classes) if isinstance(net, Model) else create_classifier(net, num_classes)
+
+
+@lru_cache(maxsize=64)
+def state_shapes(net: Model | Classifier, num_classes: int) -> Mapping[str, torch.Size]:
+    """The shapes of all tensors of a net by name; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in build(net, num_classes).state_dict().items()}
 
 
 def _check_classes(number: int) -> None:

@@ -71,7 +71,8 @@ def family_table(nets: Iterable[Counted]) -> Table:
         caption_justify="left",
     )
     for column in ("net", "parameters", "MMACs 224", "GMACs 1024x2048", "published"):
-        table.add_column(column, justify="left" if column in ("net", "published") else "right")
+        wraps = column == "published"
+        table.add_column(column, justify="left" if wraps or column == "net" else "right", no_wrap=not wraps)
     for net in nets:
         cost = (f"{net.parameters:,}", f"{net.mmacs:,.2f}", f"{net.gmacs:,.2f}")
         table.add_row(net.member.name, *cost, net.member.published)

@@ -101,10 +101,11 @@ class _Training:
         self.fabric, self.config, self.run, self.console, self.task = fabric, config, run, console, task
         self.schedule = config.schedule
         self.log = RunLog(run.log_file)
+        self.origin: dict[str, Any] = {}  # of the weights that training started from, licence included
         torch.manual_seed(config.seed)
         self.net = task.build(config.data.batch_size // fabric.world_size)
         if config.model.pretrained and not checkpoint.saved_steps(run.states):  # a state holds all its weights
-            start_from(self.net, config.model.pretrained, console.say)
+            self.origin = start_from(self.net, config.model.pretrained, console.say)
         self.average = MovingAverage(self.net, self.schedule.ema, fabric.device) if self.schedule.ema else None
         trained: nn.Module = self.net.to(memory_format=torch.channels_last)
         if fabric.world_size > 1 and fabric.device.type == "cuda":  # SyncBatchNorm does not run on a CPU
@@ -245,6 +246,8 @@ class _Training:
 
     def _keep(self, net: Net, result: dict[str, Any]) -> None:
         facts = {"step": self.step, "net": self.task.net_name, "config": to_dict(self.config)}
+        if self.origin:
+            facts["pretrained"] = self.origin
         score = {key: result[key] for key in self.task.metric.recorded}
         checkpoint.save(net, self.run.best, classes=self.task.classes, score=score, **facts)
         result = facts | {"device": _describe(self.fabric.device), "seconds": round(self.seconds)} | result
@@ -303,6 +306,7 @@ class _Training:
                 "step": self.step,
                 "seconds": self.seconds,
                 "evaluations": self.evaluations,
+                "origin": self.origin,
                 "model": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
@@ -318,6 +322,7 @@ class _Training:
             self.saved_step = state["step"]
             self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
             self.net.load_state_dict(state["model"])
+            self.origin = state["origin"]
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average:
                 self.average.net.load_state_dict(state["average"])

@@ -108,7 +108,11 @@ def _alone(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     On Windows two processes can spoil each other's `.part`, which then fails its digest.
     """
-    with lock.open("ab") as file:
+    try:
+        file = lock.open("ab")
+    except OSError as error:
+        raise OutputError(f"{lock} cannot be written ({error.strerror or error}); set SEGMV3_CACHE") from None
+    with file:
         if sys.platform != "win32":
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -89,6 +89,7 @@ def _content(data: bytes) -> Any:
     if data[2:15] == b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.":  # torch.serialization.MAGIC_NUMBER, pickled
         return _torch_legacy(data)
     if data[:1] == b"\x80" and data[1:2] <= b"\x04":
+        _check_sizes(io.BytesIO(data))
         return _Paddle(io.BytesIO(data)).load()
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
         return _safetensors(data)
@@ -160,6 +161,10 @@ def _torch_zip(data: bytes) -> Any:
         program = [e for e in entries if e.filename.endswith("/data.pkl")]
         if len(program) != 1:
             raise _Refused("is a zip archive, but not one that torch.save wrote; unpack it first")
+        if len({e.filename.casefold() for e in entries}) < len(
+            entries
+        ):  # torch's reader ignores case, Python's does not
+            raise _Refused("holds entries whose names differ in case only, which no file of torch.save does")
         if sum(e.file_size for e in entries) > len(data):
             raise _Refused("unpacks to more bytes than it has, which no file of torch.save does; it was not opened")
         if damaged := archive.testzip():  # torch.load does not look at the checksums
@@ -193,7 +198,9 @@ def _check_symbols(stream: io.BytesIO) -> None:
     with zeros), and what it refuses it tells in three paragraphs.
     """
     texts: deque[str] = deque(maxlen=2)
+    sizes = _Sizes()
     for opcode, argument, _ in pickletools.genops(stream):
+        sizes.follow(opcode, argument)
         if opcode.name in ("GLOBAL", "INST"):
             texts.extend(str(argument).split(" ", 1))
         elif opcode.name != "STACK_GLOBAL":
@@ -203,6 +210,48 @@ def _check_symbols(stream: io.BytesIO) -> None:
         symbol = _symbol(*texts)
         if symbol not in _TORCH:
             raise _asks_for(symbol)
+
+
+class _Sizes:
+    """How many values the tuples of a pickle stand for, told without building them.
+
+    Sharing lets a hundred bytes describe a tuple of 2^45 leaves, and a tuple that becomes the key of a dictionary is
+    hashed leaf by leaf.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[int | None] = []  # sizes; None is a mark
+        self.memo: dict[int, int] = {}
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Do to the sizes what an opcode does to the stack."""
+        name, top = opcode.name, (self.stack[-1] if self.stack else None) or 1
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = top
+            return
+        taken = 0
+        if pickletools.markobject in opcode.stack_before:
+            while self.stack and (size := self.stack.pop()) is not None:
+                taken += size
+        for kind in opcode.stack_before:
+            if kind not in (pickletools.markobject, pickletools.stackslice) and self.stack:
+                taken += self.stack.pop() or 0
+        size = 1
+        if "TUPLE" in name:
+            size += taken
+        elif name == "DUP":
+            size = top
+        elif "GET" in name:
+            size = self.memo.get(argument, 1)
+        if size > _MAX_VALUES:
+            raise _Refused(f"nests tuples of more than {_MAX_VALUES:,} values in each other, which weights never do")
+        self.stack += [None if kind is pickletools.markobject else size for kind in opcode.stack_after]
+
+
+def _check_sizes(stream: io.BytesIO) -> None:
+    sizes = _Sizes()
+    for opcode, argument, _ in pickletools.genops(stream):
+        sizes.follow(opcode, argument)
 
 
 def _symbol(module: str = "", name: str = "") -> str:
@@ -338,7 +387,10 @@ def _split(content: Any) -> tuple[dict[str, Tensor | _Array], dict[str, Any]]:
         raise _Refused("holds no tensors under names; save the state_dict() of the model")
     taken = (container,) if container else weights
     meta = _plain({name: value for name, value in content.items() if name not in taken}, itertools.count())
-    return weights, meta | ({"container": container} if container else {})
+    others = [name for name in content if name != container and name in _CONTAINERS and any(_weights(content[name]))]
+    return weights, meta | ({"container": container} if container else {}) | (
+        {"other_weights": others} if others else {}
+    )
 
 
 def _weights(values: Any) -> Iterator[tuple[str, Tensor | _Array]]:

@@ -70,6 +70,11 @@ def _blocks(net: Model | Classifier) -> tuple[Block, ...]:
     return layout(net.backbone)
 
 
+def _word(text: str) -> str:
+    """An expression for a word of a file name, set off by anything but letters and digits."""
+    return rf"(?<![a-z0-9]){text}(?![a-z0-9])"
+
+
 def _conv_bn(ours: str, conv: str, bn: str) -> Names:
     yield f"{ours}.0", conv
     yield f"{ours}.1", bn
@@ -116,16 +121,16 @@ def _timm_variants() -> tuple[Variant, ...]:
         backbone = MobileNetV3(size=size, width=width, bn_eps=1e-5)
         variants.append(Variant(f"timm/{name}", Classifier(backbone=backbone)))
         tf = Classifier(backbone=replace(backbone, padding="same", bn_eps=1e-3), mean=_HALF, std=_HALF)
-        variants.append(Variant(f"timm/tf_{name}", tf, hint=r"(^|\W)tf_"))
+        variants.append(Variant(f"timm/tf_{name}", tf, hint=_word("tf")))
     for size in _SIZES:
         backbone = MobileNetV3(size=size, minimal=True, padding="same")
         name = f"timm/tf_mobilenetv3_{size}_minimal_100"
         variants.append(Variant(name, Classifier(backbone=backbone, mean=_HALF, std=_HALF)))
     large = Classifier(backbone=MobileNetV3(bn_eps=1e-5))
     unscaled = replace(large, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
-    variants.append(Variant("timm/mobilenetv3_large_100.miil", unscaled, hint="miil"))
+    variants.append(Variant("timm/mobilenetv3_large_100.miil", unscaled, hint=_word("miil")))
     ra4 = replace(large, mean=_HALF, std=_HALF)
-    variants.append(Variant("timm/mobilenetv3_large_100.ra4", ra4, hint="ra4"))
+    variants.append(Variant("timm/mobilenetv3_large_100.ra4", ra4, hint=_word("ra4")))
     variants.append(Variant("timm/mobilenetv3_rw", Classifier(backbone=MobileNetV3(family="rw"))))
     return tuple(variants)
 
@@ -353,11 +358,11 @@ def _paddle_prepare(tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         if ".mid_se.conv2." in name:
             result[name] = tensor * 1.2
-        elif name == "fc.weight":
+        elif name == "fc.weight" and tensor.ndim == 2:
             result[name] = 0.8 * tensor.t()
         elif name.endswith("._conv.bias"):
             mean = name.removesuffix("_conv.bias") + "_batch_norm._mean"
-            if mean in tensors:
+            if mean in tensors and tensors[mean].shape == tensor.shape:
                 result[mean] = tensors[mean] - tensor
                 del result[name]
     return result
@@ -380,7 +385,7 @@ def _paddleclas_variants() -> tuple[Variant, ...]:
 @cache
 def _paddleseg_variants() -> tuple[Variant, ...]:
     variants = []
-    strides: tuple[tuple[Literal[8, 32], str], ...] = ((8, ""), (32, "os32"))
+    strides: tuple[tuple[Literal[8, 32], str], ...] = ((8, ""), (32, _word("os32")))
     pools: tuple[tuple[Literal["global", "window"], str], ...] = (("global", ""), ("window", "large_?kernel"))
     for size, (stride, stride_hint), (pool, pool_hint) in product(_SIZES, strides, pools):
         backbone = MobileNetV3(

@@ -1,13 +1,13 @@
 """Foreign weight files as nets of ours."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segmv3 import checkpoint
 from segmv3.config import LRASPP, Classifier, Model
@@ -15,25 +15,33 @@ from segmv3.errors import CheckpointError
 from segmv3.labels import cityscapes_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
-from segmv3.models.zoo import create_classifier, create_model
+from segmv3.models.zoo import build, state_shapes
 from segmv3.weights.foreign import read_foreign
-from segmv3.weights.formats import Format, Tensors, Variant, formats, recognise, reshaped
+from segmv3.weights.formats import MMSEG, Format, Tensors, Variant, formats, recognise, reshaped
+
+_MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
 class Imported:
     """The tensors of a weight file under our names, and the net they are for."""
 
+    title: str
+    """What the file was taken for: a variant of a project, or segmv3's own."""
     net: Model | Classifier
     names: tuple[str, ...]
     """Of the classes; empty when the file holds a backbone only."""
     tensors: Tensors
-    unused: tuple[str, ...]
-    """Tensors of the file that the net has no place for, such as an optimiser's averages; not BN's step counts."""
+    new: tuple[str, ...] = ()
+    """Tensors that the file has no counterpart of and that mean nothing by being zero: step counts, absent biases."""
+    unused: tuple[str, ...] = ()
+    """Tensors of the file that the net has no place for, such as averaged copies; not BN's step counts."""
     origin: dict[str, Any] = field(default_factory=dict)
     """For the model card: format, variant, file, sha256, licence, score where known."""
-    assumed: str = ""
-    """What the tensors could not tell, as a line for the user."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What a file of ours says of itself beside that."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: assumptions, and weights in the file that were left alone."""
 
     @property
     def backbone_only(self) -> bool:
@@ -46,10 +54,10 @@ class Imported:
         """
         if self.backbone_only:
             raise CheckpointError(
-                f"{self.origin.get('file')} holds a backbone only; add --into NET, such as --into lraspp_large_d8, "
-                "to start a segmentation net from it"
+                f"{self.origin.get('file')} holds a backbone only; segmv3 weights import with --into NET, such as "
+                "--into lraspp_large_d8, starts a segmentation net from it"
             )
-        model = _build(self.net, len(self.names))
+        model = build(self.net, len(self.names))
         model.load_state_dict(self.tensors, assign=True)  # shares their memory
         return model.eval()
 
@@ -59,15 +67,12 @@ def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
 
     Args: variant: which net it is, where names and shapes leave a choice (input range, padding, dilation); by
         default the file's name decides, else the usual net.
-    Raises: CheckpointError when it cannot be read, is of no known format, or has tensors missing or too many.
+    Raises: CheckpointError when it cannot be read, is of no known format, or has tensors missing, left over, not
+        finite or of another kind than weights are.
     """
     path = Path(path)
     if path.is_file() and checkpoint.is_ours(path):
-        weights = checkpoint.read(path)
-        origin = {"format": "segmv3", "file": path.name, "sha256": weights.card.sha256} | {
-            key: weights.card.facts[key] for key in ("origin", "score") if key in weights.card.facts
-        }
-        return Imported(weights.net, weights.card.names, weights.tensors, (), origin)
+        return _ours(path, variant)
     foreign = read_foreign(path)
     raw, averaged = _without_prefixes(foreign.tensors)
     kind = recognise(list(raw))
@@ -75,14 +80,15 @@ def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
         raise CheckpointError(f"{path} is of no known format ({_described(raw)}); known are {_known()}")
     raw = kind.prepare(raw)
     chosen, alike = _choose(kind, raw, path, variant)
-    tensors, used = _translate(kind, chosen.net, raw)
+    parts = _Parts(kind, chosen.net, raw)
+    used = {theirs for theirs in parts.places.values() if theirs in raw}
     unused = [name for name in raw if name not in used and not re.search(kind.unused, name)]
-    if unused:
+    if unused and not (parts.backbone_only and set(unused) <= parts.head_names):
         raise CheckpointError(
-            f"{path} looks like {chosen.name}, but {_count(unused)} in it belong to no such net, first {unused[0]}; "
-            "it would be loaded in part only, so it was refused"
+            f"{path} looks like {chosen.name}, but {_count(unused, 'belongs', 'belong')} to no such net, first "
+            f"{_safe(unused[0])}; it would be loaded in part only, so it was refused"
         )
-    classes = tensors.get(f"{_classifier(chosen.net)}.weight")
+    tensors = _translate(parts, raw, path)
     origin = {
         "format": kind.name,
         "variant": chosen.name,
@@ -91,26 +97,59 @@ def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
         "licence": kind.licence,
     }
     return Imported(
+        chosen.name,
         chosen.net,
-        () if classes is None else _class_names(chosen, foreign.meta, classes.shape[0]),
+        () if parts.backbone_only else _class_names(chosen, foreign.meta, parts.num_classes),
         tensors,
-        tuple(averaged),
+        tuple(name for name, theirs in parts.places.items() if theirs not in raw),
+        (*averaged, *unused),
         origin,
-        _assumption(chosen, alike, variant),
+        notes=tuple(_notes(chosen, alike, variant, foreign.meta)),
     )
 
 
+def _ours(path: Path, variant: str | None) -> Imported:
+    if variant is not None:
+        raise CheckpointError(
+            f"{path} was written by segmv3 and says what it is; --variant is for other projects' files"
+        )
+    weights = checkpoint.read(path)
+    facts = {name: value for name, value in weights.card.facts.items() if name not in ("version", "commit")}
+    before = facts.pop("origin", None) or {}
+    origin = {"format": "segmv3", "file": path.name, "sha256": weights.card.sha256}
+    if isinstance(before, dict):
+        origin = before | {"sha256": before.get("sha256", weights.card.sha256)} if before else origin
+    return Imported("segmv3", weights.net, weights.card.names, weights.tensors, origin=origin, facts=facts)
+
+
 def _without_prefixes(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Tensors without the prefixes of wrappers (`module.`, `ema_`), and the averaged copies left out.
+    """Tensors without the prefixes of wrappers (`module.`, `model.`, `ema_`), and the averaged copies left out.
 
     A hook of mmcv writes its averages beside the weights, dots replaced by underscores; alone they are the
     weights.
     """
-    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items() if not name.startswith("ema_")}
+    plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema_")}
     averaged = {name.removeprefix("ema_"): tensor for name, tensor in tensors.items() if name.startswith("ema_")}
-    if recognise(list(plain)) or not averaged:
-        return plain, [f"ema_{name}" for name in averaged]
-    return _with_dots({name.removeprefix("module.").removeprefix("module_"): t for name, t in averaged.items()}), []
+    if plain or not averaged:
+        return _unwrapped(plain), [f"ema_{name}" for name in averaged]
+    return _with_dots({name.removeprefix("module_"): tensor for name, tensor in _unwrapped(averaged).items()}), []
+
+
+def _unwrapped(tensors: Tensors) -> Tensors:
+    """Tensors under the names that a format knows, where one word in front of all of them hides it.
+
+    mmsegmentation's own backbone weights lack the word that its segmentation nets have.
+    """
+    names = list(tensors)
+    if recognise(names):
+        return tensors
+    first = {name.partition(".")[0] for name in names}
+    if len(first) == 1:
+        shorter = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+        if recognise(list(shorter)):
+            return shorter
+    longer = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+    return longer if recognise(list(longer)) is MMSEG else tensors
 
 
 def _with_dots(tensors: Tensors) -> Tensors:
@@ -119,30 +158,21 @@ def _with_dots(tensors: Tensors) -> Tensors:
         return tensors
     for kind in formats():
         for variant in kind.variants():
-            dotted = {name.replace(".", "_"): name for name in _their_names(kind, variant.net)}
+            dotted = {name.replace(".", "_"): name for name in their_names(kind, variant.net)}
             if tensors.keys() <= dotted.keys():
                 return {dotted[name]: tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def _their_names(kind: Format, net: Model | Classifier) -> list[str]:
-    places = dict(kind.modules(net))
-    return [_their_name(kind, places, name) for name in _shapes(net, 1)]
+def their_names(kind: Format, net: Model | Classifier) -> list[str]:
+    """A project's names of the tensors of a net, in the order of ours."""
+    modules = dict(kind.modules(net))
+    return [_their_name(kind, modules, name) for name in state_shapes(net, 1)]
 
 
-def _their_name(kind: Format, places: Mapping[str, str], name: str) -> str:
+def _their_name(kind: Format, modules: Mapping[str, str], name: str) -> str:
     module, _, leaf = name.rpartition(".")
-    return f"{places[module]}.{kind.leaves.get(leaf, leaf)}"
-
-
-@lru_cache(maxsize=64)
-def _shapes(net: Model | Classifier, num_classes: int) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in _build(net, num_classes).state_dict().items()}
-
-
-def _build(net: Model | Classifier, num_classes: int) -> Segmenter | ImageClassifier:
-    return create_model(net, num_classes) if isinstance(net, Model) else create_classifier(net, num_classes)
+    return f"{modules[module]}.{kind.leaves.get(leaf, leaf)}"
 
 
 def _classifier(net: Model | Classifier) -> str:
@@ -152,23 +182,46 @@ def _classifier(net: Model | Classifier) -> str:
     return "head.deep_classifier" if isinstance(net.head, LRASPP) else "head.classifier"
 
 
+class _Parts:
+    """Which tensors of a net a file should have, under whose names, and how many classes it tells apart.
+
+    Attributes: places: our names, each with theirs. backbone_only: the file has no classifier, so that only the
+        backbone counts. head_names: their names of everything behind the backbone.
+    """
+
+    def __init__(self, kind: Format, net: Model | Classifier, raw: Tensors) -> None:
+        modules = dict(kind.modules(net))
+        classifier = raw.get(f"{modules[_classifier(net)]}.weight")
+        self.backbone_only = classifier is None
+        rows = 1 if classifier is None or classifier.ndim < 2 else classifier.shape[0]
+        self.num_classes = rows if 1 <= rows <= _MOST_CLASSES else 1
+        self.shapes = state_shapes(net, self.num_classes)
+        places = {name: _their_name(kind, modules, name) for name in self.shapes}
+        self.head_names = {theirs for name, theirs in places.items() if not name.startswith("backbone.")}
+        if self.backbone_only:
+            places = {name: theirs for name, theirs in places.items() if name.startswith("backbone.")}
+        self.places = places
+
+
 def _choose(kind: Format, raw: Tensors, path: Path, wanted: str | None) -> tuple[Variant, list[Variant]]:
     """The variant that the file holds, and all whose tensors look the same.
 
     Raises: CheckpointError when none fits; it names the one that comes nearest.
     """
-    fitting, nearest = [], list[tuple[int, str, str]]()
+    fitting, nearest = [], list[tuple[int, int, str, str]]()
     for variant in kind.variants():
-        problems = _problems(kind, variant.net, raw)
+        problems, number = _problems(kind, variant.net, raw)
         if not problems:
             fitting.append(variant)
         else:
-            nearest.append((len(problems), variant.name, problems[0]))
+            nearest.append((len(problems), number, variant.name, problems[0]))
     if not fitting:
-        number, name, first = min(nearest)
+        wrong, number, name, first = min(nearest)
+        if 2 * wrong > number:
+            raise CheckpointError(f"{path} has names like {kind.name}'s but is another net than those that are known")
         raise CheckpointError(
-            f"{path} has {kind.name}'s names but fits none of its nets; nearest is {name}, where {number} tensors "
-            f"are missing or differ (first: {first})"
+            f"{path} has {kind.name}'s names but fits none of its nets; nearest is {name}, where "
+            f"{wrong} of {number} tensors are missing or differ (first: {_safe(first)})"
         )
     if wanted is not None:
         named = next((v for v in fitting if v.name == wanted), None)
@@ -182,55 +235,57 @@ def _choose(kind: Format, raw: Tensors, path: Path, wanted: str | None) -> tuple
     return max(hinted, key=lambda v: len(v.hint)) if hinted else fitting[0], fitting
 
 
-def _problems(kind: Format, net: Model | Classifier, raw: Tensors) -> list[str]:
-    """Tensors of ours that the file lacks or has in another shape."""
-    places = dict(kind.modules(net))
-    classes = raw.get(f"{places[_classifier(net)]}.weight")
-    problems = []
-    for name, shape in _shapes(net, 1 if classes is None else classes.shape[0]).items():
-        if _left_to_heads(net, name, raw, places):
-            continue
-        theirs = _their_name(kind, places, name)
+def _problems(kind: Format, net: Model | Classifier, raw: Tensors) -> tuple[list[str], int]:
+    """Tensors of ours that the file lacks or has in another shape, and how many it should have."""
+    parts, problems = _Parts(kind, net, raw), []
+    for name, theirs in parts.places.items():
+        shape = parts.shapes[name]
         if theirs not in raw:
             if not re.search(kind.optional, name):
                 problems.append(f"{theirs} is missing")
         elif (found := reshaped(raw[theirs], shape).shape) != shape:
             problems.append(f"{theirs} is {'x'.join(map(str, found))}, expected {'x'.join(map(str, shape))}")
-    return problems
+    return problems, len(parts.places)
 
 
-def _left_to_heads(net: Model | Classifier, name: str, raw: Tensors, places: Mapping[str, str]) -> bool:
-    """Whether a tensor belongs to a classifier that a backbone-only file does not have."""
-    if not isinstance(net, Classifier) or name.startswith("backbone."):
-        return False
-    return not any(f"{places[module]}.weight" in raw for module in ("hidden", "classifier"))
+def _translate(parts: _Parts, raw: Tensors, path: Path) -> Tensors:
+    """Tensors under our names.
 
-
-def _translate(kind: Format, net: Model | Classifier, raw: Tensors) -> tuple[Tensors, set[str]]:
-    """Tensors under our names, and the names of theirs that were used."""
-    places = dict(kind.modules(net))
-    classes = raw.get(f"{places[_classifier(net)]}.weight")
-    tensors, used = Tensors(), set[str]()
-    for name, shape in _shapes(net, 1 if classes is None else classes.shape[0]).items():
-        if _left_to_heads(net, name, raw, places):
+    Raises: CheckpointError for values that no trained net has.
+    """
+    tensors = Tensors()
+    for name, theirs in parts.places.items():
+        shape = parts.shapes[name]
+        steps = name.endswith("num_batches_tracked")
+        if theirs not in raw:
+            tensors[name] = torch.zeros(shape, dtype=torch.int64 if steps else torch.float32)
             continue
-        theirs = _their_name(kind, places, name)
-        if theirs in raw:
-            used.add(theirs)
-            dtype = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
-            tensors[name] = reshaped(raw[theirs], shape).to(dtype).contiguous()
-        else:
-            tensors[name] = torch.zeros(shape, dtype=torch.int64 if not shape else torch.float32)
-    return tensors, used
+        tensor = reshaped(raw[theirs], shape)
+        if not steps:
+            _refuse_values(tensor, theirs, path)
+        tensors[name] = tensor.to(torch.int64 if steps else torch.float32).contiguous()
+    return tensors
+
+
+def _refuse_values(tensor: Tensor, name: str, path: Path) -> None:
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{path}: {_safe(name)} is {kind}, not floating point; quantised weights cannot be used")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{path}: {_safe(name)} is not finite; the training that wrote it had failed")
+    if re.search(r"running_var$|_variance$", name) and bool((tensor < 0).any()):
+        raise CheckpointError(f"{path}: {_safe(name)} holds negative variances; the file is damaged")
 
 
 def _class_names(variant: Variant, meta: Mapping[str, Any], number: int) -> tuple[str, ...]:
     """Class names from the file's own notes, else those of the data set that the format publishes for."""
-    notes = meta.get("meta") if isinstance(meta.get("meta"), Mapping) else {}
-    notes = {**notes, **(notes.get("dataset_meta") or {})} if isinstance(notes, Mapping) else {}
+    notes = _mapping(meta.get("meta"))
+    notes = {**notes, **_mapping(notes.get("dataset_meta"))}
     stored = notes.get("CLASSES") or notes.get("classes")
-    if isinstance(stored, list | tuple) and len(stored) == number and all(isinstance(n, str) for n in stored):
-        return tuple(stored)
+    if isinstance(stored, list) and len(stored) == number and all(isinstance(n, str) for n in stored):
+        names = tuple(_printable(name) for name in stored)
+        if all(names) and len(set(names)) == number:
+            return names
     if isinstance(variant.net, Classifier) and number == 1000:
         from torchvision.models import MobileNet_V3_Large_Weights
 
@@ -244,22 +299,40 @@ def _class_names(variant: Variant, meta: Mapping[str, Any], number: int) -> tupl
     return tuple(f"class_{i}" for i in range(number))
 
 
-def _assumption(chosen: Variant, alike: list[Variant], wanted: str | None) -> str:
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _notes(chosen: Variant, alike: list[Variant], wanted: str | None, meta: Mapping[str, Any]) -> Iterator[str]:
     others = [variant.name for variant in alike if variant.name != chosen.name]
-    if wanted is not None or not others:
-        return ""
-    return f"taken for {chosen.name}; {', '.join(others)} would look the same: --variant NAME chooses"
+    if wanted is None and others:
+        yield (
+            f"taken for {chosen.name}; {', '.join(others)} would look the same: "
+            "segmv3 weights import --variant NAME chooses"
+        )
+    if ignored := meta.get("other_weights"):
+        yield f"read {meta.get('container')}; {', '.join(ignored)} of the same file left alone"
+
+
+def _printable(text: str) -> str:
+    """Without what would command a terminal."""
+    return "".join(c for c in text if c.isprintable())[:80].strip()
+
+
+def _safe(name: str) -> str:
+    """A name out of a file, fit to be printed."""
+    return ascii(name)[1:-1][:120]
 
 
 def _described(tensors: Tensors) -> str:
     if not tensors:
         return "no tensors in it"
-    return f"{len(tensors)} tensors, first {next(iter(tensors))}"
+    return f"{_count(list(tensors))}, first {_safe(next(iter(tensors)))}"
 
 
 def _known() -> str:
     return ", ".join(kind.name for kind in formats())
 
 
-def _count(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+def _count(names: list[str], one: str = "", many: str = "") -> str:
+    return f"1 tensor {one}".strip() if len(names) == 1 else f"{len(names)} tensors {many}".strip()

@@ -9,10 +9,12 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from segmv3.config import Classifier
 from segmv3.errors import CheckpointError
 from segmv3.weights.download import Published, fetch
 from segmv3.weights.formats import DLI14, FASTSEG, MMSEG, TIMM, TORCHVISION
@@ -146,6 +148,14 @@ def _fastseg() -> list[Published]:
     ]
 
 
+def _view(name: str) -> dict[str, Any]:
+    """How the pictures were cut for the published accuracy: torchvision's presets, timm's pretrained_cfg."""
+    if name == "torchvision/mobilenet_v3_large_v2":
+        return {"resize": 232, "interpolation": "bilinear"}
+    bicubic = name.startswith("timm/mobilenetv3") and "miil" not in name
+    return {"resize": 256, "interpolation": "bicubic" if bicubic else "bilinear"}
+
+
 @cache
 def published() -> dict[str, Published]:
     """All published files by name."""
@@ -175,5 +185,7 @@ def find(name: str, *, offline: bool = False, say: Callable[[str], None] = print
             say=say,
         )
     imported = import_weights(path)
-    facts = {"name": name, "url": entry.url, "licence": entry.licence, "published": entry.accuracy}
-    return replace(imported, origin=imported.origin | facts, assumed="")
+    facts: dict[str, Any] = {"name": name, "url": entry.url, "licence": entry.licence, "published": entry.accuracy}
+    if isinstance(imported.net, Classifier):
+        facts["view"] = _view(name)
+    return replace(imported, origin=imported.origin | facts, notes=())

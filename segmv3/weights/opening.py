@@ -1,5 +1,6 @@
 """Weights by file or by published name, whoever wrote them, as nets that are ready to use."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from segmv3 import checkpoint
 from segmv3.checkpoint import Card
 from segmv3.config import Classifier, Model
-from segmv3.errors import CheckpointError
+from segmv3.errors import CheckpointError, Segmv3Warning
 from segmv3.labels import Classes, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
@@ -25,6 +26,8 @@ def open_weights(
     Raises: CheckpointError for what is neither, cannot be had or cannot be read.
     """
     path = Path(source)
+    if variant is not None and not path.exists():
+        raise CheckpointError(f"--variant is for files; {source} says by its name what it is")
     if path.exists() or path.is_absolute() or path.suffix.lower() in _SUFFIXES:
         return import_weights(path, variant=variant)
     return find(str(source), offline=offline, say=say)
@@ -36,12 +39,19 @@ def open_segmenter(source: Path | str) -> tuple[Segmenter, Card]:
     Raises: CheckpointError, as `open_weights`, and for weights of another kind.
     """
     if _is_ours(source):
-        return checkpoint.load(source)
+        segmenter, card = checkpoint.load(source)
+        if new := card.facts.get("untrained"):
+            warnings.warn(
+                Segmv3Warning(f"{source} is a start for training: {new} was never trained, so its labels mean nothing"),
+                stacklevel=2,
+            )
+        return segmenter, card
     imported = open_weights(source)
     if not isinstance(imported.net, Model):
         raise CheckpointError(f"{source} is a classifier: use it with segmv3 classify, or as --model.pretrained")
     model = imported.model()
     assert isinstance(model, Segmenter)
+    _tell(imported, source)
     return model, _card(imported, colored(imported.names))
 
 
@@ -57,6 +67,7 @@ def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
         raise CheckpointError(f"{source} is a segmentation net: use it with segmv3 predict or segmv3 evaluate")
     model = imported.model()
     assert isinstance(model, ImageClassifier)
+    _tell(imported, source)
     return model, _card(imported, None)
 
 
@@ -64,6 +75,11 @@ def colored(names: tuple[str, ...]) -> Classes:
     """Classes of these names in Cityscapes' colours where they are Cityscapes', else in evenly spaced ones."""
     cityscapes = cityscapes_classes()
     return cityscapes if names == cityscapes.names else replace(numbered_classes(len(names)), names=names)
+
+
+def _tell(imported: Imported, source: Path | str) -> None:
+    for note in imported.notes:
+        warnings.warn(Segmv3Warning(f"{source}: {note}"), stacklevel=3)
 
 
 def _is_ours(source: Path | str) -> bool:

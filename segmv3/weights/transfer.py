@@ -1,8 +1,9 @@
 """Starting a net from weights that were made for another one."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Fit:
         text = f"{len(self.loaded)} tensors loaded, {len(self.new)} new, {len(self.unused)} unused"
         for title, names in (("new", self.new), ("unused", self.unused)):
             if names:
-                text += f"; {title}: {', '.join(_modules(names))}"
+                text += f"; {title}: {modules(names)}"
         return text
 
 
@@ -39,8 +40,8 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
     """Copy every tensor of `source` that `model` has under the same name and shape.
 
     Args: new_head: leave the layers that name classes fresh, so that the numbers of classes may differ.
-    Raises: CheckpointError for a backbone of another kind, size or width, for another number of classes without
-        `new_head`, and when nothing but a head would be left fresh and nothing fits.
+    Raises: CheckpointError for a backbone of another kind, size or width, or one that hardly fits; for another
+        number of classes without `new_head`.
     """
     _check_backbones(source, model)
     tensors = _without_classes(source.tensors) if new_head else source.tensors
@@ -55,18 +56,25 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
     loaded = [name for name in own if name in fitting and _convolution_of(name, own) in {*fitting, name}]
     new = [name for name in own if name not in loaded]
     unused = [name for name in source.tensors if name not in loaded]
+    own_backbone = [name for name in own if name.startswith("backbone.")]
+    if 2 * sum(name in fitting for name in own_backbone) < len(own_backbone):
+        raise CheckpointError(
+            f"{source.origin.get('file')} holds another net: most of its backbone does not fit (its channels follow "
+            f"the rules of {getattr(source.net.backbone, 'family', 'another project')})"
+        )
     with torch.no_grad():
         for name in loaded:
             own[name].copy_(tensors[name])  # state_dict shares the net's memory
     return Fit(tuple(loaded), tuple(new), tuple(unused))
 
 
-def start_from(model: Segmenter | ImageClassifier, source: str, say: Callable[[str], None]) -> None:
+def start_from(model: Segmenter | ImageClassifier, source: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Start a net for training from a weight file or a published name (`--model.pretrained`).
 
     Layers for another number of classes stay fresh; one line says what was loaded and what was not, another which
     settings of the net differ from those the weights were trained with.
 
+    Returns: where the weights come from, with their licence, for the record.
     Raises: CheckpointError when the file cannot be used or holds another backbone.
     """
     imported = open_weights(source, say=say)
@@ -75,11 +83,12 @@ def start_from(model: Segmenter | ImageClassifier, source: str, say: Callable[[s
     )
     fit = transfer(imported, model, new_head=heads_differ)
     say(f"pretrained {source}: {fit}")
-    if imported.assumed:
-        say(f"pretrained {source}: {imported.assumed}")
+    for note in imported.notes:
+        say(f"pretrained {source}: {note}")
     differing = differing_settings(imported.net, model.config)
     if differing:
         say(f"pretrained {source}: trained with {', '.join(differing)}; this net differs there")
+    return imported.origin | {"loaded": len(fit.loaded), "new": len(fit.new)}
 
 
 def differing_settings(trained: Model | Classifier, now: Model | Classifier) -> list[str]:
@@ -119,11 +128,15 @@ def _convolution_of(name: str, own: Mapping[str, Tensor]) -> str:
     return f"{module.removesuffix('.1')}.0.weight" if f"{module}.running_mean" in own else name
 
 
-def _modules(names: tuple[str, ...]) -> list[str]:
-    """Tensor names gathered into the parts of the net they belong to: `backbone.blocks.12 (18)`."""
+def modules(names: tuple[str, ...]) -> str:
+    """Tensor names gathered into the parts of the net they belong to: `backbone.blocks.12 (18), head.gated (3)`."""
 
-    def part(name: str) -> str:
+    def part(name: str) -> tuple[str, ...]:
         words = name.split(".")
-        return ".".join(words[: 3 if words[1:2] == ["blocks"] else 2])
+        return tuple(words[: 3 if words[1:2] == ["blocks"] else 2])
 
-    return [f"{module} ({len(list(group))})" for module, group in groupby(names, part)]
+    def order(words: tuple[str, ...]) -> list[tuple[int, str]]:
+        return [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
+
+    counts = Counter(part(name) for name in names)
+    return ", ".join(f"{'.'.join(words)} ({counts[words]})" for words in sorted(counts, key=order))
