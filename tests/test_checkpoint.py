@@ -143,3 +143,37 @@ def test_differences_names_nested_settings():
     was = {"optim": {"lr": 1, "wd": 2}, "seed": 0}
     now = {"optim": {"lr": 3, "wd": 2}, "seed": 0, "new": json.loads("true")}
     assert checkpoint.differences(was, now) == {"optim.lr": (1, 3), "new": (None, True)}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("backbone", "size"), "medium", "backbone.size cannot be 'medium'"),
+        (("backbone", "output_stride"), 7, "backbone.output_stride cannot be 7"),
+        (("backbone", "width"), 60.0, "backbone.width must lie between 0.1 and 4"),
+        (("backbone", "bn_eps"), None, "backbone.bn_eps cannot be None"),
+        (("head", "gate"), "exec", "head.gate cannot be 'exec'"),
+        (("head", "channels"), 3_000_000, "head.channels must lie between 1 and 4096"),
+        (("head", "pool_stride"), [0, 0], "head.pool-stride must be at least 1 x 1"),
+        (("mean",), [1.0, 2.0], "mean cannot be"),
+        (("std",), [0.0, 0.0, 0.0], "std must be above 0"),
+        (("head", "channels"), 64, "does not hold the net it names: 8 tensors differ"),
+        (("backbone", "size"), "large", "does not hold the net it names"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_anything_is_built(place, value, says, tmp_path):
+    path = tmp_path / "w.safetensors"
+    segmv3.save(create_model("lraspp_small_d8", 3), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    ours = json.loads(header["__metadata__"]["segmv3"])
+    settings = ours["model"]
+    for name in place[:-1]:
+        settings = settings[name]
+    settings[place[-1]] = value
+    header["__metadata__"]["segmv3"] = json.dumps(ours)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(CheckpointError, match=says):
+        checkpoint.load(path)

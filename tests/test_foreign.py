@@ -358,3 +358,25 @@ def test_a_file_of_13_mb_takes_little_time(tmp_path):
         started = time.perf_counter()
         read_foreign(tmp_path / "w")
         assert time.perf_counter() - started < 5
+
+
+def test_a_hundred_bytes_cannot_keep_us_busy(tmp_path):
+    """Tuples in tuples, each twice: 2^45 leaves to hash when the last becomes a key."""
+    program = b"\x80\x02}K\x01" + b"2\x86" * 45 + b"K\x01s."  # DUP TUPLE2 ... SETITEM
+    (tmp_path / "bomb.pdparams").write_bytes(program)
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", "3")
+    for name in ("bomb.pdparams", "bomb.pth"):
+        with pytest.raises(CheckpointError, match="nests tuples of more than 100,000 values"):
+            read_foreign(tmp_path / name)
+
+
+def test_what_is_checked_is_what_torch_reads(tmp_path):
+    """Torch's zip reader takes no notice of case, Python's does."""
+    with zipfile.ZipFile(tmp_path / "case.pth", "w") as archive:
+        archive.writestr("archive/DATA.PKL", b"\x80\x02cbuiltins\nbytearray\nJ\x00\xca\x9a;\x85R.")
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/version", "3")
+    with pytest.raises(CheckpointError, match="names differ in case only"):
+        read_foreign(tmp_path / "case.pth")

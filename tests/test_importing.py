@@ -9,7 +9,7 @@ import torch
 from segmv3 import checkpoint
 from segmv3.cli import main
 from segmv3.config import Classifier, Model
-from segmv3.errors import CheckpointError
+from segmv3.errors import CheckpointError, Segmv3Warning
 from segmv3.labels import cityscapes_classes
 from segmv3.models.zoo import build, create_backbone, create_model
 from segmv3.weights.formats import Format, Variant, formats
@@ -224,3 +224,79 @@ def test_a_classifier_is_kept_with_its_names(tmp_path):
         assert torch.equal(model(image), net(image))
     with pytest.raises(CheckpointError, match="is a classifier: use it with segmv3 classify"):
         checkpoint.load(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("bn1.running_mean", lambda t: t * float("nan"), "bn1.running_mean is not finite"),
+        ("conv_stem.weight", lambda t: t.to(torch.int8), "conv_stem.weight is int8, not floating point"),
+        ("bn1.running_var", lambda t: t - 2, "bn1.running_var holds negative variances"),
+        ("classifier.weight", lambda t: t[0, 0], "classifier.weight is , expected 1x1280"),
+    ],
+)
+def test_values_that_no_training_leaves_are_refused(name, change, says, tmp_path):
+    tensors = _timm_large()
+    torch.save(tensors | {name: change(tensors[name])}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=says):
+        import_weights(tmp_path / "w.pth")
+
+
+def test_words_of_a_file_name_are_whole_words(tmp_path):
+    for file, variant in {
+        "camera4.pth": "timm/mobilenetv3_large_100",
+        "my_tf_port.pth": "timm/tf_mobilenetv3_large_100",
+        "mobilenetv3_large_100.ra4_e3600.pth": "timm/mobilenetv3_large_100.ra4",
+    }.items():
+        torch.save(_timm_large(), tmp_path / file)
+        assert import_weights(tmp_path / file).origin["variant"] == variant
+
+
+def test_what_was_assumed_is_said_wherever_weights_are_opened(tmp_path):
+    from segmv3.weights.opening import open_classifier
+
+    torch.save(_timm_large(), tmp_path / "w.pth")
+    with pytest.warns(Segmv3Warning, match="taken for timm/mobilenetv3_large_100; .*tf_mobilenetv3_large_100"):
+        open_classifier(tmp_path / "w.pth")
+
+
+def test_a_net_with_untrained_layers_says_so(mmseg, tmp_path):
+    import segmv3
+
+    output = tmp_path / "start.safetensors"
+    assert main(["weights", "import", str(mmseg), "--into", "lraspp_small_d8", "-o", str(output)]) == 0
+    with pytest.warns(Segmv3Warning, match=r"start for training: .*head.deep_classifier \(2\).* was never trained"):
+        segmv3.load(output)
+
+
+def test_the_source_is_never_replaced(mmseg, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["weights", "import", str(mmseg), "-o", "ours.safetensors"]) == 0
+    before = Path("ours.safetensors").read_bytes()
+    assert main(["weights", "import", "ours.safetensors", "--overwrite"]) == 2
+    assert "ours.safetensors is the source itself" in capsys.readouterr().err
+    assert Path("ours.safetensors").read_bytes() == before
+    assert main(["weights", "import", "ours.safetensors", "-o", "x.safetensors", "--variant", "timm/x"]) == 2
+    assert "--variant is for other projects' files" in capsys.readouterr().err
+
+
+def test_one_word_in_front_of_all_names_is_taken_off(mmseg, tmp_path):
+    torch.save({f"model.{name}": t for name, t in _timm_large().items()}, tmp_path / "lightning.pth")
+    assert import_weights(tmp_path / "lightning.pth").origin["variant"] == "timm/mobilenetv3_large_100"
+    state = torch.load(mmseg, weights_only=True)["state_dict"]
+    backbone = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+    torch.save(backbone, tmp_path / "backbone.pth")
+    found = import_weights(tmp_path / "backbone.pth")
+    assert found.backbone_only and found.origin["variant"] == "mmseg/lraspp_m-v3s-d8"
+    without = {n: t for n, t in _timm_large().items() if not n.startswith("classifier")}
+    torch.save(without, tmp_path / "features.pth")  # as timm saves with num_classes=0
+    assert import_weights(tmp_path / "features.pth").unused == ("conv_head.weight", "conv_head.bias")
+
+
+def test_a_backbone_by_other_rules_is_refused(tmp_path):
+    import torchvision
+
+    torch.save(torchvision.models.mobilenet_v3_large(width_mult=0.35).state_dict(), tmp_path / "narrow.pth")
+    narrow = import_weights(tmp_path / "narrow.pth")
+    with pytest.raises(CheckpointError, match="most of its backbone does not fit"):
+        transfer(narrow, create_backbone("large", width=0.35, num_classes=1000))

@@ -57,7 +57,7 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
     new = [name for name in own if name not in loaded]
     unused = [name for name in source.tensors if name not in loaded]
     own_backbone = [name for name in own if name.startswith("backbone.")]
-    if 2 * sum(name in fitting for name in own_backbone) < len(own_backbone):
+    if 2 * len(set(own_backbone) & set(loaded)) < len(own_backbone):
         raise CheckpointError(
             f"{source.origin.get('file')} holds another net: most of its backbone does not fit (its channels follow "
             f"the rules of {getattr(source.net.backbone, 'family', 'another project')})"
