@@ -101,7 +101,9 @@ class LRASPPDecoderHead(nn.Module):
         *skips, deep = features
         x = self.project(self.gated(deep))
         for skip, project, fuse in zip(skips[::-1], reversed(self.skips), reversed(self.fuse), strict=True):
-            x = fuse(torch.cat([resize(x, skip), project(skip)], 1))
+            x = torch.cat([resize(x, skip), project(skip)], 1)
+            for layer in fuse:  # one by one: what a layer was given is freed before the next one needs memory
+                x = layer(x)
         return self.classifier(self.dropout(x))
 
 

@@ -9,34 +9,120 @@ from rich.table import Table
 from segmv3.models.count import NetFacts
 from segmv3.models.family import Counted
 
+_EXTRA_COLUMNS = (("iiou", "iIoU"), ("boundary_iou", "boundary IoU"), ("boundary_f_score", "boundary F"))
+
 
 def scores_table(scores: dict[str, Any]) -> Table:
-    """Per-class scores in percent, as `segmv3.evaluation.scores` returns them."""
+    """Per-class scores in percent, as `segmv3.evaluation.scores` returns them; a dash where one is not defined."""
+    extra = [(key, title) for key, title in _EXTRA_COLUMNS if any(key in row for row in scores["classes"])]
     table = Table()
     table.add_column("class")
-    for column in ("IoU", "accuracy", "share"):
+    for column in ("IoU", "accuracy", "share", *(title for _, title in extra)):
         table.add_column(column, justify="right")
     for row in scores["classes"]:
-        table.add_row(row["name"], _percent(row["iou"]), _percent(row["accuracy"]), _percent(row["share"]))
+        absent = row["iou"] is None
+        cells = (_percent(row["iou"]), _percent(row["accuracy"]), _percent(row["share"]))
+        table.add_row(row["name"], *cells, *(_percent(row[key], "absent" if absent else "-") for key, _ in extra))
     table.add_section()
-    table.add_row("mean", _percent(scores["miou"]), _percent(scores["mean_accuracy"]), "")
+    means = (_percent(scores[f"mean_{key}"], "-") for key, _ in extra)
+    table.add_row("mean", _percent(scores["miou"]), _percent(scores["mean_accuracy"]), "", *means)
+    return table
+
+
+def categories_table(scores: dict[str, Any]) -> Table:
+    """Scores of the categories of Cityscapes, for `scores` that have them."""
+    weighted = any("iiou" in row for row in scores["categories"])
+    table = Table()
+    table.add_column("category")
+    for column in ("IoU", "iIoU") if weighted else ("IoU",):
+        table.add_column(column, justify="right")
+    rows = [*scores["categories"], {"name": "mean", "iou": scores["category_miou"]}]
+    rows[-1]["iiou"] = scores.get("category_mean_iiou")
+    for row in rows:
+        if row is rows[-1]:
+            table.add_section()
+        table.add_row(row["name"], _percent(row["iou"]), *((_percent(row["iiou"], "-"),) if weighted else ()))
+    return table
+
+
+def cities_table(scores: dict[str, Any]) -> Table:
+    """Mean scores of each city of Cityscapes, worst first, for `scores` that have them."""
+    means = (
+        ("miou", "mIoU"),
+        ("category_miou", "category mIoU"),
+        ("frequency_weighted_iou", "weighted IoU"),
+        ("mean_accuracy", "mean accuracy"),
+        ("pixel_accuracy", "pixel accuracy"),
+        ("mean_boundary_iou", "boundary IoU"),
+        ("mean_boundary_f_score", "boundary F"),
+    )
+    shown = [(key, title) for key, title in means if key in scores]
+    table = Table(
+        caption="Classes that do not occur in a city are left out of its means; weighted: by frequency",
+        caption_justify="left",
+    )
+    table.add_column("city", no_wrap=True)
+    for column in ("images", *(title for _, title in shown)):
+        table.add_column(column, justify="right")
+    for city in sorted(scores["cities"], key=lambda city: (city["miou"] is None, city["miou"] or 0.0)):
+        table.add_row(city["name"], f"{city['images']:,}", *(_percent(city[key]) for key, _ in shown))
     return table
 
 
 def summary(scores: dict[str, Any]) -> str:
-    """One line with the score and everything it depends on."""
+    """The score and everything it depends on in one line; what else was measured in further ones."""
     count = f"{scores['images']:,} images"
     if scores["images"] < scores["images_in_split"]:
         count = f"the first {scores['images']:,} of {scores['images_in_split']:,} images"
-    mode = f"scales {', '.join(f'{s:g}' for s in scores['scales'])}" if len(scores["scales"]) > 1 else "single scale"
     text = (
-        f"mIoU {_percent(scores['miou'])} %, mean accuracy {_percent(scores['mean_accuracy'])} %, "
+        f"mIoU {_percent(scores['miou'])} %{interval(scores)}, mean accuracy {_percent(scores['mean_accuracy'])} %, "
         f"pixel accuracy {_percent(scores['pixel_accuracy'])} % on {count} of {scores['dataset']} {scores['split']}, "
-        f"{mode}{' + flip' if scores['flip'] else ''}"
+        f"{size(scores)}, {mode(scores)}"
     )
     if scores["absent"]:
         text += f"; left out of the mean as absent: {', '.join(scores['absent'])}"
-    return text
+    return "\n".join([text, *_further_scores(scores)])
+
+
+def interval(scores: dict[str, Any]) -> str:
+    """` (95 % interval of the images: 57.9 to 64.0)`; nothing for too few images."""
+    bounds = scores.get("miou_interval")
+    return f" (95 % interval of the images: {bounds[0]:.1f} to {bounds[1]:.1f})" if bounds else ""
+
+
+def size(scores: dict[str, Any]) -> str:
+    """Height x width of the ground truth, `1024 x 2048`."""
+    return " x ".join(map(str, scores["size"])) if scores["size"] else "images of several sizes"
+
+
+def mode(scores: dict[str, Any]) -> str:
+    """How the net was run: `single scale`, or all scales, or the windows."""
+    if window := scores.get("sliding_window"):
+        return "windows of {} x {}, stride {} x {}".format(*window, *scores["stride"])
+    text = f"scales {', '.join(f'{s:g}' for s in scores['scales'])}" if len(scores["scales"]) > 1 else "single scale"
+    return text + (" + flip" if scores["flip"] else "")
+
+
+def _further_scores(scores: dict[str, Any]) -> list[str]:
+    """A line for the means that only some data sets or flags have, and one for the Cityscapes script's verdict."""
+    names = (
+        ("frequency_weighted_iou", "frequency-weighted IoU"),
+        ("category_miou", "category mIoU"),
+        ("mean_iiou", "iIoU"),
+        ("category_mean_iiou", "category iIoU"),
+        ("mean_boundary_iou", "boundary IoU"),
+        ("mean_boundary_f_score", "boundary F-score"),
+    )
+    further = [f"{name} {scores[key]:.2f} %" for key, name in names if scores.get(key) is not None]
+    lines = [", ".join(further)] if further else []
+    if "mean_iiou" in scores and scores["mean_iiou"] is None:
+        lines.append("iIoU is not available: it needs *_gtFine_instanceIds.png beside every label, with instances")
+    if verdict := scores.get("official"):
+        lines.append(
+            f"{verdict['script']} agrees: {verdict['compared']} IoU, largest difference "
+            f"{verdict['largest_difference']:.1e} points; confusion matrix equal in all {verdict['pixels']:,} pixels"
+        )
+    return lines
 
 
 def classification_summary(scores: dict[str, Any]) -> str:
@@ -79,5 +165,5 @@ def family_table(nets: Iterable[Counted]) -> Table:
     return table
 
 
-def _percent(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.2f}"
+def _percent(value: float | None, missing: str = "absent") -> str:
+    return missing if value is None else f"{value:.2f}"
