@@ -1,12 +1,15 @@
 """`segmv3 data`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from segmv3.commands.options import parse
-from segmv3.errors import ConfigError
+from segmv3.commands.options import parse, refuse_existing
+from segmv3.config import Data, load_config
+from segmv3.errors import ConfigError, DataError, OutputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,52 @@ class MiniCity:
     """Same seed, same pixels."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Decode every file of a data set and report what it holds and all that is wrong with it.
+
+    Exit code 0: it can be used, perhaps with warnings; 2: it cannot. Files are only read, and remembered: the
+    next check of the same files, or the start of a training, reads none of them again.
+    """
+
+    split: tuple[str, ...] = ()
+    """Parts of the data set; by default train and val, and test where there is one."""
+    output: Path | None = None
+    """Folder for check.json and check.html, a page with pictures."""
+    overwrite: bool = False
+    """Replace an earlier check there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFolder(Check):
+    __doc__ = Check.__doc__
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a data set, or a config file (.py)."""
+    dataset: Literal["cityscapes", "camvid", "folder"] | None = None
+    """Layout on disk; by default what the folder looks like. See data/README.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(Check):
+    __doc__ = Check.__doc__
+
+    data: Data
+
+
 def run(arguments: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {"mini-city": _mini_city, "check": _check}
     if arguments[:1] and arguments[0] in ("-h", "--help"):
-        arguments = ["mini-city", "--help"]  # the only one so far
-    if arguments[:1] != ["mini-city"]:
-        raise ConfigError(f"there is no data command {' '.join(arguments[:1])!r}; there is segmv3 data mini-city DIR")
-    options = parse(MiniCity, "segmv3 data mini-city", arguments[1:])
+        print("usage: segmv3 data mini-city DIR | check CONFIG_OR_DIR")
+        return
+    if not arguments or arguments[0] not in commands:
+        found = f"no data command {arguments[0]!r}" if arguments else "nothing to do for data alone"
+        raise ConfigError(f"there is {found}; there is segmv3 data mini-city DIR and segmv3 data check CONFIG_OR_DIR")
+    commands[arguments[0]](arguments[1:])
+
+
+def _mini_city(arguments: list[str]) -> None:
+    options = parse(MiniCity, "segmv3 data mini-city", arguments)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -53,3 +96,59 @@ def run(arguments: list[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _check(arguments: list[str]) -> None:
+    options, data = _what_to_check(arguments)
+    if options.output:
+        _refuse_output(options.output, data.root, options.overwrite)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from segmv3.doctor import default_splits, examine, write_examination
+    from segmv3.report.doctor import classes_table, findings_text, splits_table, verdict
+
+    splits = tuple(dict.fromkeys(options.split)) or default_splits(data)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bars = {split: progress.add_task(f"check {split}", total=None, visible=False) for split in splits}
+        examination = examine(
+            data,
+            splits,
+            lambda split, done, total: progress.update(bars[split], completed=done, total=total, visible=True),
+        )
+    result = examination.result
+    console.print(f"{result['dataset']} in {result['root']}", highlight=False, markup=False, soft_wrap=True)
+    console.print(splits_table(result))
+    console.print(classes_table(result))
+    if result["findings"]:
+        console.print(findings_text(result) + "\n", highlight=False, markup=False, soft_wrap=True)
+    page = write_examination(examination, options.output) if options.output else None
+    if page:
+        console.print(f"wrote {page}", highlight=False, markup=False, soft_wrap=True)
+    if not result["usable"]:
+        raise DataError(verdict(result))
+    console.print(verdict(result), highlight=False, markup=False, soft_wrap=True)
+
+
+def _what_to_check(arguments: list[str]) -> tuple[Check, Data]:
+    program = "segmv3 data check"
+    if arguments and arguments[0].endswith(".py"):
+        config = load_config(Path(arguments[0]))
+        chosen = parse(CheckConfig, f"{program} {arguments[0]}", arguments[1:], {"data": config.data})
+        return chosen, chosen.data
+    options = parse(CheckFolder, program, arguments)
+    from segmv3.doctor import layout_of
+
+    return options, Data(dataset=options.dataset or layout_of(options.source), root=options.source)
+
+
+def _refuse_output(folder: Path, root: Path, overwrite: bool) -> None:
+    """Raises: OutputError when the results would lie among the data, or replace others."""
+    if root.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise OutputError(f"{folder} lies in the data set; choose another --output")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a folder")
+    for name in ("check.json", "check.html"):
+        refuse_existing(folder / name, overwrite)

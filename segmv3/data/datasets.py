@@ -76,31 +76,31 @@ def open_dataset(data: Data, split: str) -> Dataset:
     if not split or Path(split).name != split:
         raise DataError(f"{split!r} is no split; it is the name of a folder, such as train or val")
     if not root.is_dir():
-        near = _first_existing_parent(root)
+        near = first_existing_parent(root)
         raise DataError(f"data root {root} does not exist ({near} does); set --data.root, see data/README.md")
     return _open_cityscapes(root, split) if data.dataset == "cityscapes" else _open_folder(data, split)
 
 
-def _first_existing_parent(path: Path) -> Path:
+def first_existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def _open_cityscapes(root: Path, split: str) -> Dataset:
     image_root = root / "leftImg8bit" / split
-    images = _by_stem(_visible_files(image_root), "_leftImg8bit")
+    images = by_stem(visible_files(image_root), "_leftImg8bit")
     if not images:
-        raise DataError(_nothing_in(image_root, root, split))
+        raise DataError(nothing_in(image_root, root, split))
     label_root = root / "gtFine" / split
-    files = _visible_files(label_root)
+    files = visible_files(label_root)
     tables = {
         "_gtFine_labelTrainIds": cityscapes_label_train_ids(),
         "_gtFine_labelIds": cityscapes_label_ids(),
     }
     labels: dict[str, tuple[Path, LabelTable]] = {}
     for suffix, table in tables.items():  # labelIds come last and win where both exist
-        labels |= {stem: (path, table) for stem, path in _by_stem(files, suffix).items()}
+        labels |= {stem: (path, table) for stem, path in by_stem(files, suffix).items()}
     if not labels:
-        raise DataError(_nothing_in(label_root, root, split, "*_labelIds.png or *_labelTrainIds.png"))
+        raise DataError(nothing_in(label_root, root, split, "*_labelIds.png or *_labelTrainIds.png"))
     _check_partners(set(images), set(labels), split)
     wrong_city = next((p for p in images.values() if p.parent.name != p.name.split("_")[0]), None)
     if wrong_city:
@@ -124,24 +124,24 @@ def _open_folder(data: Data, split: str) -> Dataset:
         (root / "images" / split, root / "labels" / split),
     ]
     image_root, label_root = next((pair for pair in layouts if pair[0].is_dir()), layouts[0])
-    images = _by_stem(_visible_files(image_root))
+    images = by_stem(visible_files(image_root))
     if not images:
-        raise DataError(_nothing_in(image_root, root, split))
-    labels = _by_stem(_visible_files(label_root))
+        raise DataError(nothing_in(image_root, root, split))
+    labels = by_stem(visible_files(label_root))
     if not labels:
-        raise DataError(_nothing_in(label_root, root, split))
+        raise DataError(nothing_in(label_root, root, split))
     _check_partners(set(images), set(labels), split)
     pairs = tuple(Pair(stem, images[stem], labels[stem], table) for stem in sorted(images))
     return Dataset("CamVid" if data.dataset == "camvid" else root.resolve().name, split, classes, pairs)
 
 
-def _visible_files(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
     """Image files below a folder; names with a leading dot (.DS_Store, ._x.png, .cache/) are not data."""
     files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
-def _by_stem(files: Iterable[Path], suffix: str = "") -> dict[str, Path]:
+def by_stem(files: Iterable[Path], suffix: str = "") -> dict[str, Path]:
     """Files whose stem ends in `suffix`, by the stem before it.
 
     Raises: DataError when two files share a stem: pairing would be a guess.
@@ -173,13 +173,13 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def _nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> str:
+def nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> str:
     """An empty place, and the likeliest reason: a root too high or too deep, a packed zip, another split name."""
     text = f"found 0 {files} under {looked}"
     inside = looked.relative_to(root)
     folders = islice((p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.is_dir()), 1000)
     for other in (root.parent, root.parent.parent, *sorted(folders)):
-        count = len(_visible_files(other / inside))
+        count = len(visible_files(other / inside))
         if count:
             doubled = other == root / inside.parts[0]  # leftImg8bit/leftImg8bit, as some unpackers leave it
             remedy = "Move it up one folder." if doubled else f"Use --data.root {other}."

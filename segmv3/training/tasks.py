@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segmv3.checkpoint import load_classifier
 from segmv3.classification import accuracies, count_hits
 from segmv3.config import Classification, Config
-from segmv3.data.check import check
+from segmv3.data.check import Problem, problems_in, refuse
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.imagefolder import Pictures, check_pictures, check_same_classes, open_pictures
 from segmv3.errors import DataError, ModelError
@@ -120,9 +120,11 @@ class SegmentationTask:
         return self.train_set.classes
 
     def check(self, progress_of: OpenProgress) -> None:
+        problems: list[Problem] = []
         for dataset in (self.train_set, self.val_set):
             with progress_of(f"check {dataset.split}") as progress:
-                check(dataset, progress)
+                problems += problems_in(dataset, progress)
+        refuse(problems, self.train_set.split, self.val_set.split)
 
     def build(self, batch_size: int) -> Segmenter:
         net = create_model(self.config.model, len(self.classes))
