@@ -10,9 +10,10 @@ from segmv3.errors import OutputError
 from segmv3.images import read_image
 from segmv3.labels import IGNORE, Classes
 from segmv3.media.draw import WRONG
-from segmv3.report import Sample, plots, write_report
+from segmv3.report import Sample, plots, write_evaluation_page, write_report
 from segmv3.report.page import MAX_SAMPLES
 from segmv3.report.plots import LIGHT, confusion, curves, iou_bars, row_percent, sample_panel, thumbnails
+from segmv3.report.ranking import class_picture
 
 CLASSES = Classes(("road", "<sky> & $x$", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 NAN = float("nan")
@@ -259,3 +260,55 @@ def test_panel_shows_all_samples_and_the_legend(tmp_path):
     assert np.array_equal(read_image(tmp_path / "figures" / "samples.png"), sample_panel(samples, CLASSES))
     with pytest.raises(ValueError, match="at least one"):
         sample_panel([], CLASSES)
+
+
+def evaluation(images, **more):
+    """A result of images given as name -> rows of (truth, predicted, pixels)."""
+    matrix = np.zeros((3, 3), int)
+    for truth, predicted, pixels in (row for rows in images.values() for row in rows):
+        matrix[truth, predicted] += pixels
+    facts = {"dataset": "<i>own", "images": len(images), "images_in_split": len(images), "size": [24, 32]}
+    facts |= {"weights": "w.safetensors", "weights_sha256": "ab" * 32, "miou_interval": [50.04, 71.26]}
+    per_image = [{"name": name, "counts": [list(row) for row in rows]} for name, rows in images.items()]
+    return scores_of(matrix, **facts, per_image=per_image, **more)
+
+
+def test_page_of_an_evaluation_ranks_images_and_doubts_labels(tmp_path):
+    good = ((0, 0, 80), (1, 1, 18), (1, 0, 2))
+    images = {f"fine-{i:02}": good for i in range(14)} | {"b<ad>": ((0, 1, 60), (0, 0, 20), (1, 1, 20))}
+    asked = []
+
+    def samples_of(names):
+        asked.extend(names)
+        return (sample(60, 80, name) for name in names)
+
+    path = write_evaluation_page(tmp_path / "new", evaluation(images), CLASSES, samples_of)
+    page = path.read_text(encoding="utf-8")
+    text = " ".join(Balance(page).words)
+    assert asked[0] == "b<ad>" and len(asked) == len(set(asked)) == 12
+    assert "b<ad>" in text and "<i>own" in text and "<ad>" not in page and "<i>own" not in page and "http" not in page
+    for expected in ("interval of the images: 50.0 to 71.3", "15 images · 24 x 32 · single scale", "ab" * 32):
+        assert expected in text
+    assert "The 12 lowest of 15" in text and re.search(r"b&lt;ad&gt;</b> mIoU 25\.0", page)  # of 20/80 and 20/80
+    assert "labelled road, predicted <sky> & $x$" in text and "75 % of its road (60 pixels)" in text
+    assert "absent" in text and page.count("<div class='cells'>") == 12 + 1
+    assert page.count("<div class='cells three'>") == 2  # the absent class has no images
+
+
+def test_page_of_few_images_gives_no_interval_and_says_that_nothing_is_in_doubt(tmp_path):
+    result = evaluation({"a": ((0, 0, 9), (1, 1, 9))}) | {"miou_interval": None, "size": None}
+    result |= {"sliding_window": [8, 9], "stride": [4, 5]}
+    path = write_evaluation_page(tmp_path, result, CLASSES, lambda names: (sample(name=n) for n in names))
+    text = " ".join(Balance(path.read_text(encoding="utf-8")).words)
+    assert "1 image · images of several sizes · windows of 8 x 9, stride 4 x 5" in text
+    assert " to " not in text.partition("Worst images")[0].partition("The interval")[0] and "None: nowhere" in text
+
+
+def test_class_picture_tells_found_missed_and_extra_pixels():
+    truth = np.array([[0, 0, 1, IGNORE, 1]], np.uint8)
+    prediction = np.array([[0, 1, 0, 0, 1]], np.uint8)
+    found, missed, extra, ignored, other = class_picture(
+        Sample("x", np.full((1, 5, 3), 90, np.uint8), truth, prediction), 0
+    )[0].tolist()
+    assert tuple(missed) == WRONG and found[2] > 200 and extra[0] > 200 and extra[2] < 100
+    assert len(set(ignored)) == len(set(other)) == 1  # grey

@@ -1,6 +1,7 @@
-"""The report of a run: one self-contained page and its figures."""
+"""The reports of a run and of an evaluation: self-contained pages, and figures."""
 
 from segmv3.report.page import write_classification_report, write_report
 from segmv3.report.plots import Sample
+from segmv3.report.ranking import write_evaluation_page
 
-__all__ = ["Sample", "write_classification_report", "write_report"]
+__all__ = ["Sample", "write_classification_report", "write_evaluation_page", "write_report"]

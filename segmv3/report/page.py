@@ -1,7 +1,7 @@
 """The page of a run: `report.html`, which needs no other file, no script and no network.
 
 Charts are embedded for a light and for a dark screen; the files in `figures/` are the light ones. All text
-that comes from outside passes through `_text`.
+that comes from outside passes through `escaped`.
 """
 
 import base64
@@ -66,11 +66,11 @@ def write_report(
     Raises: OutputError when a file cannot be written.
     """
     figures = make_folder(run / "figures")
-    training = _Chart(figures / "curves.png", lambda theme: curves(log, theme))
+    training = Chart(figures / "curves.png", lambda theme: curves(log, theme))
     body = [_header(title, scores), _run_section(facts, training)]
     if scores:
-        bars = _Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme))
-        matrix = _Chart(figures / "confusion.png", lambda theme: confusion(scores, theme))
+        bars = Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme))
+        matrix = Chart(figures / "confusion.png", lambda theme: confusion(scores, theme))
         body += [_classes_section(scores, classes, bars), _confusion_section(scores, matrix)]
     else:
         _remove(figures / "iou.png", figures / "confusion.png")
@@ -81,7 +81,7 @@ def write_report(
     else:
         _remove(figures / "samples.png")
     page = run / "report.html"
-    write_bytes(page, _PAGE.format(title=_text(title), style=_style(), body="\n".join(body)).encode())
+    write_bytes(page, PAGE_TEMPLATE.format(title=safe(title), style=style_of(), body="\n".join(body)).encode())
     return page
 
 
@@ -93,36 +93,36 @@ def write_classification_report(run: Path, *, title: str, facts: dict[str, str],
     Raises: OutputError when a file cannot be written.
     """
     figures = make_folder(run / "figures")
-    training = _Chart(figures / "curves.png", lambda theme: curves(log, theme, ("top1", "Top-1")))
+    training = Chart(figures / "curves.png", lambda theme: curves(log, theme, ("top1", "Top-1")))
     shown = [(name, key) for name, key in (("top-1", "top1"), ("top-5", "top5")) if scores[key] is not None]
     images = f"{scores['images']:,} image{'' if scores['images'] == 1 else 's'}"
     crop = f"middle {' x '.join(map(str, scores['crop_size']))} of a shorter side of {scores['resize']}"
     conditions = f"{scores['split']} · {images} · {len(scores['classes']):,} classes · {crop}"
     body = [
-        _heading(title, conditions, "".join(_metric(name, number(scores[key])) for name, key in shown)),
+        _heading(title, conditions, "".join(metric_of(name, number(scores[key])) for name, key in shown)),
         _run_section(facts, training, "Loss, learning rate and top-1 over the training steps"),
         _hardest_section(scores["classes"]),
     ]
     page = run / "report.html"
-    write_bytes(page, _PAGE.format(title=_text(title), style=_style(), body="\n".join(body)).encode())
+    write_bytes(page, PAGE_TEMPLATE.format(title=safe(title), style=style_of(), body="\n".join(body)).encode())
     return page
 
 
-class _Chart:
+class Chart:
     """A chart in its light and dark form; the light one is written to `path`."""
 
     def __init__(self, path: Path, draw: Callable[[Theme], UInt8Array]) -> None:
         light, dark = draw(LIGHT), draw(DARK)
         write_png(path, light)
         self.height, self.width = light.shape[:2]
-        self.light, self.dark = _data_uri(light, "PNG"), _data_uri(dark, "PNG")
+        self.light, self.dark = data_uri(light, "PNG"), data_uri(dark, "PNG")
 
     def html(self, alt: str) -> str:
         """The chart as an element that follows the screen's light or dark mode."""
         size = f'width="{self.width // 2}" height="{self.height // 2}"'
         return (
             f'<picture><source media="(prefers-color-scheme: dark)" srcset="{self.dark}">'
-            f'<img src="{self.light}" {size} alt="{_text(alt)}"></picture>'
+            f'<img src="{self.light}" {size} alt="{safe(alt)}"></picture>'
         )
 
 
@@ -132,23 +132,23 @@ class _Chart:
 def _header(title: str, scores: dict) -> str:
     if scores:
         figures = [("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy")]
-        metrics = "".join(_metric(name, number(scores.get(key))) for name, key in figures)
+        metrics = "".join(metric_of(name, number(scores.get(key))) for name, key in figures)
     else:
         metrics = "<p class='empty'>Not evaluated yet: this run has no scores.</p>"
     return _heading(title, _conditions(scores) if scores else "", metrics)
 
 
 def _heading(title: str, conditions: str, metrics: str) -> str:
-    note = f"<p class='conditions'>{_text(conditions)}</p>" if conditions else ""
+    note = f"<p class='conditions'>{safe(conditions)}</p>" if conditions else ""
     return (
-        f"<header><p class='eyebrow'>segmv3 run report</p><h1>{_text(title)}</h1>{note}"
+        f"<header><p class='eyebrow'>segmv3 run report</p><h1>{safe(title)}</h1>{note}"
         f"<div class='metrics'>{metrics}</div></header>"
     )
 
 
-def _metric(name: str, value: float) -> str:
+def metric_of(name: str, value: float) -> str:
     unit = "<small>%</small>" if math.isfinite(value) else ""
-    return f"<div class='metric'><b>{_percent(value, 2)}{unit}</b><span>{name}</span></div>"
+    return f"<div class='metric'><b>{percent_of(value, 2)}{unit}</b><span>{name}</span></div>"
 
 
 def _conditions(scores: dict) -> str:
@@ -176,9 +176,9 @@ def _scales(scores: dict) -> str:
 
 
 def _run_section(
-    facts: dict[str, str], chart: _Chart, alt: str = "Loss, learning rate and mIoU over the training steps"
+    facts: dict[str, str], chart: Chart, alt: str = "Loss, learning rate and mIoU over the training steps"
 ) -> str:
-    rows = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in facts.items())
+    rows = "".join(f"<tr><th>{safe(key)}</th><td>{safe(value)}</td></tr>" for key, value in facts.items())
     table = f"<div class='card'><h2>Run</h2><table class='facts'>{rows}</table></div>" if facts else ""
     return (
         f"<section class='{'pair' if facts else ''}'>{table}"
@@ -186,14 +186,14 @@ def _run_section(
     )
 
 
-def _classes_section(scores: dict, classes: Classes, chart: _Chart) -> str:
+def _classes_section(scores: dict, classes: Classes, chart: Chart) -> str:
     colors = dict(zip(classes.names, classes.colors, strict=True))
     rows = "".join(_class_row(row, colors.get(row["name"])) for row in scores["classes"])
     mean = (
-        f"<tr class='mean'><th>mean</th><td>{_percent(number(scores.get('miou')))}</td>"
-        f"<td>{_percent(number(scores.get('mean_accuracy')))}</td><td></td></tr>"
+        f"<tr class='mean'><th>mean</th><td>{percent_of(number(scores.get('miou')))}</td>"
+        f"<td>{percent_of(number(scores.get('mean_accuracy')))}</td><td></td></tr>"
     )
-    alt = f"IoU of each class as bars; the mean is {_percent(number(scores.get('miou')))} percent"
+    alt = f"IoU of each class as bars; the mean is {percent_of(number(scores.get('miou')))} percent"
     return (
         "<section class='pair'>"
         f"<div class='card'><h2>IoU by class</h2>{chart.html(alt)}</div>"
@@ -210,8 +210,8 @@ def _hardest_section(classes: list[dict]) -> str:
     five = any(row["top5"] is not None for row in hardest)
     head = f"<thead><tr><th>class</th><td>top-1</td>{'<td>top-5</td>' if five else ''}<td>images</td></tr></thead>"
     rows = "".join(
-        f"<tr><th>{_text(row['name'])}</th>"
-        + _cells(_percent(number(row[key])) for key in ("top1", "top5") if key == "top1" or five)
+        f"<tr><th>{safe(row['name'])}</th>"
+        + cells_of(percent_of(number(row[key])) for key in ("top1", "top5") if key == "top1" or five)
         + f"<td>{row['images']:,}</td></tr>"
         for row in hardest
     )
@@ -223,11 +223,11 @@ def _hardest_section(classes: list[dict]) -> str:
 def _class_row(row: dict, color: Color | None) -> str:
     iou, accuracy, share = (number(row.get(key)) for key in ("iou", "accuracy", "share"))
     kind = " class='absent'" if math.isnan(iou) else ""
-    cells = (_percent(iou) if math.isfinite(iou) else "absent", _percent(accuracy), _share(share))
-    return f"<tr{kind}><th>{_swatch(color)}{_text(row['name'])}</th>{_cells(cells)}</tr>"
+    cells = (percent_of(iou) if math.isfinite(iou) else "absent", percent_of(accuracy), share_of(share))
+    return f"<tr{kind}><th>{swatch(color)}{safe(row['name'])}</th>{cells_of(cells)}</tr>"
 
 
-def _confusion_section(scores: dict, chart: _Chart) -> str:
+def _confusion_section(scores: dict, chart: Chart) -> str:
     side = confusion_side(len(scores["classes"]))
     phone = min(side, 620)
     alt = "Confusion matrix: rows are the truth, columns the prediction, in percent of each row"
@@ -251,8 +251,8 @@ def _worst_confusions(scores: dict) -> str:
     largest = np.argsort(-counts, axis=None, kind="stable")[:_MAX_CONFUSIONS]
     pairs = [divmod(int(flat), len(names)) for flat in largest]
     rows = "".join(
-        f"<tr><th>{_text(names[truth])} <span class='muted'>taken for</span> {_text(names[taken])}</th>"
-        + _cells((_percent(100 * counts[truth, taken] / wrong), _percent(share[truth, taken])))
+        f"<tr><th>{safe(names[truth])} <span class='muted'>taken for</span> {safe(names[taken])}</th>"
+        + cells_of((percent_of(100 * counts[truth, taken] / wrong), percent_of(share[truth, taken])))
         + "</tr>"
         for truth, taken in pairs
         if counts[truth, taken] > 0
@@ -269,7 +269,7 @@ def _worst_confusions(scores: dict) -> str:
 def _samples_section(samples: list[Sample], total: int, classes: Classes) -> str:
     note = f"<p class='note'>The first {len(samples)} of {total}.</p>" if total > len(samples) else ""
     chips = "".join(
-        f"<li>{_swatch(classes.colors[i])}{_text(classes.names[i])}</li>" for i in sorted(present(samples, classes))
+        f"<li>{swatch(classes.colors[i])}{safe(classes.names[i])}</li>" for i in sorted(present(samples, classes))
     )
     errors = "<li><i class='swatch wrong-pixel'></i>wrong</li><li><i class='swatch hatched'></i>ignored</li>"
     figures = "".join(_sample(sample, classes) for sample in samples)
@@ -282,48 +282,48 @@ def _samples_section(samples: list[Sample], total: int, classes: Classes) -> str
 def _sample(sample: Sample, classes: Classes) -> str:
     pictures = thumbnails(sample, classes)
     cells = [
-        ("image", _data_uri(pictures.image, "JPEG")),
-        ("truth", _data_uri(pictures.truth, "PNG")),
-        ("prediction", _data_uri(pictures.prediction, "PNG")),
-        ("errors", _data_uri(pictures.errors, "JPEG")),
+        ("image", data_uri(pictures.image, "JPEG")),
+        ("truth", data_uri(pictures.truth, "PNG")),
+        ("prediction", data_uri(pictures.prediction, "PNG")),
+        ("errors", data_uri(pictures.errors, "JPEG")),
     ]
     labelled = sample.truth < len(classes)
     right = float((sample.truth == sample.prediction)[labelled].mean()) * 100 if labelled.any() else math.nan
     images = "".join(
-        f"<figure><figcaption>{what}</figcaption><img src='{uri}' alt='{what}: {_text(sample.name)}'></figure>"
+        f"<figure><figcaption>{what}</figcaption><img src='{uri}' alt='{what}: {safe(sample.name)}'></figure>"
         for what, uri in cells
     )
     return (
-        f"<div class='sample'><p><b>{_text(sample.name)}</b> <span class='muted'>pixel accuracy "
-        f"{_percent(right)}</span></p><div class='cells'>{images}</div></div>"
+        f"<div class='sample'><p><b>{safe(sample.name)}</b> <span class='muted'>pixel accuracy "
+        f"{percent_of(right)}</span></p><div class='cells'>{images}</div></div>"
     )
 
 
 # --- parts ---
 
 
-def _text(value: Any) -> str:
+def safe(value: Any) -> str:
     return escape(str(value), quote=True)
 
 
-def _percent(value: float, decimals: int = 1) -> str:
+def percent_of(value: float, decimals: int = 1) -> str:
     return f"{value:.{decimals}f}" if math.isfinite(value) else _NONE
 
 
-def _share(value: float) -> str:
-    return "< 0.01".replace("<", "&lt;") if 0 < value < 0.01 else _percent(value, 2)
+def share_of(value: float) -> str:
+    return "< 0.01".replace("<", "&lt;") if 0 < value < 0.01 else percent_of(value, 2)
 
 
-def _cells(values: Iterable[str]) -> str:
+def cells_of(values: Iterable[str]) -> str:
     return "".join(f"<td>{value}</td>" for value in values)
 
 
-def _swatch(color: Color | None) -> str:
+def swatch(color: Color | None) -> str:
     red, green, blue = color or (128, 128, 128)
     return f"<i class='swatch' style='background:rgb({red},{green},{blue})'></i>"
 
 
-def _data_uri(pixels: UInt8Array, kind: str) -> str:
+def data_uri(pixels: UInt8Array, kind: str) -> str:
     """Pixels as a data URI: charts and labels as PNG (exact), photographs as JPEG (a tenth of the size)."""
     file = io.BytesIO()
     if kind == "JPEG":
@@ -338,7 +338,7 @@ def _remove(*paths: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _style() -> str:
+def style_of() -> str:
     dark = f"@media (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}"
     return f":root{{{_variables(LIGHT)}}}\n{dark}\n{_RULES}"
 
@@ -351,7 +351,7 @@ def _variables(theme: Theme) -> str:
     )
 
 
-_PAGE = """<!doctype html>
+PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">

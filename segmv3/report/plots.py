@@ -59,9 +59,9 @@ LIGHT = Theme("#ffffff", "#1c2128", "#667080", "#e4e7ec", "#2563c9", "#b4690e", 
 DARK = Theme("#181c23", "#e7eaee", "#98a2b1", "#2d343f", "#74a9ff", "#e0a458", "#ff6b7a")
 
 _PIXELS_PER_INCH = 100  # CSS pixels; a point is then 1.39 of them
-_WIDTH = 500  # of a chart that fills half the page
+WIDTH = 500  # of a chart that fills half the page
 _SHARPNESS = 2  # device pixels per CSS pixel
-_SMALL, _NORMAL = 8.5, 9.5  # points
+SMALL, NORMAL = 8.5, 9.5  # points
 _NAME_LENGTH = 26  # letters of a class name that fit beside a chart
 _ROUND = [1, 2, 2.5, 5, 10]  # distances between ticks
 _FONTS = ("Inter", "Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
@@ -73,24 +73,24 @@ def curves(log: list[dict], theme: Theme, score: tuple[str, str] = ("miou", "mIo
     Args: log: parsed lines of log.jsonl; of two lines for one step (a resumed run) the later counts.
         score: key of the score in the log, and its name.
     """
-    figure = _figure(_WIDTH, 580)
+    figure = new_figure(WIDTH, 580)
     loss_axes, rate_axes, score_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 0.8, 1.2))
     steps, losses = _series(log, "train", "loss")
     _loss_panel(loss_axes, steps, losses, theme)
     _rate_panel(rate_axes, *_series(log, "train", "lr"), theme)
     _score_panel(score_axes, f"{score[1]}, %", *_series(log, "eval", score[0]), theme)
     _step_axis(score_axes, sorted({step for step in map(_step, log) if step is not None}), theme)
-    return _pixels(figure, theme)
+    return pixels_of(figure, theme)
 
 
 def iou_bars(scores: dict, classes: Classes, theme: Theme) -> UInt8Array:
     """IoU of each class as a bar in its colour, best first and absent ones last; the mean as a line."""
     rows = sorted(scores["classes"], key=lambda row: _order(number(row["iou"])))
-    figure = _figure(_WIDTH, 60 + 31 * max(len(rows), 2))
+    figure = new_figure(WIDTH, 60 + 31 * max(len(rows), 2))
     axes = figure.add_subplot()
-    _plain(axes, theme, grid="x")
-    names = [_cut(row["name"]) for row in rows]
-    axes.set_yticks(range(len(rows)), names, color=theme.ink, fontsize=_NORMAL, parse_math=False)
+    plain(axes, theme, grid="x")
+    names = [cut(row["name"]) for row in rows]
+    axes.set_yticks(range(len(rows)), names, color=theme.ink, fontsize=NORMAL, parse_math=False)
     colors = dict(zip(classes.names, classes.colors, strict=True))
     _bars(axes, [number(row["iou"]) for row in rows], [colors.get(row["name"]) for row in rows], theme)
     mean = number(scores["miou"])
@@ -99,8 +99,8 @@ def iou_bars(scores: dict, classes: Classes, theme: Theme) -> UInt8Array:
     axes.set_xlim(0, 117)
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_xlabel("IoU, %", color=theme.muted, fontsize=_NORMAL)
-    return _pixels(figure, theme)
+    axes.set_xlabel("IoU, %", color=theme.muted, fontsize=NORMAL)
+    return pixels_of(figure, theme)
 
 
 def confusion(scores: dict, theme: Theme) -> UInt8Array:
@@ -109,10 +109,10 @@ def confusion(scores: dict, theme: Theme) -> UInt8Array:
     Colour grows with the square root, so that an error of a few percent is visible. Percentages are written
     for up to 24 classes.
     """
-    names = [_cut(row["name"], 22) for row in scores["classes"]]
+    names = [cut(row["name"], 22) for row in scores["classes"]]
     share = row_percent(scores["confusion_matrix"])
     side = confusion_side(len(names))
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(_heat(share, theme), interpolation="nearest", aspect="equal")
     _matrix_labels(axes, names, theme)
@@ -122,7 +122,7 @@ def confusion(scores: dict, theme: Theme) -> UInt8Array:
         axes.vlines(edges, *ends, color=theme.surface, linewidth=1.5)
     if len(names) <= 24:
         _write_percentages(axes, share, theme)
-    return _pixels(figure, theme)
+    return pixels_of(figure, theme)
 
 
 def confusion_side(count: int) -> int:
@@ -173,7 +173,7 @@ class Thumbnails:
 
 def thumbnails(sample: Sample, classes: Classes) -> Thumbnails:
     """Scale a sample for the report: images by area, labels by nearest; tiny ones grow by a whole factor."""
-    size = _thumbnail_size(*sample.image.shape[:2])
+    size = thumbnail_size(*sample.image.shape[:2])
     shrinks = size[0] <= sample.image.shape[1]
     image = cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
     truth = cv2.resize(sample.truth, size, interpolation=cv2.INTER_NEAREST)
@@ -193,7 +193,7 @@ def number(value: Any) -> float:
 # --- matplotlib ---
 
 
-def _figure(width: int, height: int) -> Figure:
+def new_figure(width: int, height: int) -> Figure:
     """An empty figure of a size in CSS pixels."""
     inches = (width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
     figure = Figure(figsize=inches, dpi=_PIXELS_PER_INCH * _SHARPNESS, layout="constrained")
@@ -201,7 +201,7 @@ def _figure(width: int, height: int) -> Figure:
     return figure
 
 
-def _pixels(figure: Figure, theme: Theme) -> UInt8Array:
+def pixels_of(figure: Figure, theme: Theme) -> UInt8Array:
     figure.set_facecolor(theme.surface)
     family = _font_family()
     for text in figure.findobj(Text):
@@ -219,12 +219,12 @@ def _font_family() -> list[str]:
     return [name for name in _FONTS if name in installed]
 
 
-def _plain(axes: Axes, theme: Theme, grid: str) -> None:
+def plain(axes: Axes, theme: Theme, grid: str) -> None:
     """No frame, quiet ticks, hairlines across `grid` ("x" or "y")."""
     axes.set_facecolor(theme.surface)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.tick_params(length=0, pad=5, colors=theme.muted, labelsize=_SMALL, labelfontfamily=_font_family())
+    axes.tick_params(length=0, pad=5, colors=theme.muted, labelsize=SMALL, labelfontfamily=_font_family())
     axes.grid(axis=grid, color=theme.line, linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
 
@@ -262,19 +262,19 @@ def _smooth(values: FloatArray) -> FloatArray:
 
 
 def _panel(axes: Axes, title: str, note: str, note_color: str, theme: Theme) -> None:
-    _plain(axes, theme, grid="y")
-    axes.set_title(title, loc="left", color=theme.ink, fontsize=_NORMAL + 1, weight="bold", pad=9)
-    axes.set_title(note, loc="right", color=note_color, fontsize=_NORMAL, pad=9)
+    plain(axes, theme, grid="y")
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9)
+    axes.set_title(note, loc="right", color=note_color, fontsize=NORMAL, pad=9)
 
 
-def _nothing(axes: Axes, text: str, theme: Theme) -> None:
+def nothing_to_show(axes: Axes, text: str, theme: Theme) -> None:
     axes.text(
         0.5,
         0.5,
         text,
         transform=axes.transAxes,
         color=theme.muted,
-        fontsize=_NORMAL,
+        fontsize=NORMAL,
         ha="center",
         va="center",
     )
@@ -287,7 +287,7 @@ def _dots(steps: FloatArray) -> str:
 
 
 def _step_axis(axes: Axes, steps: list[int], theme: Theme) -> None:
-    axes.set_xlabel("step", color=theme.muted, fontsize=_NORMAL)
+    axes.set_xlabel("step", color=theme.muted, fontsize=NORMAL)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if len(steps) < 2:
         axes.set_xticks(steps)
@@ -302,7 +302,7 @@ def _loss_panel(axes: Axes, steps: FloatArray, losses: FloatArray, theme: Theme)
     note = f"{smooth[finite][-1]:.3g} at the end, smoothed" if finite.any() else ""
     _panel(axes, "Loss", note, theme.accent, theme)
     if not finite.any():
-        _nothing(axes, "no finite loss" if len(losses) else "nothing logged yet", theme)
+        nothing_to_show(axes, "no finite loss" if len(losses) else "nothing logged yet", theme)
     else:
         axes.plot(steps, losses, color=theme.accent, alpha=0.3, linewidth=0.9)
         axes.plot(steps, smooth, color=theme.accent, linewidth=1.8, marker=_dots(steps))
@@ -324,7 +324,7 @@ def _mark_not_finite(axes: Axes, steps: FloatArray, theme: Theme) -> None:
         f"x: not finite at {len(steps)} of the logged steps",
         transform=axes.transAxes,
         color=theme.bad,
-        fontsize=_SMALL,
+        fontsize=SMALL,
         ha="right",
         va="top",
         bbox={"facecolor": theme.surface, "edgecolor": "none", "pad": 2},
@@ -341,7 +341,7 @@ def _rate_panel(axes: Axes, steps: FloatArray, rates: FloatArray, theme: Theme) 
         theme,
     )
     if not finite.any():
-        _nothing(axes, "nothing logged yet", theme)
+        nothing_to_show(axes, "nothing logged yet", theme)
         return
     axes.plot(steps, rates, color=theme.warm, linewidth=1.8, marker=_dots(steps))
     axes.set_ylim(0, 1.1 * float(rates[finite].max()) or 1.0)
@@ -353,7 +353,7 @@ def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, 
     steps, scores = steps[np.isfinite(scores)], scores[np.isfinite(scores)]
     if not len(scores):
         _panel(axes, title, "", theme.ink, theme)
-        _nothing(axes, "not evaluated yet", theme)
+        nothing_to_show(axes, "not evaluated yet", theme)
         return
     best = int(np.argmax(scores))
     _panel(axes, title, f"best {scores[best]:.2f} at step {steps[best]:,.0f}", theme.ink, theme)
@@ -369,7 +369,7 @@ def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, 
 # --- bars and matrix ---
 
 
-def _cut(name: str, length: int = _NAME_LENGTH) -> str:
+def cut(name: str, length: int = _NAME_LENGTH) -> str:
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
@@ -387,10 +387,10 @@ def _bars(axes: Axes, ious: list[float], colors: list[Color | None], theme: Them
     axes.barh(places, np.nan_to_num(ious), height=0.6, color=fills, zorder=2, **rim)  # type: ignore[arg-type]
     for place, iou in zip(places, ious, strict=True):
         if math.isnan(iou):
-            axes.text(1.5, place, "absent", color=theme.muted, fontsize=_SMALL, va="center", style="italic")
+            axes.text(1.5, place, "absent", color=theme.muted, fontsize=SMALL, va="center", style="italic")
         else:
             text = f"{iou:.1f}"
-            axes.text(116, place, text, color=theme.ink, fontsize=_NORMAL, va="center_baseline", ha="right")
+            axes.text(116, place, text, color=theme.ink, fontsize=NORMAL, va="center_baseline", ha="right")
 
 
 def _mean_line(axes: Axes, mean: float, rows: int, theme: Theme) -> None:
@@ -398,7 +398,7 @@ def _mean_line(axes: Axes, mean: float, rows: int, theme: Theme) -> None:
     # a halo makes the line visible on a bar of any colour
     axes.plot((mean, mean), span, color=theme.surface, alpha=0.75, linewidth=3, zorder=3)
     axes.plot((mean, mean), span, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=3)
-    axes.text(mean, -0.68, f"mean {mean:.1f}", color=theme.ink, fontsize=_NORMAL, weight="bold", ha="center")
+    axes.text(mean, -0.68, f"mean {mean:.1f}", color=theme.ink, fontsize=NORMAL, weight="bold", ha="center")
 
 
 def _heat(share: FloatArray, theme: Theme) -> UInt8Array:
@@ -415,7 +415,7 @@ def _heat(share: FloatArray, theme: Theme) -> UInt8Array:
 
 
 def _matrix_labels(axes: Axes, names: list[str], theme: Theme) -> None:
-    size = _NORMAL if len(names) <= 24 else max(min(_NORMAL, 810 / len(names)), 3.5)
+    size = NORMAL if len(names) <= 24 else max(min(NORMAL, 810 / len(names)), 3.5)
     slanted = len(names) <= 24
     axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, rotation=45 if slanted else 90)
@@ -423,8 +423,8 @@ def _matrix_labels(axes: Axes, names: list[str], theme: Theme) -> None:
         for label in axes.get_xticklabels():
             label.set(ha="left", rotation_mode="anchor")
     axes.tick_params(length=0, colors=theme.ink, top=False, labeltop=True, labelbottom=False)
-    axes.set_ylabel("truth", color=theme.muted, fontsize=_NORMAL, weight="bold")
-    axes.set_xlabel("prediction", color=theme.muted, fontsize=_NORMAL, weight="bold")
+    axes.set_ylabel("truth", color=theme.muted, fontsize=NORMAL, weight="bold")
+    axes.set_xlabel("prediction", color=theme.muted, fontsize=NORMAL, weight="bold")
     axes.xaxis.set_label_position("top")
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -435,7 +435,7 @@ def _write_percentages(axes: Axes, share: FloatArray, theme: Theme) -> None:
     for truth, predicted in np.argwhere(share >= 0.5):
         percent = share[truth, predicted]
         ink = theme.surface if percent > 30 else theme.ink
-        axes.text(predicted, truth, f"{percent:.{decimals}f}", color=ink, fontsize=_SMALL, ha="center", va="center")
+        axes.text(predicted, truth, f"{percent:.{decimals}f}", color=ink, fontsize=SMALL, ha="center", va="center")
 
 
 # --- panel ---
@@ -446,7 +446,7 @@ _TITLES = ("image", "truth", "prediction", "errors")
 _INK, _MUTED = (28, 33, 40), (102, 112, 128)
 
 
-def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
+def thumbnail_size(height: int, width: int) -> tuple[int, int]:
     """(width, height) of the thumbnail of an image, in OpenCV's order."""
     scale: float = min(_CELL / width, _CELL / height, 1)
     if max(height, width) <= _CELL // 4:

@@ -1,0 +1,137 @@
+"""`segmv3 compare`."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from segmv3.commands.options import parse, refuse_existing
+from segmv3.errors import ConfigError
+
+if TYPE_CHECKING:  # numpy and rich only when there is something to compare
+    from rich.table import Table
+
+    from segmv3.uncertainty import Comparison, Difference, Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare two result files of one split, class by class."""
+
+    a: tyro.conf.Positional[Path]
+    """File of segmv3 evaluate --output."""
+    b: tyro.conf.Positional[Path]
+    """Another one, on the same images."""
+    output: Path | None = None
+    """Also write the comparison to this JSON file."""
+    overwrite: bool = False
+    """Replace the file that --output names."""
+    resamples: int = 1000
+    """Times the images are drawn anew for the intervals."""
+    seed: int = 0
+    """Same seed, same intervals."""
+
+
+def run(arguments: list[str]) -> None:
+    options = parse(Compare, "segmv3 compare", arguments)
+    if options.resamples < 100:
+        raise ConfigError(f"--resamples is {options.resamples}; an interval needs at least 100")
+    if options.seed < 0:
+        raise ConfigError(f"--seed is {options.seed}; it must be at least 0")
+    if options.output:
+        refuse_existing(options.output, options.overwrite)
+    from rich.console import Console
+
+    from segmv3.files import make_folder, write_bytes
+    from segmv3.uncertainty import compare, read_result
+
+    a, b = read_result(options.a), read_result(options.b)
+    comparison = compare(a, b, resamples=options.resamples, seed=options.seed)
+    console = Console()
+    console.print(_table(comparison))
+    for line in (_measured("a", a), _measured("b", b), _settings(comparison)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if options.output:
+        make_folder(options.output.parent)
+        write_bytes(options.output, json.dumps(_content(a, b, comparison), indent=2, allow_nan=False).encode())
+
+
+def _table(comparison: "Comparison") -> "Table":
+    from rich.table import Table
+
+    from segmv3.uncertainty import FEWEST_IMAGES
+
+    table = Table(
+        caption="* the interval excludes 0. It is the middle 95 % of the difference over "
+        f"{comparison.resamples:,} resamples of the images, the same for a and b; a class that a resample lacks is "
+        f"left out of its mean. Classes in fewer than {FEWEST_IMAGES} images are never marked; of 20 classes that "
+        "do not differ, one is marked by chance.",
+        caption_justify="left",
+    )
+    table.add_column("class", no_wrap=True)
+    for column in ("images", "IoU a", "IoU b", "b - a", "95 % interval", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in comparison.classes:
+        table.add_row(*_cells(row))
+    table.add_section()
+    table.add_row(*_cells(comparison.miou))
+    return table
+
+
+def _cells(row: "Difference") -> tuple[str, ...]:
+    interval = "" if math.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
+    difference = "" if math.isnan(row.difference) else f"{row.difference:+.2f}"
+    scores = ("absent" if math.isnan(score) else f"{score:.2f}" for score in (row.a, row.b))
+    return (row.name, f"{row.images:,}", *scores, difference, interval, "*" if row.beyond_chance else "")
+
+
+def _measured(letter: str, result: "Result") -> str:
+    """One line with a score and all that it depends on."""
+    from segmv3.uncertainty import shown
+
+    facts = result.facts
+    scales = facts.get("scales") or [1.0]
+    mode = "single scale" if scales == [1.0] else f"scales {', '.join(f'{scale:g}' for scale in scales)}"
+    size = f", {shown('size', facts['size'])}" if facts.get("size") else ""
+    return (
+        f"{letter}: {result.source}: mIoU {result.miou:.2f} % on {len(result.names):,} images of "
+        f"{facts['dataset']} {facts['split']}{size}, {mode}{' + flip' if facts.get('flip') else ''}, "
+        f"weights {facts.get('weights', 'unknown')}, SHA-256 {facts.get('weights_sha256', 'unknown')}"
+    )
+
+
+def _settings(comparison: "Comparison") -> str:
+    from segmv3.uncertainty import shown
+
+    differing = comparison.settings
+    if not differing:
+        return "a and b have the same weights and settings"
+    text = "; ".join(f"{key} {shown(key, a)} and {shown(key, b)}" for key, (a, b) in differing.items())
+    return f"a and b differ in: {text}"
+
+
+def _content(a: "Result", b: "Result", comparison: "Comparison") -> dict[str, Any]:
+    """The comparison as JSON types, percent; None where there is no number."""
+    return {
+        "a": a.source,
+        "b": b.source,
+        "dataset": a.facts["dataset"],
+        "split": a.facts["split"],
+        "images": len(a.names),
+        "size": a.facts.get("size"),
+        "resamples": comparison.resamples,
+        "seed": comparison.seed,
+        "miou": _row(comparison.miou),
+        "classes": [_row(row) for row in comparison.classes],
+        "settings": {key: list(pair) for key, pair in comparison.settings.items()},
+        "weights_sha256": [result.facts.get("weights_sha256") for result in (a, b)],
+    }
+
+
+def _row(row: "Difference") -> dict[str, Any]:
+    numbers = {"a": row.a, "b": row.b, "difference": row.difference, "low": row.low, "high": row.high}
+    finite = {key: None if math.isnan(value) else value for key, value in numbers.items()}
+    return {"name": row.name, "images": row.images, **finite, "beyond_chance": row.beyond_chance}
