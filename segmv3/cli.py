@@ -17,13 +17,15 @@ from typing import Any
 import segmv3
 from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning
 
-_COMMANDS = ("train", "evaluate", "predict", "classify", "models", "weights", "data")
+_COMMANDS = ("train", "evaluate", "compare", "submit", "predict", "classify", "models", "weights", "data", "benchmark")
 
 _USAGE = """\
 usage: segmv3 COMMAND ...
 
   train CONFIG [--run DIR] [--optim.lr 0.02 ...]     train a net, or go on where the run stopped
   evaluate CONFIG --weights FILE                     score weights on a split
+  compare A.json B.json                              two result files, class by class, with intervals
+  submit CONFIG --weights FILE --output DIR          files for the Cityscapes test server, checked
   predict SOURCE --weights FILE --output DIR         label an image, a list, a folder, a glob or a video
   classify train CONFIG [--run DIR]                  train a backbone on ImageNet, or any folder of pictures
   classify evaluate --weights FILE --data.root DIR   top-1 and top-5
@@ -32,6 +34,9 @@ usage: segmv3 COMMAND ...
   weights list                                       the published weights that can be used by name
   models [--all]                                     the named nets, or the whole family: size, cost, accuracy
   data mini-city DIR                                 draw a small street data set in Cityscapes layout
+  data check CONFIG_OR_DIR [--output DIR]            what a data set holds and all that is wrong with it
+  benchmark table [--evaluate --data.root DIR]       the mmsegmentation table with our numbers beside it
+  benchmark metrics                                  how long scoring takes, beside other projects
 
 segmv3 COMMAND --help lists the flags of a command, segmv3 --version prints the version.
 Exit codes: 0 done, 2 data or usage, 3 partial output, 4 environment or numerics, 130 and 143 interrupted.

@@ -1,0 +1,314 @@
+"""`segmv3 benchmark`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segmv3.commands.options import parse, refuse_existing, refuse_limit
+from segmv3.config import Device, Precision
+from segmv3.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table as RichTable
+
+    from segmv3.benchmark.metrics import Maps, Timing
+    from segmv3.benchmark.table import Line
+    from segmv3.data.datasets import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    root: Path | None = None
+    """The folder that holds the data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The mmsegmentation table with our numbers beside it."""
+
+    results: Path = Path("docs/results")
+    """Folder of result files, as segmv3 evaluate --output writes them."""
+    evaluate: bool = False
+    """First evaluate the four published weights, then those of --weights, and write their result files."""
+    weights: tuple[Path, ...] = ()
+    """Weight files of our own training to evaluate too."""
+    data: Root = field(default_factory=Root)
+    limit: int | None = None
+    """Evaluate only the first N images; such a result fills no row."""
+    output: Path | None = None
+    """Also write the table to this Markdown file."""
+    overwrite: bool = False
+    """Replace the file that --output names, and result files."""
+    precision: Precision = "fp32"
+    """Arithmetic of the net."""
+    device: Device = "auto"
+    """Where to evaluate; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Time the counting of one image's confusion matrix: segmv3, numpy, torchmetrics and mmsegmentation."""
+
+    size: tuple[int, int] = (1024, 2048)
+    """Height and width of the label maps."""
+    repeat: int = 20
+    """Updates that are timed, of each."""
+    data: Root = field(default_factory=Root)
+    limit: int | None = None
+    """With --data.root: decode and score only the first N labels."""
+    split: str = "val"
+    """With --data.root: part of the data set."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+
+
+def run(arguments: list[str]) -> None:
+    """Do `segmv3 benchmark table` or `segmv3 benchmark metrics`."""
+    commands: dict[str, Callable[[list[str]], None]] = {"table": _table, "metrics": _metrics}
+    if arguments[:1] and arguments[0] in ("-h", "--help"):
+        print("usage: segmv3 benchmark table | metrics")
+        return
+    if not arguments or arguments[0] not in commands:
+        found = f"no benchmark command {arguments[0]!r}" if arguments else "nothing to do for benchmark alone"
+        raise ConfigError(f"there is {found}; there are segmv3 benchmark table and metrics")
+    commands[arguments[0]](arguments[1:])
+
+
+# --- table ---
+
+_WIDTH = 120
+"""Columns that the table needs; a narrower terminal folds its lines, which is better than cutting numbers."""
+
+
+def _table(arguments: list[str]) -> None:
+    options = parse(Table, "segmv3 benchmark table", arguments)
+    _check_table(options)
+    from rich.console import Console
+
+    from segmv3.benchmark.table import NOTES, lines, markdown, read_results, reasons
+    from segmv3.files import make_folder, write_bytes
+    from segmv3.models.count import describe_nets
+
+    console = Console()
+    if options.output:
+        make_folder(options.output.parent)
+    failures = _evaluate(options, console) if options.evaluate else {}
+    results = read_results(options.results)
+    table = lines(results, describe_nets(), failures)
+    console.print(_rendered(table), width=max(console.width, _WIDTH), no_wrap=True, crop=False)
+    for line in (NOTES, *reasons(table), *(f"left out: {line}" for line in results.left_out)):
+        _say(console, line)
+    if options.output:
+        write_bytes(options.output, markdown(table, results).encode())
+        _say(console, f"wrote {options.output}")
+
+
+def _check_table(options: Table) -> None:
+    refuse_limit(options.limit)
+    if options.output:
+        refuse_existing(options.output, options.overwrite)
+    if options.evaluate and not options.data.root:
+        raise ConfigError("--evaluate needs --data.root DIR, the folder of Cityscapes")
+    given = [
+        f
+        for f, value in (("data.root", options.data.root), ("weights", options.weights), ("limit", options.limit))
+        if value
+    ]
+    if given and not options.evaluate:
+        raise ConfigError(f"--{given[0]} belongs to --evaluate")
+    if options.results.exists() and not options.results.is_dir():
+        raise DataError(f"{options.results} is a file; --results names a folder of result files")
+
+
+def _evaluate(options: Table, console: Console) -> dict[str, str]:
+    """Evaluate all weights with both modes. Returns: why some could not be, by published name."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from segmv3.benchmark.table import ROWS, recipe_of
+    from segmv3.config import Data
+    from segmv3.evaluation import open_labelled
+    from segmv3.files import make_folder
+
+    assert options.data.root
+    dataset = open_labelled(Data(dataset="cityscapes", root=options.data.root), "val")
+    sources: list[tuple[str, str | Path]] = [(row.published, row.published) for row in ROWS if row.published]
+    sources += [(recipe_of(path), path) for path in options.weights]
+    twice = next((name for i, (name, _) in enumerate(sources) if name in dict(sources[:i])), None)
+    if twice:
+        raise ConfigError(f"two files of --weights are of {twice}; name one of them")
+    todo = [(name, source, flip) for name, source in sources for flip in (False, True)]
+    todo = [one for one in todo if not _is_there(options, one[0], one[1], one[2], dataset)]
+    make_folder(options.results)
+    failures: dict[str, str] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        for name, source, flip in todo:
+            if name in failures:
+                continue
+            try:
+                _measure(options, name, source, flip, dataset, progress)
+            except CheckpointError as error:
+                failures[name] = str(error)
+    return failures
+
+
+def _is_there(options: Table, name: str, source: str | Path, flip: bool, dataset: Dataset) -> bool:
+    """Whether an earlier run wrote this result. Raises: OutputError for another result in its place."""
+    from segmv3.benchmark.table import result_file, weights_of
+    from segmv3.uncertainty import read_result
+
+    path = result_file(options.results, name, multi_scale_flip=flip)
+    if options.overwrite or not path.exists():
+        return False
+    try:
+        facts = read_result(path).facts
+    except DataError:
+        facts = {}
+    images = min(options.limit or len(dataset), len(dataset))
+    wanted = {"dataset": dataset.title, "images": images, "precision": options.precision, "weights": str(source)}
+    if weights_of(facts) != name or any(facts.get(key) != value for key, value in wanted.items()):
+        refuse_existing(path, overwrite=False)
+    return True
+
+
+def _measure(options: Table, name: str, source: str | Path, flip: bool, dataset: Dataset, progress: Progress) -> None:
+    from segmv3.benchmark.table import measure, result_file
+    from segmv3.files import write_bytes
+    from segmv3.runtime import use_device
+
+    path = result_file(options.results, name, multi_scale_flip=flip)
+    bar = progress.add_task(f"{name}{' ms+flip' if flip else ''}", total=None)
+    result = measure(
+        source,
+        dataset,
+        multi_scale_flip=flip,
+        device=use_device(options.device, options.threads),
+        precision=options.precision,
+        limit=options.limit,
+        progress=lambda done, total: progress.update(bar, completed=done, total=total),
+    )
+    if isinstance(source, Path):
+        result["recipe"] = name
+    write_bytes(path, json.dumps(result).encode())
+    _say(progress.console, f"wrote {path}: mIoU {result['miou']:.2f} % on {result['images']:,} images")
+
+
+def _rendered(table: list[Line]) -> RichTable:
+    """For the terminal: what a line shares with the one above is left blank."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    from segmv3.benchmark.table import COLUMNS, cells
+
+    rows = [list(cells(line)) for line in table]
+    above = ""
+    for row in rows:
+        above, title = row[0], above
+        if row[0] == title:
+            row[:5] = [""] * 5
+    rendered = RichTable(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
+        text = column in ("method", "our weights", "device")
+        words = [word for value in (column, *values) for word in value.split()]
+        rendered.add_column(
+            column,
+            justify="left" if text else "right",
+            no_wrap=column == "method",
+            min_width=max(map(len, values if column == "method" else words)),
+        )
+    for row in rows:
+        rendered.add_row(*row)
+    return rendered
+
+
+# --- metrics ---
+
+
+def _metrics(arguments: list[str]) -> None:
+    options = parse(Metrics, "segmv3 benchmark metrics", arguments)
+    refuse_limit(options.limit)
+    if options.repeat < 1:
+        raise ConfigError(f"--repeat is {options.repeat}; it must be at least 1")
+    if options.limit and not options.data.root:
+        raise ConfigError("--limit belongs to --data.root DIR")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segmv3.benchmark.metrics import random_maps, street_maps, time_shares, time_updates
+    from segmv3.config import Data
+    from segmv3.doctor import layout_of
+    from segmv3.evaluation import open_labelled
+    from segmv3.runtime import use_device
+
+    root = options.data.root
+    dataset = open_labelled(Data(dataset=layout_of(root), root=root), options.split) if root else None
+    use_device("cpu", options.threads)
+    console = Console()
+    _say(console, _machine(options.size))
+    for make in (random_maps, street_maps):
+        with console.status("drawing label maps"):
+            maps = make(options.size)
+        with console.status(f"timing, {maps.title} labels"):
+            timings = time_updates(maps, options.repeat)
+        console.print(_timings(maps, timings, options.repeat))
+    if dataset is None:
+        return
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("decode and score", total=None)
+        shares = time_shares(
+            dataset,
+            limit=options.limit,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    each = [1000 * value / shares.images for value in (shares.label, shares.prediction, shares.scoring)]
+    count = "1 image" if shares.images == 1 else f"{shares.images:,} images"
+    _say(
+        console,
+        f"{count} of {dataset.title} {dataset.split} with cached predictions, one thread: reading the label "
+        f"{each[0]:.2f} ms, the prediction {each[1]:.2f} ms, scoring {each[2]:.2f} ms an image; "
+        f"decoding takes {shares.decoding:.1f} %, scoring {100 - shares.decoding:.1f} % of the time",
+    )
+
+
+def _machine(size: tuple[int, int]) -> str:
+    import platform
+
+    import torch
+
+    cpu = Path("/proc/cpuinfo")
+    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    name = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
+    return (
+        f"device CPU ({name}), {torch.get_num_threads()} torch threads, label maps of {size[0]}x{size[1]}, 19 classes"
+    )
+
+
+def _timings(maps: Maps, timings: list[Timing], repeat: int) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    table = RichTable(
+        title=f"{maps.title} labels, {repeat} updates each, in turns", title_justify="left", box=box.SIMPLE
+    )
+    for column in ("implementation", "version", "labels", "median ms", "p95 ms", "times ours"):
+        table.add_column(column, justify="right" if "m" in column[-2:] or "ours" in column else "left")
+    ours = timings[0].median
+    for timing in timings:
+        numbers = ("-", "-", "-")
+        if timing.seconds:
+            times = f"{timing.median / ours:.1f}"
+            numbers = (f"{1000 * timing.median:.2f}", f"{1000 * timing.p95:.2f}", times)
+        table.add_row(timing.implementation.name, timing.version, timing.implementation.takes, *numbers)
+    return table
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
