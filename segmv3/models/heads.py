@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -101,9 +102,19 @@ class LRASPPDecoderHead(nn.Module):
         *skips, deep = features
         x = self.project(self.gated(deep))
         for skip, project, fuse in zip(skips[::-1], reversed(self.skips), reversed(self.fuse), strict=True):
-            x = torch.cat([resize(x, skip), project(skip)], 1)
-            for layer in fuse:  # one by one: what a layer was given is freed before the next one needs memory
-                x = layer(x)
+            conv, *layers = cast(nn.Sequential, fuse)
+            weight = cast(nn.Conv2d, conv).weight
+            # Enlarged map and skip are convolved one by one and added: put together they would be the largest map of
+            # the whole net. For the same reason each map is let go before the next layer needs memory.
+            x = resize(x, skip)
+            split = x.shape[1]
+            fused = F.conv2d(x, weight[:, :split].contiguous())
+            del x
+            fused += F.conv2d(project(skip), weight[:, split:].contiguous())
+            for layer in layers:
+                fused = layer(fused)
+            x = fused
+            del fused
         return self.classifier(self.dropout(x))
 
 
