@@ -137,10 +137,11 @@ def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_pat
     script.write_text(
         "import runpy, sys\n"
         "from segmv3.training import tasks\n"
-        "def check(dataset, progress):\n"
+        "def breaks(dataset, progress):\n"
         "    path = dataset.pairs[0].image\n"
         "    path.write_bytes(path.read_bytes()[:100])\n"
-        "tasks.check = check\n"
+        "    return []\n"
+        "tasks.problems_in = breaks\n"
         f"sys.argv[0] = {str(tool)!r}\n"
         f"runpy.run_path({str(tool)!r}, run_name='__main__')\n"
     )
