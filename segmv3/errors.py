@@ -72,6 +72,18 @@ class NumericsError(Segmv3Error):
     area = "train"
 
 
+class EvaluationError(NumericsError):
+    """The counts of several processes do not make one evaluation."""
+
+    area = "evaluate"
+
+
+class OfficialError(NumericsError):
+    """Our scores and those of the Cityscapes script differ."""
+
+    area = "official"
+
+
 class Interrupted(Segmv3Error):
     """SIGINT or SIGTERM was obeyed: the work is saved."""
 

@@ -19,7 +19,7 @@ from segmv3.data.datasets import Dataset, Pair, open_dataset
 from segmv3.data.loader import read_ahead
 from segmv3.data.transforms import eval_transforms, transform
 from segmv3.decode import label_map
-from segmv3.errors import DataError, Interrupted, NumericsError, ResourceError, Segmv3Error
+from segmv3.errors import DataError, EvaluationError, Interrupted, ResourceError, Segmv3Error
 from segmv3.images import SUFFIXES, UInt8Array
 from segmv3.inference import MULTI_SCALES, Size, multi_scale_flip, sliding_window
 from segmv3.labels import IGNORE, cityscapes_classes
@@ -32,12 +32,6 @@ LabelsFunction = Callable[[Tensor], Tensor]
 Instances = NDArray[np.uint16]
 
 Result = TypeVar("Result")
-
-
-class EvaluationError(NumericsError):
-    """The counts of several processes do not make one evaluation."""
-
-    area = "evaluate"
 
 
 def single_scale(model: Segmenter) -> LabelsFunction:

@@ -64,7 +64,7 @@ def _reason(error: BaseException) -> str:
     return "not a PNG, JPEG, WEBP, BMP or TIFF" if "cannot identify" in text else text
 
 
-def read_image(path: Path) -> UInt8Array:
+def read_image(path: Path | str) -> UInt8Array:
     """Decode an image file completely.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB, alpha is dropped, EXIF rotation is applied.
@@ -73,7 +73,7 @@ def read_image(path: Path) -> UInt8Array:
     Raises: DataError naming the path when the file is missing, damaged or not an image.
     """
     try:
-        image = ImageOps.exif_transpose(_load(path))
+        image = ImageOps.exif_transpose(_load(Path(path)))
     except _DECODING_ERRORS as error:
         raise DataError(f"{path} has unreadable EXIF data ({_reason(error)}); replace it") from None
     if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips 16-bit values at 255

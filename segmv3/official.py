@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segmv3.errors import DataError, NumericsError
+from segmv3.errors import DataError, OfficialError
 from segmv3.images import UInt8Array, write_png
 from segmv3.labels import IGNORE
 
@@ -26,12 +26,6 @@ TOLERANCE = 1e-9
 """Largest difference, in percent, at which two scores are the same."""
 
 _FIRST_INSTANCE = 1000  # instanceIds: label id * 1000 + number; smaller values are whole classes and groups
-
-
-class OfficialError(NumericsError):
-    """Our scores and those of the Cityscapes script differ."""
-
-    area = "official"
 
 
 @dataclass(frozen=True)

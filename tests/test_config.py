@@ -38,7 +38,7 @@ def test_flags_override_the_file():
     config = load_config(path, flags)
     assert isinstance(config.optim, AdamW) and config.optim.lr == 0.02
     assert config.data.crop_size == (96, 128) and config.data.root == Path("elsewhere") and config.seed == 5
-    assert load_config(path).optim.lr != 0.02
+    assert load_config(str(path)).optim.lr != 0.02
 
 
 @pytest.mark.parametrize(

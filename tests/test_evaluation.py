@@ -21,8 +21,8 @@ from segmv3.config import Config, Data, Model, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import shard
 from segmv3.data.mini_city import write_mini_city
-from segmv3.errors import DataError
-from segmv3.evaluation import EvaluationError, ImageCounts, count_images, merge, scores_of_images
+from segmv3.errors import DataError, EvaluationError
+from segmv3.evaluation import ImageCounts, count_images, merge, scores_of_images
 from segmv3.images import read_ids, write_png
 from segmv3.labels import cityscapes_classes
 from segmv3.metrics import ConfusionMatrix

@@ -112,3 +112,13 @@ def test_a_png_is_complete_or_absent(tmp_path):
     with pytest.raises(OutputError, match="b.png"):
         write_png(tmp_path / "missing" / "b.png", PICTURE)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_path_may_be_text(tmp_path):
+    """As the README's first example has it."""
+    import segmv3
+
+    write_png(tmp_path / "a.png", np.full((2, 3, 3), 7, np.uint8))
+    assert (segmv3.read_image(str(tmp_path / "a.png")) == 7).all()
+    with pytest.raises(DataError, match="nothing.png does not exist"):
+        segmv3.read_image(str(tmp_path / "nothing.png"))

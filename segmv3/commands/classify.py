@@ -10,26 +10,22 @@ from typing import Annotated
 import tyro
 
 import segmv3
-from segmv3.commands.options import parse, refuse_existing, refuse_limit
-from segmv3.config import Classification, Classifier, Device, ImageFolder, Precision, Schedule, load_config
+from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit
+from segmv3.config import Classification, Classifier, ImageFolder, Precision, Schedule, load_config
 from segmv3.errors import ConfigError, Segmv3Warning
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(OnDevice):
     """Train a backbone to classify pictures, or go on with a run where it stopped."""
 
     config: Annotated[Classification, tyro.conf.arg(name="")]
     run: Path
     """Folder of the run."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(OnDevice):
     """Top-1 and top-5 on a split of a folder of pictures."""
 
     data: ImageFolder
@@ -45,14 +41,10 @@ class Evaluate:
     """Replace the file that --output names."""
     precision: Precision = "fp32"
     """Arithmetic of the net."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(OnDevice):
     """Name what is in pictures, seen as in the net's training."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -61,10 +53,6 @@ class Predict:
     """Weight file of a classifier."""
     top: int = 5
     """Classes to print for each picture."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
 
 
 def run(arguments: list[str]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segmv3
-from segmv3.commands.options import config_file, parse, refuse_existing, refuse_limit
-from segmv3.config import Data, Device, Model, Precision
+from segmv3.commands.options import OnDevice, config_file, parse, refuse_existing, refuse_limit
+from segmv3.config import Data, Model, Precision
 from segmv3.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(OnDevice):
     """Score weights on a split, at the size of its ground truth."""
 
     model: Model
@@ -65,10 +65,6 @@ class Evaluate:
     """Replace the files that --output and --report name."""
     precision: Precision = "fp32"
     """Arithmetic of the net."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
 
 
 def run(arguments: list[str]) -> None:

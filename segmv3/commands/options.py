@@ -1,15 +1,25 @@
 """What the commands share in reading their flags."""
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from segmv3.config import Config, Data, Model, Schedule, load_config
+from segmv3.config import Config, Data, Device, Model, Schedule, load_config
 from segmv3.errors import ConfigError, OutputError
 
 Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """A command that runs a net."""
+
+    device: Device = "auto"
+    """Where to run; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
 
 
 def parse(

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import tyro
 
-from segmv3.commands.options import parse
-from segmv3.config import Device, Precision
+from segmv3.commands.options import OnDevice, parse
+from segmv3.config import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(OnDevice):
     """Label an image, a list of images (.txt), a folder, a glob or a video."""
 
     source: tyro.conf.Positional[str]
@@ -26,10 +26,6 @@ class Predict:
     """Replace results of an earlier run."""
     precision: Precision = "fp32"
     """Arithmetic of the net."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
 
 
 def run(arguments: list[str]) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmv3.commands.options import config_file, parse
-from segmv3.config import Data, Device, Model, Precision
+from segmv3.commands.options import OnDevice, config_file, parse
+from segmv3.config import Data, Model, Precision
 from segmv3.errors import ConfigError, Segmv3Error
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submit:
+class Submit(OnDevice):
     """Write and check the files for the Cityscapes test server, or only check a zip."""
 
     model: Model
@@ -43,10 +43,6 @@ class Submit:
     """Replace predictions that were made with other settings, and the zip."""
     precision: Precision = "fp32"
     """Arithmetic of the net."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
 
 
 def run(arguments: list[str]) -> None:

@@ -6,24 +6,20 @@ from typing import Annotated
 
 import tyro
 
-from segmv3.commands.options import config_file, parse
-from segmv3.config import Config, Device
+from segmv3.commands.options import OnDevice, config_file, parse
+from segmv3.config import Config
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 """A config whose fields are flags without a prefix: --optim.lr, not --config.optim.lr."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(OnDevice):
     """Train a net, or go on with a run where it stopped."""
 
     config: Settings
     run: Path
     """Folder of the run."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
 
 
 def run(arguments: list[str]) -> None:

@@ -101,6 +101,7 @@ def _timm() -> list[Published]:
     rows = [
         ("mobilenetv3_large_100", "v0.1-weights/mobilenetv3_large_100_ra-f55367f5", "75.766, top-5 92.544"),
         ("mobilenetv3_large_100.miil", "v0.1-tresnet/mobilenetv3_large_100_1k_miil_78_0-66471c13", "78.0 (its name)"),
+        ("mobilenetv3_large_100.miil_in21k", "v0.1-tresnet/mobilenetv3_large_100_in21k_miil-d71cc17b", "not published"),
         ("mobilenetv3_rw", "v0.1-weights/mobilenetv3_100-35495452", "75.632, top-5 92.708"),
         ("mobilenetv3_small_100", "v0.1-weights/mobilenetv3_small_100_lamb-266a294c", "67.656, top-5 87.634"),
         ("mobilenetv3_small_075", "v0.1-weights/mobilenetv3_small_075_lambc-384766db", "65.242, top-5 85.438"),
