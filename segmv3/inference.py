@@ -38,8 +38,8 @@ def multi_scale_flip(
 
     As mmsegmentation 1.2.2 scores "ms+flip". A copy is the image at `scaled_size`, resized as a picture (bilinear,
     uint8 again if it was uint8). Its logits are resized to the size of the copy, then to H x W (both bilinear,
-    align_corners=False), then put through the softmax. Copies run one after the other and only their sum is kept,
-    so memory does not grow with their number.
+    align_corners=False), then put through the softmax. Copies run one after the other, the largest first, and only
+    their sum is kept, so memory does not grow with their number.
 
     Returns: float32 probabilities N x classes x H x W at the image's own size.
     """
@@ -47,7 +47,7 @@ def multi_scale_flip(
         raise ValueError("no scales given")
     size = (image.shape[2], image.shape[3])
     total: Tensor | None = None
-    for scale in scales:
+    for scale in sorted(scales, reverse=True):  # the largest needs most, and allocators keep a part of every copy's
         copy = _resize_image(image, scaled_size(size, scale))
         for mirrored in (False, True) if flip else (False,):
             logits = logits_of(copy.flip(3)).flip(3) if mirrored else logits_of(copy)
