@@ -1,7 +1,10 @@
-"""What `segmv3 predict` does: a net over images or a video, results as files."""
+"""What `segmv3 predict` does: a net over images or a video, results as files.
+
+Reading, prediction and writing overlap: the net runs in the caller's thread, the rest in others.
+"""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +18,20 @@ from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
 from segmv3.media.sources import ImageSource, VideoSource, find_source
 from segmv3.media.video import VideoReader, VideoWriter
+from segmv3.pipeline import read_ahead, work_behind
 
 KINDS = ("overlay", "labels", "color")
 """What can be saved: colours over the image with a legend, raw train ids, colours alone."""
 
 Predict = Callable[[UInt8Array], UInt8Array]
-"""uint8 H x W x 3, RGB -> labels, uint8 H x W."""
+"""uint8 H x W x 3, RGB -> labels, uint8 H x W, an array of its own. Called from one thread, in order."""
 
 Progress = Callable[[int, int | None], None]
 """Called with (images or frames done, how many there are or None); a video's total is only announced."""
+
+_Labelled = tuple[UInt8Array, UInt8Array]  # an image and its labels
+
+_PNG_THREADS = 2  # compressing a PNG can take as long as labelling it
 
 _FRAME_FILE = re.compile(r"\d{6,}\.png")
 
@@ -57,13 +65,15 @@ def predict_source(
         predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W.
         save: some of `KINDS`.
         overwrite: whether results of a former run may be replaced. Inputs never are.
-        progress: called after each image or frame.
+        progress: called after each image or frame is written, in order.
 
     Returns: the files written, and the folder for the labels of a video.
     Raises, before anything is predicted or written: ConfigError for a kind that does not exist; DataError or
         VideoError when the source cannot be used; OutputError when results exist or cannot be written.
     Raises, with all that could be done on disk: PartialResultError when some images cannot be read (DataError
         when none can), PartialVideoError when a video is cut or damaged.
+    Raises, with what was predicted by then on disk and every file complete: whatever `predict`, a signal handler or
+        writing raises; of several errors the one of the earliest image or frame.
     """
     job = _Job(predict, classes, Path(output), _kinds(save), overwrite, progress or _silent)
     _refuse_own_folder(source, job.output)
@@ -127,24 +137,45 @@ def _predict_images(images: ImageSource, job: _Job) -> list[Path]:
 
     written: list[Path] = []
     failures: list[DataError] = []
-    for index, (path, kinds) in enumerate(zip(images.paths, targets, strict=True)):
-        try:
-            image = read_image(path)
-        except DataError as error:
-            failures.append(error)
-        else:
-            written += _write_results(image, kinds, job)
-        job.progress(index + 1, len(targets))
+
+    def finish(step: tuple[dict[str, Path], _Labelled | DataError]) -> list[Path] | DataError:
+        kinds, labelled = step
+        return labelled if isinstance(labelled, DataError) else _write_results(*labelled, kinds, job.classes)
+
+    with (
+        read_ahead(map(_read, images.paths)) as read,
+        work_behind(
+            finish, zip(targets, _label(read, job.predict), strict=True), threads=_PNG_THREADS, waiting=0
+        ) as finished,
+    ):
+        for done, outcome in enumerate(finished, 1):
+            if isinstance(outcome, DataError):
+                failures.append(outcome)
+            else:
+                written += outcome
+            job.progress(done, len(targets))
     if failures:
         raise _image_error(failures, len(targets), job.output)
     return written
 
 
-def _write_results(image: UInt8Array, targets: dict[str, Path], job: _Job) -> list[Path]:
-    labels = job.predict(image)
+def _read(path: Path) -> UInt8Array | DataError:
+    """An image, or why there is none: the others are still to be read."""
+    try:
+        return read_image(path)
+    except DataError as error:
+        return error
+
+
+def _label(images: Iterable[UInt8Array | DataError], predict: Predict) -> Iterator[_Labelled | DataError]:
+    for image in images:
+        yield image if isinstance(image, DataError) else (image, predict(image))
+
+
+def _write_results(image: UInt8Array, labels: UInt8Array, targets: dict[str, Path], classes: Classes) -> list[Path]:
     for kind, target in targets.items():
-        picture = _picture(kind, image, labels, job.classes)
-        write_png(target, with_legend(picture, job.classes, labels) if kind == "overlay" else picture)
+        picture = _picture(kind, image, labels, classes)
+        write_png(target, with_legend(picture, classes, labels) if kind == "overlay" else picture)
     return list(targets.values())
 
 
@@ -168,7 +199,7 @@ def _image_error(failures: list[DataError], total: int, output: Path) -> Segmv3E
 
 # ---- video ----
 
-_Sink = Callable[[UInt8Array, UInt8Array], None]  # takes a frame and its labels
+_Sink = Callable[[UInt8Array, UInt8Array], None]  # takes a frame and its labels; called from one thread, in order
 
 
 @dataclass
@@ -196,11 +227,18 @@ def _predict_video(video: VideoSource, job: _Job) -> list[Path]:
     with VideoReader(video.path) as frames, ExitStack() as open_files:
         make_folder(job.output)
         sinks = [_sink(kind, target, frames, job, open_files) for kind, target in targets.items()]
-        for frame in frames:
-            labels = job.predict(frame)
+
+        def finish(labelled: _Labelled) -> None:
             for sink in sinks:
-                sink(frame, labels)
-            job.progress(frames.frames_read, frames.announced_frames)
+                sink(*labelled)
+
+        announced = frames.announced_frames
+        with (
+            read_ahead(frames) as read,
+            work_behind(finish, ((frame, job.predict(frame)) for frame in read)) as finished,
+        ):
+            for done, _ in enumerate(finished, 1):
+                job.progress(done, announced)
     return list(targets.values())
 
 
@@ -211,10 +249,11 @@ def _sink(kind: str, target: Path, frames: VideoReader, job: _Job, open_files: E
     height, width = frames.size
     # The size of a video is constant, so the legend shows all classes, not those of one frame.
     strip = legend(job.classes, width) if kind == "overlay" else np.zeros((0, width, 3), np.uint8)
-    size = (height + len(strip), width)
-    writer = open_files.enter_context(VideoWriter(target, frames.fps, size, overwrite=job.overwrite))
+    canvas = np.vstack([np.zeros((height, width, 3), np.uint8), strip])
+    writer = open_files.enter_context(VideoWriter(target, frames.fps, canvas.shape[:2], overwrite=job.overwrite))
 
     def write(frame: UInt8Array, labels: UInt8Array) -> None:
-        writer.write(np.vstack([_picture(kind, frame, labels, job.classes), strip]))
+        canvas[:height] = _picture(kind, frame, labels, job.classes)
+        writer.write(canvas)
 
     return write

@@ -38,6 +38,19 @@ def test_overlay_blends_and_leaves_ignored_and_unknown_pixels():
     assert (image == 200).all()
 
 
+@pytest.mark.parametrize("highest", [2, 3, 255])
+def test_overlay_is_the_blend_to_the_last_pixel_with_and_without_ignored_ones(highest):
+    image = noise(37, 53)
+    labels = np.random.default_rng(1).integers(0, highest + 1, (37, 53), dtype=np.uint8)
+    before = image.copy(), labels.copy()
+    blend = 0.45 * image.astype(float) + 0.55 * CLASSES.palette[labels]
+    picture = overlay(image, labels, CLASSES)
+    known = labels < len(CLASSES)
+    assert np.abs(picture.astype(float) - blend)[known].max() <= 0.51
+    assert np.array_equal(picture[~known], image[~known])
+    assert np.array_equal(image, before[0]) and np.array_equal(labels, before[1])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (33, 5)])
 def test_overlay_with_alpha_0_is_the_image_and_with_1_the_colours(size):
     image = noise(*size)

@@ -3,8 +3,11 @@
 import hashlib
 import os
 import runpy
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 import segmv3
+from segmv3 import prediction
 from segmv3.errors import ConfigError, DataError, OutputError, PartialVideoError, VideoError
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import Classes
@@ -31,6 +35,13 @@ def predict(image: UInt8Array) -> UInt8Array:
 
 def must_not_run(image: UInt8Array) -> UInt8Array:
     raise AssertionError("predicted although the job had to be refused before")
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
 
 
 @pytest.fixture
@@ -209,6 +220,145 @@ def after(
     return call
 
 
+# ---- overlapping ----
+
+SOON = 20  # seconds after which a test that would hang fails instead
+
+
+def names(count: int) -> list[str]:
+    return [f"in/{index:03d}.png" for index in range(count)]
+
+
+def test_images_are_read_and_written_while_others_are_predicted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(*names(6))
+    read: list[Path] = []
+    changed = threading.Condition()
+
+    def reading(path: Path) -> UInt8Array:
+        with changed:
+            read.append(path)
+            changed.notify_all()
+        return read_image(path)
+
+    calls = iter(range(100))
+
+    def predicting(image: UInt8Array) -> UInt8Array:
+        index = next(calls)
+        with changed:  # image index + 1 is read, and the result of index - 1 written, while this one is predicted
+            assert changed.wait_for(lambda: len(read) >= min(index + 2, 6), SOON)
+            assert len(read) <= index + 3
+            assert changed.wait_for(lambda: index == 0 or Path(f"out/{index - 1:03d}_labels.png").exists(), SOON)
+        return predict(image)
+
+    def writing(path: Path, pixels: UInt8Array) -> None:
+        write_png(path, pixels)
+        with changed:
+            changed.notify_all()
+
+    monkeypatch.setattr(prediction, "read_image", reading)
+    monkeypatch.setattr(prediction, "write_png", writing)
+    written = predict_source("in", predicting, CLASSES, Path("out"), save=["labels"])
+    assert written == [Path(f"out/{index:03d}_labels.png") for index in range(6)]
+
+
+def test_results_are_told_in_order_though_written_in_another(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(*names(4))
+    second = threading.Event()
+    order: list[str] = []
+
+    def writing(path: Path, pixels: UInt8Array) -> None:
+        if path.name.startswith("000"):
+            assert second.wait(SOON)
+        order.append(path.name[:3])
+        write_png(path, pixels)
+        second.set()
+
+    def progress(done: int, total: int | None) -> None:
+        steps.append(done)
+        assert {f"{index:03d}" for index in range(done)} <= set(order)
+
+    steps: list[int] = []
+    monkeypatch.setattr(prediction, "write_png", writing)
+    written = predict_source("in", predict, CLASSES, Path("out"), save=["labels"], progress=progress)
+    assert order[:2] == ["001", "000"] and steps == [1, 2, 3, 4]
+    assert [path.name[:3] for path in written] == ["000", "001", "002", "003"]
+
+
+def test_a_file_that_cannot_be_written_ends_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(*names(12))
+    calls = []
+
+    def writing(path: Path, pixels: UInt8Array) -> None:
+        if path.name.startswith("003"):
+            raise OutputError(f"{path} cannot be written (a test)")
+        write_png(path, pixels)
+
+    def predicting(image: UInt8Array) -> UInt8Array:
+        calls.append(image)
+        return predict(image)
+
+    monkeypatch.setattr(prediction, "write_png", writing)
+    with pytest.raises(OutputError) as caught:
+        predict_source("in", predicting, CLASSES, Path("out"))
+    assert str(caught.value) == "output: out/003_overlay.png cannot be written (a test)"
+    done = sorted(contents(Path("out")))
+    assert done[:3] == [f"{index:03d}_overlay.png" for index in range(3)] and len(done) <= 4
+    assert len(calls) <= 7
+
+
+STOPPED = """
+import signal, sys, time
+import numpy as np
+from segmv3.cli import _on_sigterm
+from segmv3.errors import Interrupted
+from segmv3.labels import Classes
+from segmv3.prediction import predict_source
+from pathlib import Path
+
+def predict(image):
+    time.sleep(0.02)
+    return np.zeros(image.shape[:2], np.uint8)
+
+signal.signal(signal.SIGTERM, _on_sigterm)
+classes = Classes(("road",), ((128, 64, 128),))
+try:
+    predict_source(sys.argv[1], predict, classes, Path("out"), save=["overlay", "labels"],
+                   progress=lambda done, total: print(done, flush=True))
+except Interrupted as error:
+    sys.exit(error.exit_code)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def stopped(source: str, number: int) -> tuple[int, int]:
+    """Stop a job by a signal once it has done five; (its exit code, how many it said were done)."""
+    command = [sys.executable, "-c", STOPPED, source]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        told = 0
+        while told < 5:
+            told = int(process.stdout.readline() or "99")
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=SOON)
+        assert errors == ""
+    return process.returncode, int((f"{told}\n" + rest).split()[-1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_complete_images(here: Path, number: int, code: int) -> None:
+    put(*names(400))
+    exit_code, told = stopped("in", number)
+    assert exit_code == code
+    done = sorted(contents(Path("out")))
+    count = len(done) // 2
+    assert told <= count <= told + 4
+    assert done == sorted(f"{index:03d}_{kind}.png" for index in range(count) for kind in ("labels", "overlay"))
+    for name in done:
+        read_image(Path("out") / name)
+
+
 # ---- video ----
 
 av = pytest.importorskip("av")
@@ -282,6 +432,70 @@ def test_an_interrupted_video_plays(here: Path, exception: type[BaseException]) 
         predict_source("d.mp4", after(5, predict, exception), CLASSES, Path("out"), save=["color", "overlay"])
     assert len(frames_of(Path("out/d_color.webm"))) == len(frames_of(Path("out/d_overlay.webm"))) == 5
     assert len(list(Path("out").iterdir())) == 2
+
+
+def test_a_frame_that_cannot_be_drawn_ends_the_video_before_it(here: Path) -> None:
+    drive("d.mp4", 30)
+    calls = iter(range(100))
+
+    def one_too_small(image: UInt8Array) -> UInt8Array:
+        labels = predict(image)
+        return labels[1:] if next(calls) == 7 else labels
+
+    with pytest.raises(ValueError, match="image 48x64, labels 47x64"):
+        predict_source("d.mp4", one_too_small, CLASSES, Path("out"), save=["overlay"])
+    assert len(frames_of(Path("out/d_overlay.webm"))) == 7
+    assert next(calls) <= 12
+
+
+def test_frames_are_read_and_written_while_others_are_predicted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive("d.mp4", 12)
+    changed = threading.Condition()
+    counts = {"read": 0, "written": 0}
+
+    def count(what: str) -> None:
+        with changed:
+            counts[what] += 1
+            changed.notify_all()
+
+    class Reader(VideoReader):
+        def __iter__(self) -> Iterator[UInt8Array]:
+            for frame in super().__iter__():
+                count("read")
+                yield frame
+
+    class Writer(VideoWriter):
+        def write(self, frame: UInt8Array) -> None:
+            super().write(frame)
+            count("written")
+
+    calls = iter(range(100))
+
+    def predicting(image: UInt8Array) -> UInt8Array:
+        index = next(calls)
+        with changed:
+            assert changed.wait_for(lambda: counts["read"] >= min(index + 2, 12), SOON)
+            assert counts["read"] <= index + 3
+            assert changed.wait_for(lambda: counts["written"] >= index, SOON)
+        return predict(image)
+
+    monkeypatch.setattr(prediction, "VideoReader", Reader)
+    monkeypatch.setattr(prediction, "VideoWriter", Writer)
+    predict_source("d.mp4", predicting, CLASSES, Path("out"))
+    assert counts == {"read": 12, "written": 12}
+    assert len(frames_of(Path("out/d_overlay.webm"))) == 12
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_video_that_plays(here: Path, number: int, code: int) -> None:
+    drive("d.mp4", 400)
+    exit_code, told = stopped("d.mp4", number)
+    assert exit_code == code
+    assert sorted(path.name for path in Path("out").iterdir()) == ["d_labels", "d_overlay.webm"]
+    count = len(frames_of(Path("out/d_overlay.webm")))
+    assert told <= count <= told + 4
+    assert len(contents(Path("out/d_labels"))) == count
 
 
 def test_a_video_is_refused_before_anything_is_written(here: Path) -> None:

@@ -27,7 +27,7 @@ _DIM, _LIFT = 0.45, 40.0  # grey values 40..155: darker than red, lighter than t
 
 def colorize(labels: UInt8Array, classes: Classes) -> UInt8Array:
     """Paint labels (uint8 H x W) in the class colours: uint8 H x W x 3; ignore and unused ids are black."""
-    return cv2.LUT(cv2.cvtColor(labels, cv2.COLOR_GRAY2RGB), classes.palette.reshape(1, 256, 3))
+    return cv2.applyColorMap(labels, classes.palette[:, None])
 
 
 def overlay(image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: float = 0.55) -> UInt8Array:
@@ -42,8 +42,9 @@ def overlay(image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: floa
         raise ValueError(f"alpha must be between 0 and 1, is {alpha}")
     image = np.ascontiguousarray(image)
     colors = colorize(labels, classes)
-    cv2.copyTo(image, (labels >= len(classes)).view(np.uint8), colors)
-    return cv2.addWeighted(image, 1 - alpha, colors, alpha, 0)
+    if cv2.minMaxLoc(labels)[1] >= len(classes):  # a net's labels have no such pixels
+        cv2.copyTo(image, (labels >= len(classes)).view(np.uint8), colors)
+    return cv2.addWeighted(image, 1 - alpha, colors, alpha, 0, dst=colors)
 
 
 def draw_errors(image: UInt8Array, truth: UInt8Array, prediction: UInt8Array) -> UInt8Array:

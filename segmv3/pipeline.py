@@ -1,0 +1,127 @@
+"""Steps of a job that overlap in threads, their results in order.
+
+    with read_ahead(frames) as waiting, work_behind(write, map(predict, waiting)) as done:
+        for result in done: ...
+
+Here frames are read and results written in threads, and `predict` runs in the caller's own, where signals arrive.
+Nothing can block for good: no thread waits for room or for work that may not come; the caller hands items to a
+pool, as many as may be on their way and no more.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from threading import Condition
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_END: Any = object()
+
+
+@contextmanager
+def read_ahead(items: Iterable[Item], *, ahead: int = 2) -> Iterator[Iterator[Item]]:
+    """The items in order, made by one thread while earlier ones are in use.
+
+    What `items` raises is raised in its place, after the items before it. Once the block is left, nothing is made.
+
+    Args: ahead: how many items may be waiting.
+    """
+    source = iter(items)
+
+    def in_order() -> Iterator[Item]:
+        waiting = deque(pool.submit(next, source, _END) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(pool.submit(next, source, _END))
+            yield item
+
+    with closing(_Threads(1)) as pool:
+        yield in_order()
+
+
+@contextmanager
+def work_behind(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1, waiting: int = 2
+) -> Iterator[Iterator[Result]]:
+    """`work(item)` of each item in order, done in threads while the caller's thread makes the next items.
+
+    The first error in the order of the items is the one that is raised, as soon as the item being made is
+    there. All items before it are worked on to the end, and none of those that had not begun. Likewise when the
+    block is left by an error of `items`, by one of the caller's or by Ctrl-C: what was handed over is worked on
+    first. A second Ctrl-C drops what has not begun. Once the block is left, nothing is worked on.
+
+    Args: threads: with one, work begins and ends in order. waiting: how many items may wait for a thread.
+    """
+    running: deque[Future[Result]] = deque()
+    failed: list[int] = []
+
+    def attempt(number: int, item: Item) -> Result:
+        if any(earlier < number for earlier in failed):
+            raise CancelledError
+        try:
+            return work(item)
+        except BaseException:
+            failed.append(number)
+            raise
+
+    def in_order() -> Iterator[Result]:
+        for number, item in enumerate(items):
+            while running and (running[0].done() or len(running) >= threads + waiting):
+                yield oldest()
+            running.append(pool.submit(attempt, number, item))
+        while running:
+            yield oldest()
+
+    def oldest() -> Result:
+        result = running[0].result()  # one that failed stays, to be found below
+        running.popleft()
+        return result
+
+    with closing(_Threads(threads)) as pool:
+        try:
+            yield in_order()
+        except BaseException as error:
+            reasons = [future.exception() for future in running]  # waits for each
+            first = next((reason for reason in reasons if reason), error)
+            if first is error or not isinstance(error, Exception):  # Ctrl-C outranks an error
+                raise
+            raise first from error
+
+
+class _Threads:
+    """A pool of which no job is running or will run once it is closed, also when Ctrl-C comes while it closes.
+
+    The executor alone does not see to that: an interrupted `Thread.join` or `Thread.start` makes it lose sight of
+    a thread, which would go on with files that are closed meanwhile.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count)
+        self._open, self._busy, self._changed = True, 0, Condition()
+
+    def submit(self, job: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        return self._pool.submit(self._run, job, *arguments)
+
+    def _run(self, job: Callable[..., Result], *arguments: Any) -> Result:
+        with self._changed:
+            if not self._open:
+                raise CancelledError
+            self._busy += 1
+        try:
+            return job(*arguments)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        try:
+            with self._changed:
+                self._open = False
+                self._changed.wait_for(lambda: not self._busy)
+            self._pool.shutdown(cancel_futures=True)
+        except BaseException:  # a further Ctrl-C
+            self.close()
+            raise
