@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 def single_scale(model: Segmenter) -> LabelsFunction:
     """The net on the image as it is."""
-    return lambda image: label_map(model.low_logits(image).float(), (image.shape[2], image.shape[3]))
+    return lambda image: label_map(model.low_logits(image), (image.shape[2], image.shape[3]))
 
 
 def multi_scale(model: Segmenter) -> LabelsFunction:

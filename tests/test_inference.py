@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segmv3 import checkpoint
 from segmv3.cli import main
-from segmv3.decode import label_map
 from segmv3.errors import ConfigError
 from segmv3.inference import MULTI_SCALES, default_stride, multi_scale_flip, scaled_size, sliding_window
 from segmv3.labels import read_classes
@@ -215,21 +214,6 @@ def test_a_tall_image_takes_no_more_than_its_strips():
         for _ in sliding_window(many_classes, image, window=(64, 128), stride=(32, 64)):
             pass
     assert largest.bytes < 3 * 40 * 64 * 128 * 4 < 40 * 2048 * 128 * 4
-
-
-# ---- from logits to labels ----
-
-
-@pytest.mark.parametrize("size", [(8, 8), (33, 17), (5, 3)])
-def test_label_map_is_bilinear_then_argmax(size):
-    logits = torch.randn(2, 5, 8, 8)
-    expected = F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
-    labels = label_map(logits, size)
-    assert labels.dtype == torch.uint8 and torch.equal(labels.long(), expected)
-
-
-def test_ties_go_to_the_lower_id():
-    assert not label_map(torch.zeros(1, 4, 3, 3), (6, 6)).any()
 
 
 # ---- as a flag of the command line ----

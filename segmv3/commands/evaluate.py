@@ -237,16 +237,12 @@ class _Confident:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """As `segmv3.evaluation.single_scale`."""
-        import torch
+        from segmv3.decode import label_map_and_confidence
 
-        from segmv3.decode import label_map
-        from segmv3.inference import resized_bands
-
-        logits, size = self.model.low_logits(image).float(), (image.shape[2], image.shape[3])
-        # a band of rows at a time: the probabilities of all classes at 1024 x 2048 would take 160 MB
-        bands = [torch.softmax(band, 1).amax(1) for _, band in resized_bands(logits, size)]
-        self.confidence = torch.cat(bands, 1)[0]
-        return label_map(logits, size)
+        size = (image.shape[2], image.shape[3])
+        labels, confidence = label_map_and_confidence(self.model.low_logits(image), size)
+        self.confidence = confidence[0]
+        return labels
 
     def judge(self, pair: Pair, labels: UInt8Array) -> Calibration:
         """Compare the last image's labels with the truth."""
