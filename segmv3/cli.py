@@ -17,7 +17,10 @@ from typing import Any
 import segmv3
 from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning
 
-_COMMANDS = ("train", "evaluate", "compare", "submit", "predict", "classify", "models", "weights", "data", "benchmark")
+_COMMANDS = (
+    *("train", "evaluate", "compare", "submit", "predict", "classify"),
+    *("models", "weights", "export", "data", "benchmark"),
+)
 
 _USAGE = """\
 usage: segmv3 COMMAND ...
@@ -32,11 +35,13 @@ usage: segmv3 COMMAND ...
   classify predict IMAGE ... --weights FILE          what is in a picture
   weights import FILE_OR_NAME [-o FILE]              load another project's weights, or published ones
   weights list                                       the published weights that can be used by name
+  export WEIGHTS --to onnx|openvino|...              a file for another runtime, proved against PyTorch
   models [--all]                                     the named nets, or the whole family: size, cost, accuracy
   data mini-city DIR                                 draw a small street data set in Cityscapes layout
   data check CONFIG_OR_DIR [--output DIR]            what a data set holds and all that is wrong with it
   benchmark table [--evaluate --data.root DIR]       the mmsegmentation table with our numbers beside it
   benchmark metrics                                  how long scoring takes, beside other projects
+  benchmark latency|peers|throughput|decode|paper    how fast the nets are here, stage by stage, beside other projects
 
 segmv3 COMMAND --help lists the flags of a command, segmv3 --version prints the version.
 Exit codes: 0 done, 2 data or usage, 3 partial output, 4 environment or numerics, 130 and 143 interrupted.

@@ -95,12 +95,11 @@ def test_train_evaluate_predict(config_file, folder, tmp_path, capsys):
     assert (result["images"], result["flip"], len(result["scales"])) == (2, True, 6)
     assert "the first 2 of 6 images" in capsys.readouterr().out
     source, pictures = folder / "val" / "images", tmp_path / "pictures"
-    assert (
-        main(["predict", str(source), "--weights", str(best), "--output", str(pictures), "--save", "labels,color"]) == 0
-    )
+    flags = ["--weights", str(best), "--output", str(pictures), "--save", "labels,color", "--backend", "torch"]
+    assert main(["predict", str(source), *flags]) == 0
     labels = read_ids(pictures / "scene_0_labels.png")
     image = segmv3.read_image(source / "scene_0.png")
-    assert np.array_equal(labels, segmv3.load(best)(image)) and labels.shape == (48, 64)
+    assert np.array_equal(labels, segmv3.load(best, backend="torch")(image)) and labels.shape == (48, 64)
     assert (pictures / "scene_0_color.png").is_file()
 
 
@@ -131,7 +130,7 @@ def test_nothing_of_the_users_is_overwritten(config_file, weights, folder, tmp_p
     notes.write_text("mine")
     assert "notes.json exists" in fails(capsys, "evaluate", config_file, "--weights", weights, "--output", notes)
     images = folder / "val" / "images"
-    predict = ("predict", images, "--weights", weights, "--output")
+    predict = ("predict", images, "--backend", "torch", "--weights", weights, "--output")
     assert "choose another --output" in fails(capsys, *predict, images)
     assert main([str(a) for a in (*predict, tmp_path / "out")]) == 0
     capsys.readouterr()
@@ -148,7 +147,16 @@ def test_bad_settings_and_places_are_one_line(config_file, weights, folder, tmp_
     assert "--threads is 0" in fails(capsys, *train, "--threads", 0)
     assert "found 0 images" in fails(capsys, "evaluate", config_file, "--weights", weights, "--split", "test")
     assert "--limit is 0" in fails(capsys, "evaluate", config_file, "--weights", weights, "--limit", 0)
-    predict = ("predict", folder / "val" / "images", "--weights", weights, "--output", tmp_path / "out")
+    predict = (
+        "predict",
+        folder / "val" / "images",
+        "--backend",
+        "torch",
+        "--weights",
+        weights,
+        "--output",
+        tmp_path / "out",
+    )
     assert "choose from overlay, labels, color" in fails(capsys, *predict, "--save", "overlay,mask")
     assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
 
@@ -184,5 +192,14 @@ def test_bad_data_stops_before_training(kind, config_file, folder, tmp_path, cap
 
 def test_a_cuda_device_that_is_not_there_is_named(weights, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    predict = ("predict", folder / "val" / "images", "--weights", weights, "--output", tmp_path / "out")
+    predict = (
+        "predict",
+        folder / "val" / "images",
+        "--backend",
+        "torch",
+        "--weights",
+        weights,
+        "--output",
+        tmp_path / "out",
+    )
     assert "--device cuda" in fails(capsys, *predict, "--device", "cuda", code=4)

@@ -46,7 +46,7 @@ def test_a_name_is_fetched_checked_and_kept(mirror, tmp_path, capsys, monkeypatc
     mirror.unlink()
     monkeypatch.delenv("SEGMV3_MIRROR")
     assert main([*command, "--offline", "--overwrite"]) == 0
-    predict = segmv3.load("mmseg/lraspp_m-v3s-d8")
+    predict = segmv3.load("mmseg/lraspp_m-v3s-d8", backend="torch")
     origin = predict.card.facts["origin"]
     assert origin["name"] == "mmseg/lraspp_m-v3s-d8" and "64.11" in origin["published"]
     assert "non-commercial" in origin["licence"]

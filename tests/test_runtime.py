@@ -1,36 +1,129 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 import segmv3
-from segmv3.errors import ModelError
-from segmv3.models.zoo import create_model
+from segmv3.checkpoint import load as load_weights
+from segmv3.errors import CheckpointError, ModelError, ResourceError
+from segmv3.models.fold import folded
+from segmv3.models.zoo import NETS, create_model
+from segmv3.runtime import choice, loading
+from segmv3.runtime.backends import PerSize, TorchBackend
+from segmv3.runtime.machine import machine
+
+SIZES = [(1, 1), (1, 40), (37, 53), (64, 128)]
+CPU_BACKENDS = ["torch", "onnxruntime", "openvino"]
+
+
+def trained_like(name, classes, seed=0):
+    """A net whose BN statistics are not those of a fresh one, so that folding them does something."""
+    torch.manual_seed(seed)
+    model = create_model(name, classes)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+        elif isinstance(module, torch.nn.Conv2d) and module.out_channels == classes:
+            torch.nn.init.normal_(module.weight, 0, 0.5)  # logits apart, as after training
+    return model.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGMV3_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(choice, "_SIZE", (64, 128))
+        yield
 
 
 @pytest.fixture(scope="module")
-def predict(tmp_path_factory):
-    torch.manual_seed(0)
+def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    segmv3.save(create_model("lraspp_small_d8", 5), path)
-    return segmv3.load(path, threads=1)
+    segmv3.save(trained_like("lraspp_small_d8", 5), path)
+    return path
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 53), (64, 128)])
-def test_any_image_gives_labels_of_its_size(predict, size):
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    labels = predict(image)
-    assert labels.shape == size and labels.dtype == np.uint8 and labels.max() < len(predict.classes) == 5
+@pytest.fixture(scope="module", params=CPU_BACKENDS)
+def predict(weights, request):
+    return segmv3.load(weights, backend=request.param, precision="fp32", threads=1)
+
+
+def picture(size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def reference(weights, image):
+    """Labels by the plain net and the two best logits' distance at every pixel."""
+    model, _ = load_weights(weights)
     with torch.inference_mode():
-        logits = predict.model(torch.from_numpy(image).permute(2, 0, 1)[None])
-    assert np.array_equal(labels, logits.argmax(1)[0].numpy())
+        logits = model(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None])[0]
+    best = logits.topk(2, 0).values
+    return logits.argmax(0).numpy(), (best[0] - best[1]).numpy()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_image_gives_the_labels_of_the_plain_net(predict, weights, size):
+    image = picture(size)
+    labels = predict(image)
+    assert labels.shape == size and labels.dtype == np.uint8
+    expected, margin = reference(weights, image)
+    assert np.array_equal(labels[margin > 1e-3], expected[margin > 1e-3])
+    assert set(predict.timings) == {"prepare", "net", "labels"} and min(predict.timings.values()) >= 0
+
+
+def test_a_batch_is_its_images(predict):
+    images = np.stack([picture((40, 72), seed) for seed in range(3)])
+    batch = predict(images)
+    assert batch.shape == (3, 40, 72)
+    assert np.mean(batch == np.stack([predict(image) for image in images])) > 0.999
+
+
+def test_a_stream_takes_one_image_at_a_time(predict):
+    taken = []
+
+    def images():
+        for seed, size in enumerate(SIZES):
+            taken.append(size)
+            yield picture(size, seed)
+
+    for count, labels in enumerate(predict.stream(images()), 1):
+        assert labels.shape == SIZES[count - 1] and len(taken) == count
 
 
 def test_views_and_read_only_images_are_taken(predict):
-    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = picture((40, 60))
     expected = predict(image[:, ::-1].copy())
     assert np.array_equal(predict(image[:, ::-1]), expected)
     image.setflags(write=False)
     assert predict(image).shape == (40, 60)
+
+
+def test_results_stay_as_they_were(predict):
+    first = predict(picture((40, 60)))
+    kept = first.copy()
+    predict(picture((40, 60), seed=1))
+    assert np.array_equal(first, kept)
+
+
+def test_threads_get_their_own_results(predict):
+    images = [picture((64, 96), seed) for seed in range(8)]
+    expected = [predict(image) for image in images]
+    found = [None] * len(images)
+
+    def work(i):
+        for _ in range(3):
+            found[i] = predict(images[i])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(images))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -40,6 +133,7 @@ def test_views_and_read_only_images_are_taken(predict):
         np.zeros((4, 4, 4), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
+        np.zeros((1, 1, 4, 4, 3), np.uint8),
     ],
 )
 def test_other_arrays_are_refused(predict, image):
@@ -47,9 +141,134 @@ def test_other_arrays_are_refused(predict, image):
         predict(image)
 
 
-def test_unknown_backends_are_refused(tmp_path):
-    with pytest.raises(ModelError, match="there is no backend 'onnx'"):
-        segmv3.load(tmp_path / "w.safetensors", backend="onnx")  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_a_folded_net_computes_the_same(name):
+    model = trained_like(name, 4)
+    image = torch.from_numpy(picture((70, 94))).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected, found = model.low_logits(image), folded(model).low_logits(image)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(model).modules())
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()), "the net itself is left alone"
+
+
+# --- which backend ---
+
+
+def test_auto_takes_the_fastest_that_agrees(weights, monkeypatch):
+    times = {"torch fp32": 30.0, "onnxruntime fp32": 20.0, "openvino fp32": 10.0, "openvino bf16": 5.0}
+    monkeypatch.setattr(choice, "_times", lambda backends, image: {title: times[title] for title in backends})
+    monkeypatch.setattr(loading, "cpu_flags", lambda: [])
+    monkeypatch.setattr(choice, "cpu_name", lambda: "a machine of this test")
+    predict = segmv3.load(weights, threads=1)
+    assert (predict.backend, predict.precision) == ("openvino", "fp32")
+
+
+def test_a_backend_that_disagrees_is_not_taken(weights, monkeypatch):
+    def refuse(agreement, precision, title=""):
+        if "openvino" in title:
+            raise ModelError("wrong numbers")
+
+    monkeypatch.setattr(choice, "refuse", refuse)
+    monkeypatch.setattr(choice, "cpu_name", lambda: "another machine of this test")
+    times = {"torch fp32": 30.0, "onnxruntime fp32": 20.0}
+    monkeypatch.setattr(choice, "_times", lambda backends, image: {title: times[title] for title in backends})
+    assert segmv3.load(weights, threads=1).backend == "onnxruntime"
+    with pytest.raises(ModelError, match="wrong numbers"):
+        segmv3.load(weights, backend="openvino", precision="fp32", threads=1)
+
+
+def test_the_choice_is_made_once(weights, monkeypatch):
+    first = segmv3.load(weights, threads=1)
+    monkeypatch.setattr(choice, "_prove", lambda *_: pytest.fail("proved again"))
+    again = segmv3.load(weights, threads=1)
+    assert (again.backend, again.precision) == (first.backend, first.precision)
+
+
+def test_without_the_extra_torch_runs(weights, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    assert segmv3.load(weights, threads=1).backend == "torch"
+    with pytest.raises(ModelError, match=r'needs openvino; pip install "segmv3\[export\]"'):
+        segmv3.load(weights, backend="openvino")
+
+
+def test_nets_with_window_pooling_convert_for_each_size(tmp_path):
+    path = tmp_path / "w.safetensors"
+    segmv3.save(trained_like("lraspp_small_d8_mmseg", 3), path)
+    predict = segmv3.load(path, backend="openvino", precision="fp32", threads=2)
+    assert isinstance(predict._backend, PerSize)
+    for size in [(64, 128), (96, 64)]:
+        image = picture(size)
+        expected, margin = reference(path, image)
+        assert np.array_equal(predict(image)[margin > 1e-3], expected[margin > 1e-3])
+    assert predict(np.stack([picture((64, 128))] * 2)).shape == (2, 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "onnx"}, "there is no backend 'onnx'; choose from auto, torch, onnxruntime, openvino"),
+        ({"precision": "fp8"}, "there is no precision 'fp8'; choose from auto, fp32, bf16, fp16, int8"),
+        ({"precision": "int8"}, "not calibrated for int8; write segmv3 export"),
+        ({"precision": "fp16"}, "this CPU does not calculate in fp16; it has fp32"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "bf16"),
+        ({"threads": 0}, "--threads is 0"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(weights, options, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        segmv3.load(weights, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(weights):
+    with pytest.raises(ResourceError, match="sees no CUDA device"):
+        segmv3.load(weights, device="cuda")
+
+
+def test_missing_exports_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        segmv3.load(tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match="run by openvino, not by torch"):
+        segmv3.load(tmp_path / "net.xml", backend="torch")
+    with pytest.raises(ModelError, match="leave --device cuda out"):
+        segmv3.load(tmp_path / "net.xml", device="cuda")
+
+
+def test_a_damaged_cache_is_made_again(weights, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGMV3_CACHE", str(tmp_path))
+    segmv3.load(weights, backend="openvino", precision="fp32", threads=1)
+    [verdicts] = (tmp_path / "backends").iterdir()
+    verdicts.write_text("[{")
+    [folder] = (tmp_path / "converted").iterdir()
+    (folder / "net.bin").write_bytes(b"")
+    predict = segmv3.load(weights, backend="openvino", precision="fp32", threads=1)
+    assert predict(picture((8, 8))).shape == (8, 8)
+
+
+def test_the_machine_is_described_in_json_types():
+    import json
+
+    described = machine()
+    assert json.loads(json.dumps(described)) == described
+    assert described["cpu"] and described["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu(weights, precision):
+    predict = segmv3.load(weights, device="cuda", precision=precision)
+    image = picture((96, 160))
+    expected, margin = reference(weights, image)
+    clear = margin > {"fp32": 0.05, "bf16": 0.5, "fp16": 0.1}[precision]
+    for _ in range(2):  # captured, then replayed
+        assert np.array_equal(predict(image)[clear], expected[clear])
+
+
+def test_torch_refuses_int8():
+    with pytest.raises(ModelError, match="torch runs no int8"):
+        TorchBackend(create_model("lraspp_small_d8", 2), device=torch.device("cpu"), precision="int8")
 
 
 def test_public_names():

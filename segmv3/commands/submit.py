@@ -12,12 +12,13 @@ from segmv3.errors import ConfigError, Segmv3Error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
     from segmv3.images import UInt8Array
-    from segmv3.runtime import Predictor
+    from segmv3.models.segmenter import Segmenter
     from segmv3.submission import DryRun, Target
 
 
@@ -90,7 +91,7 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "C
     from segmv3 import checkpoint
     from segmv3.inference import MULTI_SCALES
     from segmv3.labels import cityscapes_classes
-    from segmv3.runtime import Predictor, use_device
+    from segmv3.runtime import use_device
     from segmv3.submission import dry_run, open_truth, write_predictions, write_zip
     from segmv3.weights.opening import open_segmenter
 
@@ -103,7 +104,7 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "C
     bar = progress.add_task("predict", total=len(target.images))
     folder, taken_over = write_predictions(
         target,
-        _predictor(Predictor(model, card, device=device, precision=options.precision), options.multi_scale_flip),
+        _predictor(model, device, options.precision, options.multi_scale_flip),
         options.output,
         settings={
             "weights_sha256": card.sha256,
@@ -137,20 +138,20 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "C
             raise Segmv3Error("the two scores differ, which they must not: please report this with both numbers")
 
 
-def _predictor(predictor: "Predictor", multi_scale_flip: bool) -> "Callable[[UInt8Array], UInt8Array]":
+def _predictor(
+    model: "Segmenter", device: "torch.device", precision: "Precision", multi_scale_flip: bool
+) -> "Callable[[UInt8Array], UInt8Array]":
     """Image uint8 H x W x 3 to train ids uint8 H x W, by the functions that `segmv3 evaluate` scores."""
     import torch
 
-    from segmv3.evaluation import multi_scale
+    from segmv3.evaluation import multi_scale, single_scale
 
-    if not multi_scale_flip:
-        return predictor
-    labels_of, device = multi_scale(predictor.model), predictor.device
+    net = model.eval().to(device).to(memory_format=torch.channels_last)
+    labels_of = multi_scale(net) if multi_scale_flip else single_scale(net)
 
     def predict(image: "UInt8Array") -> "UInt8Array":
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=predictor.precision == "bf16")
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return labels_of(pixels.contiguous(memory_format=torch.channels_last))[0].cpu().numpy()
 
     return predict

@@ -37,7 +37,8 @@ class Conv2dSame(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         padding: list[int] = []
         for n, k, s, d in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], self.dilation, strict=True):
-            missing = max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
+            # (n - 1) // s + 1 outputs; -(-n // s) would come out of an ONNX export as another number
+            missing = max(0, (n - 1) // s * s + (k - 1) * d + 1 - n)
             padding += [missing // 2, missing - missing // 2]
         return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
@@ -139,5 +140,5 @@ def global_pool(x: Tensor) -> Tensor:
 
 def window_pool(x: Tensor, *, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """Means over windows without padding (VALID); a window larger than the map shrinks to it."""
-    height, width = min(window[0], x.shape[2]), min(window[1], x.shape[3])
+    height, width = min(window[0], int(x.shape[2])), min(window[1], int(x.shape[3]))  # constants of an exported graph
     return F.avg_pool2d(x, (height, width), stride)

@@ -18,6 +18,7 @@ _SAMPLES = 4
 def write_summary(
     folder: Path,
     predict: Predictor,
+    size: int,
     dataset: Dataset,
     log: list[dict[str, Any]],
     metrics: dict[str, Any],
@@ -25,8 +26,8 @@ def write_summary(
 ) -> Path:
     """Write `report.html` and its pictures into the folder of a segmentation run, from what the run left there.
 
-    Args: predict: the best weights. dataset: the validation split. log: the entries of log.jsonl.
-        metrics: the content of metrics.json.
+    Args: predict: the best weights. size: parameters of their net. dataset: the validation split. log: the entries of
+        log.jsonl. metrics: the content of metrics.json.
     """
     samples = []
     spread = max(1, math.ceil(len(dataset) / _SAMPLES))  # evenly spaced images, not the prettiest
@@ -38,7 +39,7 @@ def write_summary(
     return write_report(
         folder,
         title=f"{metrics['net']} on {dataset.title}",
-        facts=_facts(metrics, parameters(predict.model), predict.card),
+        facts=_facts(metrics, size, predict.card),
         log=log,
         scores=metrics,
         classes=dataset.classes,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from segmv3.checkpoint import load_classifier
+from segmv3.checkpoint import load, load_classifier
 from segmv3.classification import accuracies, count_hits
 from segmv3.config import Classification, Config
 from segmv3.data.check import Problem, problems_in, refuse
@@ -19,9 +19,11 @@ from segmv3.evaluation import evaluate, scores, single_scale
 from segmv3.labels import Classes
 from segmv3.metrics import ConfusionMatrix
 from segmv3.models.classifier import ImageClassifier
+from segmv3.models.count import parameters
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_classifier, create_model, net_name
-from segmv3.runtime import load
+from segmv3.runtime import Predictor
+from segmv3.runtime.backends import TorchBackend
 from segmv3.training.losses import class_cross_entropy, cross_entropy
 from segmv3.training.run import Run
 from segmv3.training.summary import write_classification_summary, write_summary
@@ -148,8 +150,9 @@ class SegmentationTask:
         return result
 
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
-        predict = load(run.best, device="cuda" if device.type == "cuda" else "cpu")
-        write_summary(run.folder, predict, self.val_set, log, run.metrics(), progress)
+        model, card = load(run.best)
+        predict = Predictor(TorchBackend(model, device=device), card)
+        write_summary(run.folder, predict, parameters(model), self.val_set, log, run.metrics(), progress)
 
 
 class ClassificationTask:

@@ -1,0 +1,54 @@
+"""A net as the graph that other runtimes get: uint8 pixels in, low-resolution logits, logits or labels out."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmv3.config import LRASPP, LRASPPDecoder
+from segmv3.models.fold import folded
+from segmv3.models.segmenter import Segmenter
+
+Output = Literal["low-logits", "logits", "labels"]
+
+INPUT = "image"
+"""The name of a graph's one input."""
+
+
+class Graph(nn.Module):
+    """A copy of a net for inference: BN folded, normalisation inside, channels last as images have them.
+
+    Args: model: left as it is. output: what comes out.
+    """
+
+    def __init__(self, model: Segmenter, output: Output) -> None:
+        super().__init__()
+        self.model = folded(model)
+        self.output: Output = output
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Run the net.
+
+        Args: image: uint8 N x H x W x 3, RGB.
+        Returns: float32 N x C x h x w at the head's own resolution ("low-logits"), float32 N x C x H x W ("logits"),
+            or uint8 N x H x W ("labels").
+        """
+        # moved while a pixel is one byte; as a float it would be four
+        logits = self.model.low_logits(image.permute(0, 3, 1, 2)).float()
+        if self.output == "low-logits":
+            return logits
+        logits = F.interpolate(logits, image.shape[1:3], mode="bilinear", align_corners=False)
+        return logits if self.output == "logits" else logits.argmax(1).to(torch.uint8)
+
+
+def needs_fixed_size(model: Segmenter) -> bool:
+    """Whether the net pools over windows: how many there are is part of its graph."""
+    head = model.config.head
+    return isinstance(head, LRASPP | LRASPPDecoder) and head.pool == "window"
+
+
+def example(size: tuple[int, int] | None) -> Tensor:
+    """An image to trace a graph with: of that size, or a small one where any size will do."""
+    return torch.zeros(1, *(size or (64, 128)), 3, dtype=torch.uint8)

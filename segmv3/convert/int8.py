@@ -1,0 +1,183 @@
+"""int8: a converted net whose convolutions multiply bytes, scaled by what real images make of its feature maps.
+
+Weights get a scale for each channel, feature maps are uint8. What is computed from a pooled map (squeeze-and-excite
+and the head's gate) stays in float: one value weighs a whole channel there, and it costs next to nothing.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+
+from segmv3.convert import onnx as onnx_file
+from segmv3.convert import openvino as openvino_file
+from segmv3.convert.extras import import_nncf
+from segmv3.convert.graph import INPUT
+from segmv3.convert.metadata import KEY, Metadata, from_text
+from segmv3.errors import DataError, ModelError
+from segmv3.images import UInt8Array
+
+if TYPE_CHECKING:
+    import openvino
+
+FEWEST_IMAGES = 8
+"""With fewer, the ranges of the feature maps are a matter of luck."""
+
+ENOUGH_IMAGES = 100
+"""More changed nothing that could be measured."""
+
+Progress = Callable[[int, int], None]
+
+_POOLS = frozenset({"ReduceMean", "AvgPool", "AveragePool"})
+_JOINS = frozenset({"Multiply", "Mul", "Concat"})
+"""Where what was pooled comes back to the whole map."""
+
+
+def quantize_openvino(
+    model: "openvino.Model", images: Sequence[UInt8Array], *, progress: Progress | None = None
+) -> "openvino.Model":
+    """Quantise by NNCF, with full bias correction.
+
+    Args: model: from `to_openvino`; left as it is. images: uint8 H x W x 3, RGB, of any sizes; ENOUGH_IMAGES of the
+        training set. A net of fixed size gets them resized. progress: called with (images read, images to read),
+        once for each time that NNCF goes through them.
+    Returns: a model with the same input, output and metadata, its precision "int8".
+    Raises: DataError for too few images, ModelError for one of another shape or dtype or when nncf is missing.
+    """
+    metadata = from_text(model.get_rt_info([KEY]).astype(str), "the model")
+    batches = _Batches(images, metadata, progress)
+    nncf = import_nncf()
+    kinds: dict[str, str] = {}
+    users: dict[str, list[str]] = {}
+    for layer in model.get_ordered_ops():
+        targets = [target for output in layer.outputs() for target in output.get_target_inputs()]
+        kinds[layer.get_friendly_name()] = layer.get_type_name()
+        users[layer.get_friendly_name()] = [target.get_node().get_friendly_name() for target in targets]
+    with _silence():
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(names=_pooled_layers(kinds, users)),
+        )
+    return openvino_file.with_metadata(quantized, replace(metadata, precision="int8"))
+
+
+def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progress | None = None) -> bytes:
+    """Quantise by ONNX Runtime: static, with QuantizeLinear and DequantizeLinear around the layers.
+
+    Args: data: from `to_onnx`. images, progress: as in `quantize_openvino`.
+    Returns: a model with the same input, output and metadata, its precision "int8".
+    Raises: DataError for too few images, ModelError for one of another shape or dtype or when onnxruntime is missing.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    except ImportError:
+        raise ModelError('the onnx-int8 export needs onnx and onnxruntime; pip install "segmv3[export]"') from None
+    model = onnx.load_from_string(data)
+    metadata = from_text(next(entry.value for entry in model.metadata_props if entry.key == KEY), "the model")
+    batches = iter(_Batches(images, metadata, progress))
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, UInt8Array] | None:
+            return next(({INPUT: batch} for batch in batches), None)
+
+    nodes = model.graph.node
+    kinds = {node.name: node.op_type for node in nodes}
+    users = {node.name: [user.name for user in nodes if set(user.input) & set(node.output)] for node in nodes}
+    with tempfile.TemporaryDirectory(prefix="segmv3-") as folder, _silence():
+        path = Path(folder) / "quantized.onnx"
+        quantize_static(
+            model,
+            path,
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[*_pooled_layers(kinds, users), *_first_and_last(kinds, users)],
+            # the mean of the images' ranges, as NNCF takes it: one image with a glare would else stretch them all
+            extra_options={"CalibMovingAverage": True},
+        )
+        return onnx_file.with_metadata(path.read_bytes(), replace(metadata, precision="int8"))
+
+
+class _Batches:
+    """Images as what the net takes, one at a time; read anew each time that they are gone through.
+
+    Raises: DataError for too few images.
+    """
+
+    def __init__(self, images: Sequence[UInt8Array], metadata: Metadata, progress: Progress | None) -> None:
+        if len(images) < FEWEST_IMAGES:
+            raise DataError(
+                f"int8 needs {FEWEST_IMAGES} images or more, found {len(images)}; give it about {ENOUGH_IMAGES} of "
+                "those the net was trained on"
+            )
+        self.images = images
+        self.size = metadata.size
+        self.progress = progress
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[UInt8Array]:
+        for done, image in enumerate(self.images, 1):
+            if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise ModelError(f"an image must be uint8 H x W x 3 (RGB), found {image.dtype} {image.shape}")
+            if self.size and image.shape[:2] != self.size:
+                image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
+            if self.progress:
+                self.progress(done, len(self.images))
+            yield image[None]
+
+
+def _pooled_layers(kinds: Mapping[str, str], users: Mapping[str, Sequence[str]]) -> list[str]:
+    """The layers that work on pooled maps, up to where these come back to the whole map.
+
+    Args: kinds: the kind of each layer, by its name. users: the layers that take its result.
+    """
+    found: dict[str, None] = {}  # a set that keeps its order
+    waiting = [user for name, kind in kinds.items() if kind in _POOLS for user in users[name]]
+    while waiting:
+        name = waiting.pop()
+        if kinds[name] not in _JOINS and name not in found:
+            found[name] = None
+            waiting += users[name]
+    return list(found)
+
+
+def _first_and_last(kinds: Mapping[str, str], users: Mapping[str, Sequence[str]]) -> list[str]:
+    """The first convolution of an ONNX graph, the last ones, and what follows them.
+
+    With three channels ONNX Runtime is several times slower in bytes than in float, and at the end it would round the
+    logits themselves to bytes.
+    """
+    before_another: set[str] = set()
+    for name in reversed(list(kinds)):  # in the order of the graph, users come after what they use
+        if any(user in before_another or kinds[user] == "Conv" for user in users[name]):
+            before_another.add(name)
+    first = next(name for name, kind in kinds.items() if kind == "Conv")
+    return [first, *(name for name in kinds if name not in before_another)]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No log lines and no progress bars of the quantisers."""
+    import rich
+
+    console, disabled = rich.get_console(), logging.root.manager.disable
+    quiet, console.quiet = console.quiet, True
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        console.quiet = quiet
+        logging.disable(disabled)

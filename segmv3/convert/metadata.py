@@ -1,0 +1,125 @@
+"""What an exported file says of itself, wherever its format keeps such text."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from segmv3.checkpoint import Card, package_version, source_commit
+from segmv3.config import Model, net_from_dict, to_dict
+from segmv3.convert.graph import Output
+from segmv3.errors import CheckpointError
+from segmv3.labels import Classes, Color
+from segmv3.models.segmenter import Segmenter
+
+KEY = "segmv3"
+"""Of the text among a file's own metadata: ONNX metadata_props, OpenVINO rt_info, torch.export extra files."""
+
+_FORMAT = 1
+_LONGEST = 1_000_000
+
+Arithmetic = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """Everything needed to use an exported net, and where it came from."""
+
+    output: Output
+    size: tuple[int, int] | None
+    """Height and width that it takes; None for any."""
+    names: tuple[str, ...]
+    """Of the classes, in the order of the logits."""
+    colors: tuple[Color, ...]
+    model: dict[str, Any]
+    """The net's settings, as `segmv3.config.to_dict` makes them."""
+    precision: Arithmetic = "fp32"
+    """Of the arithmetic that the file asks for."""
+    source: str = ""
+    """Name of the weight file."""
+    source_sha256: str = ""
+    commit: str = ""
+    """Of the segmv3 that wrote it."""
+    version: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the weight file knew of itself: score, data set, origin."""
+
+    @property
+    def classes(self) -> Classes:
+        return Classes(self.names, self.colors)
+
+    @property
+    def net(self) -> Model:
+        """The settings of the net. Raises: CheckpointError where they are of no segmentation net."""
+        try:
+            net = net_from_dict(self.model)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"the exported file names no net that this version knows ({error})") from None
+        if not isinstance(net, Model):
+            raise CheckpointError("the exported file is a classifier")
+        return net
+
+    def to_text(self) -> str:
+        return json.dumps({"format": _FORMAT} | asdict(self))
+
+
+def describe(
+    model: Segmenter, card: Card, output: Output, size: tuple[int, int] | None, *, source: str, precision: Arithmetic
+) -> Metadata:
+    """The metadata of an export of this net."""
+    return Metadata(
+        output=output,
+        size=size,
+        names=card.names,
+        colors=card.colors,
+        model=to_dict(replace(model.config, pretrained=None)),
+        precision=precision,
+        source=source,
+        source_sha256=card.sha256,
+        commit=source_commit(),
+        version=package_version(),
+        facts=card.facts,
+    )
+
+
+def from_text(text: str, path: object) -> Metadata:
+    """Read what `Metadata.to_text` wrote.
+
+    Args: path: of the file that holds it, for the message.
+    Raises: CheckpointError when it is something else.
+    """
+    try:
+        if len(text) > _LONGEST:
+            raise ValueError("too long")
+        values = json.loads(text)
+        if values.pop("format") != _FORMAT:
+            raise CheckpointError(f"{path} was exported by another version of segmv3; export it again")
+        values["size"] = values["size"] and _pair(values["size"])
+        values["names"] = tuple(values["names"])
+        values["colors"] = tuple((int(r), int(g), int(b)) for r, g, b in values["colors"])
+        metadata = Metadata(**values)
+        _check(metadata)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} says nothing of use about itself ({reason}); export it again") from None
+    return metadata
+
+
+def _pair(size: list[int]) -> tuple[int, int]:
+    height, width = size
+    if min(height, width) < 1 or type(height) is not int or type(width) is not int:
+        raise ValueError("its size is no size")
+    return height, width
+
+
+def _check(metadata: Metadata) -> None:
+    """Raises: ValueError or TypeError for values of another kind."""
+    if metadata.output not in get_args(Output) or metadata.precision not in get_args(Arithmetic):
+        raise ValueError("its output or precision is unknown")
+    if not all(isinstance(name, str) and name.isprintable() for name in metadata.names):
+        raise ValueError("a class name is no text")
+    texts = (metadata.source, metadata.source_sha256, metadata.commit, metadata.version)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("its source is no text")
+    if not isinstance(metadata.model, dict) or not isinstance(metadata.facts, dict):
+        raise TypeError("its settings are none")
+    _ = metadata.classes  # their rules hold

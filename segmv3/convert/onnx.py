@@ -1,0 +1,135 @@
+"""ONNX: a net as one file, opset 18, with nothing outside it."""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from segmv3.convert.graph import INPUT, Graph, example
+from segmv3.convert.metadata import KEY, Metadata, from_text
+from segmv3.errors import CheckpointError, ModelError
+from segmv3.models.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18
+_LARGEST = 2_000_000_000  # what protobuf can hold
+
+
+def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:
+    """Convert a net.
+
+    Args: metadata: says which output and size; its text is kept in the file's metadata_props.
+    Raises: ModelError when onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ModelError('the onnx export needs onnx and onnxruntime; pip install "segmv3[export]"') from None
+    output = metadata.output.replace("-", "_")
+    axes = {} if metadata.size else {INPUT: {0: "batch", 1: "height", 2: "width"}, output: {0: "batch"}}
+    with tempfile.TemporaryDirectory(prefix="segmv3-") as folder, warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # tracing warns of shapes that are the same for every image
+        # dynamo=True makes the same layers, takes ten times as long, and its sizes are arithmetic on the image's
+        torch.onnx.export(
+            Graph(model, metadata.output),
+            (example(metadata.size),),
+            path := Path(folder) / "net.onnx",
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[output],
+            dynamic_axes=axes,
+        )
+        converted = onnx.load(path)
+    _drop_identities(converted.graph)
+    if not metadata.size:
+        _name_output_axes(converted.graph, metadata)
+    return with_metadata(converted.SerializeToString(), metadata)
+
+
+def with_metadata(data: bytes, metadata: Metadata) -> bytes:
+    """Put the metadata into a model; whatever rewrites a model may lose it."""
+    import onnx
+
+    model = onnx.load_from_string(data)
+    kept = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=KEY, value=metadata.to_text())])
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def metadata_of(path: Path) -> Metadata:
+    """What an ONNX file says of itself; nothing of it is run, and no other file is opened.
+
+    Raises: CheckpointError when it is missing, damaged, no export of segmv3, or wants weights from another folder.
+        ModelError when onnx is not installed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    except ImportError:
+        raise ModelError('reading an onnx file needs onnx and onnxruntime; pip install "segmv3[export]"') from None
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise DecodeError("too large")
+        model = onnx.load_from_string(path.read_bytes())
+    except (DecodeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or no ONNX file ({error})") from None
+    _refuse_outside(model, path)
+    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    if text is None:
+        raise CheckpointError(f"{path} was not exported by segmv3; use segmv3 export")
+    return from_text(text, path)
+
+
+def _drop_identities(graph: "onnx.GraphProto") -> None:
+    """Let every layer name its weights itself; torch stores equal ones once and copies them by Identity nodes."""
+    same = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    kept = [node for node in graph.node if node.op_type != "Identity"]
+    for node in kept:
+        for place, name in enumerate(node.input):
+            while name in same:
+                name = same[name]
+            node.input[place] = name
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _name_output_axes(graph: "onnx.GraphProto", metadata: Metadata) -> None:
+    """Say of each axis of the result what it is; torch derives names from the layers."""
+    names: dict[str, tuple[str | int, ...]] = {
+        "low-logits": ("batch", len(metadata.names), "low_height", "low_width"),
+        "logits": ("batch", len(metadata.names), "height", "width"),
+        "labels": ("batch", "height", "width"),
+    }
+    for axis, name in zip(graph.output[0].type.tensor_type.shape.dim, names[metadata.output], strict=True):
+        if isinstance(name, int):
+            axis.dim_value = name
+        else:
+            axis.dim_param = name
+
+
+def _refuse_outside(model: "onnx.ModelProto", path: Path) -> None:
+    """Raises: CheckpointError when a tensor is to be read from a file outside the model's folder."""
+    folder = path.resolve().parent
+    for location in _locations(model):
+        if not (folder / location).resolve().is_relative_to(folder):
+            raise CheckpointError(f"{path} wants weights from outside its folder ({location!r:.80}); it is not opened")
+
+
+def _locations(message: Any) -> Iterator[str]:
+    """The files that the tensors of a protobuf message, wherever they are in it, are to be read from."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield from (entry.value for entry in message.external_data if entry.key == "location")
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if field.is_repeated else (value,):
+                yield from _locations(inner)

@@ -1,0 +1,68 @@
+"""The receipt beside an exported file: what it was made from, how it was proved, and its SHA-256."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from segmv3.errors import CheckpointError, Segmv3Warning
+
+_FORMAT = 1
+_LARGEST = 10_000_000
+
+
+def receipt_path(path: Path) -> Path:
+    """Where the receipt of an exported file lies: net.onnx.receipt.json beside net.onnx."""
+    return path.with_name(f"{path.name}.receipt.json")
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files of an export; an OpenVINO model is two by its nature."""
+    return (path, path.with_suffix(".bin")) if path.suffix.lower() == ".xml" else (path,)
+
+
+def to_text(path: Path, facts: dict[str, Any]) -> str:
+    """The receipt of an exported file that is written.
+
+    Args: facts: JSON types, kept as they are.
+    """
+    files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files_of(path)]
+    return json.dumps({"format": _FORMAT, "files": files} | facts, indent=2) + "\n"
+
+
+def verify_receipt(path: Path) -> None:
+    """Check that an exported file is the one that was proved.
+
+    A receipt proves that a file is whole, not who wrote it. The file and its receipt may be renamed together.
+
+    Raises: CheckpointError when the file differs from its receipt or the receipt cannot be read; for a .pt2 also when
+        there is none, because opening one can run what is in it.
+    Warns: Segmv3Warning when there is no receipt.
+    """
+    receipt = receipt_path(path)
+    if not receipt.is_file():
+        text = f"{path} has no {receipt.name} beside it: it was moved without its receipt, or never proved"
+        if path.suffix.lower() == ".pt2":
+            raise CheckpointError(f"{text}; a .pt2 can run code when it is opened, so this one is not")
+        warnings.warn(Segmv3Warning(text), stacklevel=2)
+        return
+    try:
+        if receipt.stat().st_size > _LARGEST:
+            raise ValueError("it is too large")
+        values = json.loads(receipt.read_text(encoding="utf-8"))
+        proved = {Path(entry["name"]).suffix.lower(): str(entry["sha256"]) for entry in values["files"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{receipt} cannot be read ({' '.join(str(error).split())[:80]}); export again") from None
+    for file in files_of(path):
+        if not file.is_file():
+            raise CheckpointError(f"{file} does not exist; {path.name} needs it beside itself")
+        if proved.get(file.suffix.lower()) != _sha256(file):
+            raise CheckpointError(
+                f"{file} was changed after it was proved: it differs from {receipt.name}; export again"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,81 @@
+"""torch.export: a net as a .pt2 file, for PyTorch without this package.
+
+Reading one runs code: `torch.export.load` unpickles what is marked so (it falls back to `weights_only=False`), and
+evaluates expressions of the graph as Python. No check of ours makes a stranger's .pt2 safe. Ours hold tensors as
+plain bytes; `segmv3.load` opens a .pt2 only beside a receipt with its SHA-256, which proves that it is whole and not
+who wrote it. `metadata_of` runs nothing.
+"""
+
+import io
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from segmv3.convert.graph import Graph, example
+from segmv3.convert.metadata import KEY, Metadata, from_text
+from segmv3.errors import CheckpointError
+from segmv3.models.segmenter import Segmenter
+
+_LONGEST = 1_000_000
+
+
+def least_size(model: Segmenter) -> int:
+    """The least height and width that a .pt2 for any size takes: torch.export lets no dynamic side become 1."""
+    return model.config.backbone.output_stride + 1
+
+
+def to_torch_export(model: Segmenter, metadata: Metadata) -> bytes:
+    """Convert a net.
+
+    Args: metadata: says which output and size; its text is kept among the file's extra files.
+    """
+    image, shapes = example(metadata.size), None
+    if not metadata.size:
+        image = image.expand(2, -1, -1, -1)  # a batch of one would be taken for the only one
+        least = least_size(model)
+        sides = {name: torch.export.Dim(name, min=least) for name in ("height", "width")}
+        shapes = ({0: torch.export.Dim("batch"), 1: sides["height"], 2: sides["width"]},)
+    buffer = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(Graph(model, metadata.output), (image,), dynamic_shapes=shapes)
+        torch.export.save(program, buffer, extra_files={KEY: metadata.to_text()})
+    return buffer.getvalue()
+
+
+def metadata_of(path: Path) -> Metadata:
+    """What a .pt2 file says of itself; nothing of it is run.
+
+    Raises: CheckpointError when it is missing, damaged or no export of segmv3.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")), None)
+            if name is not None and archive.getinfo(name).file_size > _LONGEST:
+                name = None
+            text = archive.read(name).decode() if name else None
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged or no .pt2 file ({error})") from None
+    if text is None:
+        raise CheckpointError(f"{path} was not exported by segmv3; use segmv3 export")
+    return from_text(text, path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export warns and logs of its own workings."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

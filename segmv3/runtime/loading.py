@@ -1,0 +1,178 @@
+"""Opening weights and exported files for prediction, by the fastest backend that computes the same as PyTorch."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from segmv3.checkpoint import Card
+from segmv3.config import Device
+from segmv3.convert.graph import needs_fixed_size
+from segmv3.errors import CheckpointError, ModelError
+from segmv3.models.segmenter import Segmenter
+from segmv3.runtime.backends import (
+    Arithmetic,
+    Backend,
+    BackendName,
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
+    PerSize,
+    Size,
+    TorchBackend,
+    TorchExportBackend,
+    refuse_precision,
+)
+from segmv3.runtime.choice import Candidate, choose
+from segmv3.runtime.converted import converted
+from segmv3.runtime.device import use_device
+from segmv3.runtime.machine import cpu_flags
+from segmv3.runtime.predictor import Predictor
+from segmv3.weights.opening import open_segmenter
+
+_NEEDS = {"torch": (), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino",)}
+_EXPORTS: dict[str, tuple[BackendName, ...]] = {
+    ".onnx": ("onnxruntime", "openvino"),
+    ".xml": ("openvino",),
+    ".pt2": ("torch",),
+}
+"""Suffixes of exported files and what runs them, the one that they were proved with first."""
+
+
+def load(
+    source: Path | str,
+    *,
+    backend: Literal["auto"] | BackendName = "auto",
+    threads: int | None = None,
+    device: Device = "auto",
+    precision: Literal["auto"] | Arithmetic = "auto",
+    compile: bool = False,
+) -> Predictor:
+    """Open a net for prediction: weights of segmv3 or of a project it can import, a published name, or an export.
+
+    With weights, the net is converted for ONNX Runtime and OpenVINO where they are installed, compared with PyTorch
+    on a drawn street and timed; that takes seconds, once for each weight file and machine, and is kept in
+    `segmv3.files.cache_folder()`. What differs from PyTorch is not used.
+
+    Args:
+        source: such as "best.safetensors", "downloads/lraspp.pth", "mmseg/lraspp_m-v3-d8", "net.onnx" or "net.xml".
+        backend: "auto" is the fastest on this machine that agrees with PyTorch; an export has its own.
+        threads: CPU threads of this process; None leaves them as they are.
+        device: "auto" takes a GPU when there is one, unless the backend is one of the CPU.
+        precision: "auto" is the fastest that agrees with fp32; int8 is for exports, which were calibrated.
+        compile: with torch, fuse the net by `torch.compile`: a minute for each new image size.
+
+    Raises: CheckpointError for a file that cannot be used; ModelError for a backend or precision that is missing here
+        or does not agree; ResourceError for a device that is not there.
+    Warns: Segmv3Warning for an export without its receipt.
+    """
+    _refuse_unknown(backend, precision)
+    path = Path(source)
+    if path.suffix.lower() in _EXPORTS:
+        return _open_export(path, backend, threads, device, precision)
+    model, card = open_segmenter(source)
+    place = use_device("cpu" if backend in ("onnxruntime", "openvino") and device == "auto" else device, threads)
+    if place.type == "cuda" and backend in ("onnxruntime", "openvino"):
+        raise ModelError(f"{backend} runs on the CPU here; leave --device cuda out, or use --backend torch")
+    if precision == "int8":
+        raise ModelError(
+            f"{source} is not calibrated for int8; write segmv3 export {source} --to openvino-int8 --images FOLDER "
+            "and load the result"
+        )
+    candidates = [
+        Candidate(name, arithmetic, _opener(model, card, name, arithmetic, place, compile))
+        for name in _backends(backend, place)
+        for arithmetic in _precisions(name, precision, place)
+    ]
+    if not candidates:
+        raise ModelError(f"no installed backend calculates in {precision} on this CPU; use --precision fp32")
+    return Predictor(choose(model, card, candidates, place), card)
+
+
+def _refuse_unknown(backend: str, precision: str) -> None:
+    for kind, value, known in (("backend", backend, BackendName), ("precision", precision, Arithmetic)):
+        if value not in ("auto", *get_args(known)):
+            raise ModelError(f"there is no {kind} {value!r}; choose from auto, {', '.join(get_args(known))}")
+
+
+def installed(backend: BackendName) -> bool:
+    """Whether the packages of a backend are there."""
+    return all(find_spec(package) for package in _NEEDS[backend])
+
+
+def _refuse_missing(backend: BackendName) -> None:
+    missing = [package for package in _NEEDS[backend] if not find_spec(package)]
+    if missing:
+        raise ModelError(f'the {backend} backend needs {" and ".join(missing)}; pip install "segmv3[export]"')
+
+
+def _backends(asked: str, place: torch.device) -> list[BackendName]:
+    if asked == "auto":
+        return ["torch"] if place.type == "cuda" else [name for name in get_args(BackendName) if installed(name)]
+    name: BackendName = asked  # type: ignore[assignment]
+    _refuse_missing(name)
+    return [name]
+
+
+def _precisions(backend: BackendName, asked: str, place: torch.device) -> list[Arithmetic]:
+    """What to try: on a CPU only OpenVINO gains from bf16 (docs/performance.md)."""
+    if asked != "auto":
+        arithmetic: Arithmetic = asked  # type: ignore[assignment]
+        refuse_precision(arithmetic, place.type)
+        return [arithmetic] if backend != "onnxruntime" or asked == "fp32" else []
+    if place.type == "cuda":
+        return ["fp16", "bf16", "fp32"]
+    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(cpu_flags())
+    return ["bf16", "fp32"] if backend == "openvino" and has_bf16 else ["fp32"]
+
+
+def _opener(
+    model: Segmenter, card: Card, name: BackendName, precision: Arithmetic, place: torch.device, compile: bool
+) -> Callable[[Size], Backend]:
+    """How to get a candidate ready. Args of the result: the size it will see first."""
+    if name == "torch":
+        return lambda first: TorchBackend(model, device=place, precision=precision, compile=compile)
+
+    kind = OpenVinoBackend if name == "openvino" else OnnxRuntimeBackend
+
+    def at(size: Size | None) -> Backend:
+        threads = torch.get_num_threads()
+        ready = partial(kind, output="low-logits", size=size, precision=precision, threads=threads)
+        try:
+            return ready(converted(model, card, name, size))
+        except CheckpointError:  # a file of the cache was damaged
+            return ready(converted(model, card, name, size, again=True))
+
+    if needs_fixed_size(model):
+        return lambda first: PerSize(at, first)
+    return lambda first: at(None)
+
+
+def _open_export(path: Path, backend: str, threads: int | None, device: Device, precision: str) -> Predictor:
+    runners = _EXPORTS[path.suffix.lower()]
+    name = runners[0] if backend == "auto" else backend
+    if name not in runners:
+        raise ModelError(f"{path} is run by {' or '.join(runners)}, not by {name}; leave --backend out")
+    if device == "cuda":
+        raise ModelError(f"{path} runs on the CPU; leave --device cuda out, or name the weights it was exported from")
+    _refuse_missing(name)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    use_device("cpu", threads)
+    from segmv3.convert import onnx, openvino, torch_export
+    from segmv3.convert.receipt import verify_receipt
+
+    verify_receipt(path)
+    metadata = {".onnx": onnx, ".xml": openvino, ".pt2": torch_export}[path.suffix.lower()].metadata_of(path)
+    card = Card(metadata.names, metadata.colors, metadata.facts, metadata.source_sha256)
+    own: Arithmetic = metadata.precision
+    asked: Arithmetic = own if precision == "auto" else precision  # type: ignore[assignment]
+    if asked != own and not (name == "openvino" and (own, asked) == ("fp32", "bf16")):
+        raise ModelError(f"{path} calculates in {own}, not in {asked}; leave --precision out")
+    output, size, threads = metadata.output, metadata.size, torch.get_num_threads()
+    if name == "torch":
+        return Predictor(TorchExportBackend(path, output=output, size=size), card)
+    kind = OpenVinoBackend if name == "openvino" else OnnxRuntimeBackend
+    return Predictor(kind(path, output=output, size=size, precision=asked, threads=threads), card)

@@ -1,0 +1,91 @@
+"""What a measurement or a proof was made on."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segmv3.checkpoint import package_version, source_commit
+
+_FLAGS = (
+    "avx2",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+)
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "openvino",
+    "onnxruntime",
+    "onnx",
+    "nncf",
+    "numba",
+    "numpy",
+    "opencv-python-headless",
+)
+
+
+def machine() -> dict[str, Any]:
+    """The CPU with the instructions that matter here, its cores, memory, GPU, system and versions, as JSON types."""
+    return {
+        "cpu": cpu_name(),
+        "flags": cpu_flags(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": versions(),
+        "segmv3": package_version(),
+        "commit": source_commit(),
+    }
+
+
+def cpu_name() -> str:
+    """Such as "AMD EPYC 9354"."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """Of the vector and matrix instructions that speed up a net, those that this CPU has."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            found = set(line.partition(":")[2].split())
+            return [flag for flag in _FLAGS if flag in found]
+    return []
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide about speed and numbers; those that are not installed are left out."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _memory() -> float | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)

@@ -1,0 +1,99 @@
+"""The callable that `segmv3.load` returns."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from segmv3.checkpoint import Card
+from segmv3.decode import label_map
+from segmv3.errors import ModelError
+from segmv3.images import UInt8Array
+from segmv3.labels import Classes
+from segmv3.runtime.backends import Backend
+
+STAGES = ("prepare", "net", "labels")
+"""What `Predictor.timings` tells apart: checking the pixels, the net itself, from low-resolution logits to labels."""
+
+
+class Predictor:
+    """`predict(image) -> labels` for one net.
+
+    Safe to call from several threads at once.
+
+    Attributes: card: what the weight file says of itself. timings: seconds of each of `STAGES` in the last call
+        that ended; empty before the first.
+    """
+
+    def __init__(self, backend: Backend, card: Card) -> None:
+        self._backend = backend
+        self.card = card
+        self.timings: dict[str, float] = {}
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of the train ids."""
+        return self.card.classes
+
+    @property
+    def backend(self) -> str:
+        """The runtime: torch, onnxruntime or openvino."""
+        return self._backend.name
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the net: fp32, bf16, fp16 or int8."""
+        return self._backend.precision
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        return self._backend.device
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the net."""
+        return self._backend.threads
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The only (height, width) that a fixed-size export takes; None for any."""
+        return self._backend.size
+
+    def __call__(self, image: UInt8Array) -> UInt8Array:
+        """Label every pixel.
+
+        Args: image: uint8 H x W x 3, RGB, any size; or a batch, uint8 N x H x W x 3.
+        Returns: uint8 H x W, train ids 0..classes-1; for a batch uint8 N x H x W.
+        Raises: ModelError for an array of another shape or dtype, and for a size that a fixed-size export lacks.
+        """
+        start = time.perf_counter()
+        images = _checked(image)
+        prepared = time.perf_counter()
+        output = torch.as_tensor(self._backend.run(images))
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        calculated = time.perf_counter()
+        # cloned, for what a runtime returns may be its own memory
+        found = output.clone() if self._backend.output == "labels" else label_map(output, images.shape[1:3])
+        labels = found.cpu().numpy()
+        end = time.perf_counter()
+        self.timings = dict(zip(STAGES, (prepared - start, calculated - prepared, end - calculated), strict=True))
+        return labels if np.ndim(image) == 4 else labels[0]
+
+    def stream(self, images: Iterable[UInt8Array]) -> Iterator[UInt8Array]:
+        """The labels of each image in turn, one at a time in memory.
+
+        Args: images: uint8 H x W x 3, RGB, of any and of different sizes.
+        Raises: as a call, at the image that it concerns.
+        """
+        return map(self, images)
+
+
+def _checked(image: UInt8Array) -> UInt8Array:
+    """As a batch that every runtime takes without a copy of its own."""
+    image = np.asarray(image)
+    if image.dtype != "uint8" or image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
+        raise ModelError(f"an image must be uint8 H x W x 3 (RGB), found {image.dtype} {image.shape}")
+    return np.require(image if image.ndim == 4 else image[None], requirements=["C", "W"])

@@ -1,0 +1,215 @@
+"""Whether a net that another runtime runs, or other arithmetic, still computes what PyTorch computes in fp32."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmv3.convert.graph import Output
+from segmv3.decode import label_map
+from segmv3.errors import ModelError
+from segmv3.images import UInt8Array
+from segmv3.metrics import ConfusionMatrix
+from segmv3.runtime.backends import Arithmetic, Backend, Size
+
+
+class DisagreementError(ModelError):
+    """A converted net computes something else than PyTorch."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a candidate may be from PyTorch's fp32."""
+
+    relative_rms: float | None
+    """Of the logits: RMS of the difference over RMS of the reference. None: not asked."""
+    label_agreement: float
+    """Least share of pixels with the same label, percent."""
+    miou_loss: float
+    """Most that mIoU may fall, points, where there are truths."""
+
+
+LIMITS: Mapping[Arithmetic, Limits] = MappingProxyType(
+    {
+        # Another order of summing fp32 changes the logits of every net of the zoo by 3e-7 to 1.3e-6 of their size. A
+        # missing bias or another rule of enlarging changes them by 1e-3 or more. Labels may differ where two classes
+        # tie to the last digit.
+        "fp32": Limits(1e-4, 99.9, 0.05),
+        # 11 bits of mantissa, 8 times finer than bf16.
+        "fp16": Limits(5e-3, 99.5, 0.2),
+        # 8 bits of mantissa: each layer is off by up to 0.4 %, and sixty in a row by 0.5 to 1.9 % (seen on all nets of
+        # the zoo). A trained net keeps 98.7 to 99.9 % of its labels, the least on images of a few cells; a fresh one,
+        # whose logits hardly differ, may keep 96 %, and is better run in fp32.
+        "bf16": Limits(0.03, 98.0, 0.5),
+        # 256 steps for all values of a map: 3 to 7 % off, and 98.7 to 99.6 % of the labels (CamVid, Small). What the
+        # logits are worth is what labels come out of them.
+        "int8": Limits(None, 90.0, 2.0),
+    }
+)
+
+
+@dataclass(frozen=True)
+class SizeAgreement:
+    """How well candidate and reference agree on images of one size."""
+
+    size: Size
+    """Height and width."""
+    images: int
+    max_logit_difference: float | None
+    """None where the candidate gives labels only."""
+    relative_rms: float | None
+    label_agreement: float
+    """Percent of all pixels."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well candidate and reference agree."""
+
+    sizes: tuple[SizeAgreement, ...]
+    """In the order in which they came."""
+    scored_images: int = 0
+    """Those with a truth."""
+    miou_reference: float | None = None
+    """Percent, over the images with a truth; None without any."""
+    miou_candidate: float | None = None
+
+    @property
+    def miou_loss(self) -> float | None:
+        """Points that the candidate loses; None without truths."""
+        if self.miou_reference is None or self.miou_candidate is None:
+            return None
+        return self.miou_reference - self.miou_candidate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self) | {"sizes": [asdict(size) | {"size": list(size.size)} for size in self.sizes]}
+
+
+def compare(
+    reference: Backend,
+    candidate: Backend,
+    images: Iterable[UInt8Array],
+    truths: Iterable[UInt8Array | None] | None = None,
+) -> Agreement:
+    """Run both on the same images.
+
+    Args: reference: gives low logits. candidate: gives any kind of output. images: uint8 H x W x 3, RGB, of any sizes.
+        truths: for each image its train ids, uint8 H x W with 255 = ignore, or None where there are none.
+    Raises: ModelError when there is no image, or a size that one of them does not take.
+    """
+    counts: dict[Size, _Counts] = {}
+    scores: list[tuple[ConfusionMatrix, ConfusionMatrix]] = []
+    given = iter(truths) if truths is not None else None
+    for image in images:
+        size = (image.shape[0], image.shape[1])
+        batch = np.ascontiguousarray(image[None])
+        expected = torch.as_tensor(reference.run(batch)).cpu().float()
+        labels = counts.setdefault(size, _Counts()).add(expected, _of(candidate, batch), size)
+        truth = next(given) if given else None
+        if truth is not None:
+            scores.append((_score(labels[0], truth, expected.shape[1]), _score(labels[1], truth, expected.shape[1])))
+    if not counts:
+        raise ModelError("there is no image to compare with")
+    sizes = tuple(count.result(size) for size, count in counts.items())
+    if not any(score.matrix.any() for score, _ in scores):
+        return Agreement(sizes)
+    reference_score, candidate_score = (_sum(each) for each in zip(*scores, strict=True))
+    return Agreement(sizes, len(scores), reference_score.miou, candidate_score.miou)
+
+
+def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
+    """Args: title: what was compared, for the message.
+
+    Raises: DisagreementError with the numbers when a candidate is farther from the reference than its arithmetic
+        explains.
+    """
+    limits = LIMITS[precision]
+    for found in agreement.sizes:
+        where = f"{title} disagrees with PyTorch at {found.size[0]}x{found.size[1]}"
+        rms, most = found.relative_rms, limits.relative_rms
+        if rms is not None and most is not None and not rms <= most:  # so written, a NaN is refused
+            raise DisagreementError(
+                f"{where}: the logits are off by {rms:.2g} of their size (relative RMS, limit {most:g}; "
+                f"the largest difference is {found.max_logit_difference:.2g})"
+            )
+        if not found.label_agreement >= limits.label_agreement:
+            raise DisagreementError(
+                f"{where}: {found.label_agreement:.3f} % of the labels are the same (limit {limits.label_agreement} %)"
+            )
+    loss = agreement.miou_loss
+    if loss is not None and not loss <= limits.miou_loss:
+        raise DisagreementError(
+            f"{title} falls behind PyTorch: mIoU {agreement.miou_candidate:.2f} instead of "
+            f"{agreement.miou_reference:.2f} (limit {limits.miou_loss} points)"
+        )
+
+
+def _score(labels: UInt8Array, truth: UInt8Array, classes: int) -> ConfusionMatrix:
+    score = ConfusionMatrix(classes)
+    score.update(labels, truth)
+    return score
+
+
+def _sum(scores: Iterable[ConfusionMatrix]) -> ConfusionMatrix:
+    total, *rest = scores
+    for score in rest:
+        total.merge(score)
+    return total
+
+
+def _of(backend: Backend, batch: UInt8Array) -> tuple[Output, Tensor]:
+    """What a backend makes of images, as a tensor of its own."""
+    output = backend.run(batch)
+    return backend.output, output.cpu() if isinstance(output, Tensor) else torch.from_numpy(np.array(output))
+
+
+class _Counts:
+    """Sums over the images of one size."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.pixels = self.same = 0
+        self.largest: float | None = None
+        self.squares = self.square_differences = 0.0
+
+    def add(self, expected: Tensor, found: tuple[Output, Tensor], size: Size) -> tuple[UInt8Array, UInt8Array]:
+        """Returns: the labels H x W of reference and candidate."""
+        kind, output = found
+        labels = label_map(expected, size).numpy()
+        if kind != "labels":
+            if kind == "logits":
+                expected = F.interpolate(expected, size, mode="bilinear", align_corners=False)
+            self._add_logits(expected, output.float())
+        guess = output.numpy() if kind == "labels" else label_map(output.float(), size).numpy()
+        if guess.shape != labels.shape:
+            raise DisagreementError(f"the candidate gives labels of shape {guess.shape}, PyTorch {labels.shape}")
+        self.images += 1
+        self.pixels += labels.size
+        self.same += int(np.count_nonzero(labels == guess))
+        return labels[0], guess[0]
+
+    def _add_logits(self, expected: Tensor, logits: Tensor) -> None:
+        if logits.shape != expected.shape:
+            raise DisagreementError(
+                f"the candidate gives logits of shape {tuple(logits.shape)}, PyTorch {tuple(expected.shape)}"
+            )
+        difference = logits - expected
+        largest = float(difference.abs().max())
+        # max() would forget a NaN that it meets second
+        self.largest = largest if self.largest is None or not largest <= self.largest else self.largest
+        self.square_differences += float(difference.square().sum(dtype=torch.float64))
+        self.squares += float(expected.square().sum(dtype=torch.float64))
+
+    def result(self, size: Size) -> SizeAgreement:
+        relative = None
+        if self.largest is not None:
+            zero = 0.0 if self.square_differences == 0 else math.inf
+            relative = math.sqrt(self.square_differences / self.squares) if self.squares else zero
+        return SizeAgreement(size, self.images, self.largest, relative, 100 * self.same / self.pixels)
