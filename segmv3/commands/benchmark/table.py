@@ -1,13 +1,13 @@
-"""`segmv3 benchmark`."""
+"""`segmv3 benchmark table`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segmv3.commands.benchmark.shared import Root, say
 from segmv3.commands.options import parse, refuse_existing, refuse_limit
 from segmv3.config import Device, Precision
 from segmv3.errors import CheckpointError, ConfigError, DataError
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table as RichTable
 
-    from segmv3.benchmark.metrics import Maps, Timing
     from segmv3.benchmark.table import Line
     from segmv3.data.datasets import Dataset
-
-
-@dataclass(frozen=True, kw_only=True)
-class Root:
-    root: Path | None = None
-    """The folder that holds the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,42 +46,11 @@ class Table:
     """CPU threads; torch's own choice by default."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """Time the counting of one image's confusion matrix: segmv3, numpy, torchmetrics and mmsegmentation."""
-
-    size: tuple[int, int] = (1024, 2048)
-    """Height and width of the label maps."""
-    repeat: int = 20
-    """Updates that are timed, of each."""
-    data: Root = field(default_factory=Root)
-    limit: int | None = None
-    """With --data.root: decode and score only the first N labels."""
-    split: str = "val"
-    """With --data.root: part of the data set."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
-
-
-def run(arguments: list[str]) -> None:
-    """Do `segmv3 benchmark table` or `segmv3 benchmark metrics`."""
-    commands: dict[str, Callable[[list[str]], None]] = {"table": _table, "metrics": _metrics}
-    if arguments[:1] and arguments[0] in ("-h", "--help"):
-        print("usage: segmv3 benchmark table | metrics")
-        return
-    if not arguments or arguments[0] not in commands:
-        found = f"no benchmark command {arguments[0]!r}" if arguments else "nothing to do for benchmark alone"
-        raise ConfigError(f"there is {found}; there are segmv3 benchmark table and metrics")
-    commands[arguments[0]](arguments[1:])
-
-
-# --- table ---
-
 _WIDTH = 120
 """Columns that the table needs; a narrower terminal folds its lines, which is better than cutting numbers."""
 
 
-def _table(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     options = parse(Table, "segmv3 benchmark table", arguments)
     _check_table(options)
     from rich.console import Console
@@ -105,10 +67,10 @@ def _table(arguments: list[str]) -> None:
     table = lines(results, describe_nets(), failures)
     console.print(_rendered(table), width=max(console.width, _WIDTH), no_wrap=True, crop=False)
     for line in (NOTES, *reasons(table), *(f"left out: {line}" for line in results.left_out)):
-        _say(console, line)
+        say(console, line)
     if options.output:
         write_bytes(options.output, markdown(table, results).encode())
-        _say(console, f"wrote {options.output}")
+        say(console, f"wrote {options.output}")
 
 
 def _check_table(options: Table) -> None:
@@ -198,7 +160,7 @@ def _measure(options: Table, name: str, source: str | Path, flip: bool, dataset:
     if isinstance(source, Path):
         result["recipe"] = name
     write_bytes(path, json.dumps(result).encode())
-    _say(progress.console, f"wrote {path}: mIoU {result['miou']:.2f} % on {result['images']:,} images")
+    say(progress.console, f"wrote {path}: mIoU {result['miou']:.2f} % on {result['images']:,} images")
 
 
 def _rendered(table: list[Line]) -> RichTable:
@@ -227,88 +189,3 @@ def _rendered(table: list[Line]) -> RichTable:
     for row in rows:
         rendered.add_row(*row)
     return rendered
-
-
-# --- metrics ---
-
-
-def _metrics(arguments: list[str]) -> None:
-    options = parse(Metrics, "segmv3 benchmark metrics", arguments)
-    refuse_limit(options.limit)
-    if options.repeat < 1:
-        raise ConfigError(f"--repeat is {options.repeat}; it must be at least 1")
-    if options.limit and not options.data.root:
-        raise ConfigError("--limit belongs to --data.root DIR")
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from segmv3.benchmark.metrics import random_maps, street_maps, time_shares, time_updates
-    from segmv3.config import Data
-    from segmv3.doctor import layout_of
-    from segmv3.evaluation import open_labelled
-    from segmv3.runtime import use_device
-
-    root = options.data.root
-    dataset = open_labelled(Data(dataset=layout_of(root), root=root), options.split) if root else None
-    use_device("cpu", options.threads)
-    console = Console()
-    _say(console, _machine(options.size))
-    for make in (random_maps, street_maps):
-        with console.status("drawing label maps"):
-            maps = make(options.size)
-        with console.status(f"timing, {maps.title} labels"):
-            timings = time_updates(maps, options.repeat)
-        console.print(_timings(maps, timings, options.repeat))
-    if dataset is None:
-        return
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("decode and score", total=None)
-        shares = time_shares(
-            dataset,
-            limit=options.limit,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    each = [1000 * value / shares.images for value in (shares.label, shares.prediction, shares.scoring)]
-    count = "1 image" if shares.images == 1 else f"{shares.images:,} images"
-    _say(
-        console,
-        f"{count} of {dataset.title} {dataset.split} with cached predictions, one thread: reading the label "
-        f"{each[0]:.2f} ms, the prediction {each[1]:.2f} ms, scoring {each[2]:.2f} ms an image; "
-        f"decoding takes {shares.decoding:.1f} %, scoring {100 - shares.decoding:.1f} % of the time",
-    )
-
-
-def _machine(size: tuple[int, int]) -> str:
-    import platform
-
-    import torch
-
-    cpu = Path("/proc/cpuinfo")
-    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    name = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
-    return (
-        f"device CPU ({name}), {torch.get_num_threads()} torch threads, label maps of {size[0]}x{size[1]}, 19 classes"
-    )
-
-
-def _timings(maps: Maps, timings: list[Timing], repeat: int) -> RichTable:
-    from rich import box
-    from rich.table import Table as RichTable
-
-    table = RichTable(
-        title=f"{maps.title} labels, {repeat} updates each, in turns", title_justify="left", box=box.SIMPLE
-    )
-    for column in ("implementation", "version", "labels", "median ms", "p95 ms", "times ours"):
-        table.add_column(column, justify="right" if "m" in column[-2:] or "ours" in column else "left")
-    ours = timings[0].median
-    for timing in timings:
-        numbers = ("-", "-", "-")
-        if timing.seconds:
-            times = f"{timing.median / ours:.1f}"
-            numbers = (f"{1000 * timing.median:.2f}", f"{1000 * timing.p95:.2f}", times)
-        table.add_row(timing.implementation.name, timing.version, timing.implementation.takes, *numbers)
-    return table
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)

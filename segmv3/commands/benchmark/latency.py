@@ -1,0 +1,155 @@
+"""`segmv3 benchmark latency`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from segmv3.commands.benchmark.shared import Measurement, columns, measuring, milliseconds, refuse_sizes
+from segmv3.commands.options import parse, refuse_existing
+from segmv3.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from segmv3.benchmark.latency import Case, Row
+    from segmv3.benchmark.pictures import Size
+
+Backend = Literal["auto", "torch", "onnxruntime", "openvino"]
+Arithmetic = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency(Measurement):
+    """Time every stage from an image file to the picture of its labels: decode, prepare, net, labels, draw, encode."""
+
+    weights: tuple[str, ...] = ()
+    """Weight files, exported files or published names. Without: fresh weights, of --net."""
+    net: tuple[str, ...] = ("lraspp_large_d8", "lraspp_small_d8")
+    """Named nets, with fresh weights."""
+    size: tuple[tuple[int, int], ...] = ((1024, 2048), (512, 1024))
+    """Heights and widths, such as --size 1024 2048 512 1024."""
+    backend: tuple[Backend, ...] = ("auto",)
+    """Runtimes; auto is the fastest."""
+    precision: tuple[Arithmetic, ...] = ("auto",)
+    """Arithmetic of the net; auto is the fastest."""
+    image: Path | None = None
+    """The picture, resized to every size. Without: a drawn street."""
+    memory: bool = True
+    """See how much memory each takes, in a process of its own."""
+
+
+def run(arguments: list[str]) -> None:
+    options = parse(Latency, "segmv3 benchmark latency", arguments)
+    _check(options)
+    plot = options.output.with_suffix(".png") if options.output else None
+    if plot:
+        refuse_existing(plot, options.overwrite)
+    with measuring("latency", options, arguments) as session:
+        from segmv3.benchmark.latency import time_stages
+        from segmv3.benchmark.pictures import streets
+        from segmv3.benchmark.stages import stage_bars
+        from segmv3.files import make_folder
+        from segmv3.images import read_image, write_png
+        from segmv3.report.plots import LIGHT
+
+        picture = read_image(options.image) if options.image else None
+        files: dict[Size, Path] = {}
+        with session.progress() as (tell, advance):
+            tell("drawing a street")
+            for size, pixels in streets(options.size, picture).items():
+                files[size] = session.place.folder / f"{size[0]}x{size[1]}.png"
+                write_png(files[size], pixels)
+            rows = time_stages(
+                _cases(options),
+                files,
+                session.place,
+                options.repeat,
+                memory=options.memory,
+                say=tell,
+                progress=advance,
+            )
+        session.show(f"median milliseconds of {options.repeat} calls, in turns", _table(rows), _NOTE)
+        for line in _floors(rows):
+            session.say(line)
+        if plot:
+            make_folder(plot.parent)
+            write_png(plot, stage_bars(rows, LIGHT))
+            session.say(f"wrote {plot}")
+        session.finish(rows=[row.facts() for row in rows])
+
+
+def _check(options: Latency) -> None:
+    refuse_sizes(options.size)
+    if options.weights and options.net != Latency().net:
+        raise ConfigError("--weights and --net exclude each other; a named net has fresh weights")
+    if not options.weights:
+        from segmv3.models.zoo import net
+
+        for name in options.net:
+            net(name)
+    for flag in ("weights", "net", "backend", "precision"):
+        given = getattr(options, flag)
+        if len(set(given)) < len(given):
+            raise ConfigError(f"--{flag} names one twice")
+        if not given and flag != "weights":
+            raise ConfigError(f"--{flag} needs a value")
+
+
+def _cases(options: Latency) -> list[Case]:
+    from segmv3.benchmark.latency import Case
+
+    return [
+        Case(net, bool(options.weights), size, backend, precision)
+        for size in options.size
+        for net in options.weights or options.net
+        for backend in options.backend
+        for precision in options.precision
+    ]
+
+
+_NOTE = (
+    "image to labels: prepare + net + labels; ratio: to the first row's; overhead: the share that is not the net; peak "
+    "MiB: of a process that opens the net and labels one image, with Python and torch"
+)
+
+
+def _table(rows: list[Row]) -> Table:
+    from segmv3.benchmark.latency import STAGES
+
+    table = columns(
+        *("net", "size", "runtime", *STAGES, "image to labels", "p95", "ratio", "all", "overhead", "peak MiB"),
+        text=("net", "size", "runtime"),
+    )
+    for row in rows:
+        memory = f"{row.memory.peak:,.0f}" if row.memory else "-"
+        table.add_row(
+            row.name,
+            f"{row.case.size[0]}x{row.case.size[1]}",
+            f"{row.backend} {row.precision}",
+            *(milliseconds(row.stages[stage].median) for stage in STAGES),
+            milliseconds(row.labelling.median),
+            milliseconds(row.labelling.p95),
+            f"{row.labelling.median / rows[0].labelling.median:.3f}",
+            milliseconds(row.total.median),
+            f"{row.overhead:.1f} %",
+            memory,
+        )
+    return table
+
+
+def _floors(rows: list[Row]) -> list[str]:
+    """How far each net is from what this machine can multiply and move."""
+    return [line for row in rows if (line := _floor(row))]
+
+
+def _floor(row: Row) -> str:
+    if not (row.work and row.gflops and row.floor and row.gbytes):
+        return ""
+    return (
+        f"{row.name} {row.case.size[0]}x{row.case.size[1]} {row.precision}: {row.work.gflop:.2f} GFLOP take "
+        f"{milliseconds(row.floor)} ms at the {row.gflops:,.0f} GFLOP/s of a matrix product, the net reaches "
+        f"{100 * row.floor / row.stages['net'].median:.0f} % of that; its maps are {row.gbytes:.2f} GB, which a copy "
+        f"would move in {milliseconds(row.gbytes / row.bandwidth)} ms ({row.bandwidth:.0f} GB/s)"
+    )

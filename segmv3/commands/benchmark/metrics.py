@@ -1,0 +1,105 @@
+"""`segmv3 benchmark metrics`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from segmv3.commands.benchmark.shared import Root, refuse_repeat, say
+from segmv3.commands.options import parse, refuse_limit
+from segmv3.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from segmv3.benchmark.metrics import Maps, Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Time the counting of one image's confusion matrix: segmv3, numpy, torchmetrics and mmsegmentation."""
+
+    size: tuple[int, int] = (1024, 2048)
+    """Height and width of the label maps."""
+    repeat: int = 20
+    """Updates that are timed, of each."""
+    data: Root = field(default_factory=Root)
+    limit: int | None = None
+    """With --data.root: decode and score only the first N labels."""
+    split: str = "val"
+    """With --data.root: part of the data set."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+
+
+def run(arguments: list[str]) -> None:
+    options = parse(Metrics, "segmv3 benchmark metrics", arguments)
+    refuse_limit(options.limit)
+    refuse_repeat(options.repeat)
+    if options.limit and not options.data.root:
+        raise ConfigError("--limit belongs to --data.root DIR")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segmv3.benchmark.metrics import random_maps, street_maps, time_shares, time_updates
+    from segmv3.config import Data
+    from segmv3.doctor import layout_of
+    from segmv3.evaluation import open_labelled
+    from segmv3.runtime import use_device
+
+    root = options.data.root
+    dataset = open_labelled(Data(dataset=layout_of(root), root=root), options.split) if root else None
+    use_device("cpu", options.threads)
+    console = Console()
+    say(console, _machine(options.size))
+    for make in (random_maps, street_maps):
+        with console.status("drawing label maps"):
+            maps = make(options.size)
+        with console.status(f"timing, {maps.title} labels"):
+            timings = time_updates(maps, options.repeat)
+        console.print(_timings(maps, timings, options.repeat))
+    if dataset is None:
+        return
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("decode and score", total=None)
+        shares = time_shares(
+            dataset,
+            limit=options.limit,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    each = [1000 * value / shares.images for value in (shares.label, shares.prediction, shares.scoring)]
+    count = "1 image" if shares.images == 1 else f"{shares.images:,} images"
+    say(
+        console,
+        f"{count} of {dataset.title} {dataset.split} with cached predictions, one thread: reading the label "
+        f"{each[0]:.2f} ms, the prediction {each[1]:.2f} ms, scoring {each[2]:.2f} ms an image; "
+        f"decoding takes {shares.decoding:.1f} %, scoring {100 - shares.decoding:.1f} % of the time",
+    )
+
+
+def _machine(size: tuple[int, int]) -> str:
+    import torch
+
+    from segmv3.runtime.machine import cpu_name
+
+    threads = torch.get_num_threads()
+    return f"device CPU ({cpu_name()}), {threads} torch threads, label maps of {size[0]}x{size[1]}, 19 classes"
+
+
+def _timings(maps: Maps, timings: list[Timing], repeat: int) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    table = RichTable(
+        title=f"{maps.title} labels, {repeat} updates each, in turns", title_justify="left", box=box.SIMPLE
+    )
+    for column in ("implementation", "version", "labels", "median ms", "p95 ms", "times ours"):
+        table.add_column(column, justify="right" if "m" in column[-2:] or "ours" in column else "left")
+    ours = timings[0].median
+    for timing in timings:
+        numbers = ("-", "-", "-")
+        if timing.seconds:
+            times = f"{timing.median / ours:.1f}"
+            numbers = (f"{1000 * timing.median:.2f}", f"{1000 * timing.p95:.2f}", times)
+        table.add_row(timing.implementation.name, timing.version, timing.implementation.takes, *numbers)
+    return table
