@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         _run(arguments)
     except Segmv3Error as error:
         return _fail(_last_message(error), error.exit_code)
+    except Interrupted as stopped:
+        return _fail(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except (MemoryError, RuntimeError) as error:  # torch has an error of its own for every allocator

@@ -84,14 +84,18 @@ class OfficialError(NumericsError):
     area = "official"
 
 
-class Interrupted(Segmv3Error):
-    """SIGINT or SIGTERM was obeyed: the work is saved."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM was obeyed: the work is saved.
 
-    area = "interrupted"
+    No `Exception`, as KeyboardInterrupt is none: who handles what went wrong does not handle this.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"interrupted: {super().__str__()}"
 
 
 class Segmv3Warning(UserWarning):

@@ -1,9 +1,7 @@
 """Exporting a net to a file for another runtime, with proof that the file computes what PyTorch computes."""
 
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,13 +37,12 @@ from segmv3.models.zoo import net_name
 from segmv3.runtime.backends import (
     Arithmetic,
     Backend,
-    OnnxRuntimeBackend,
-    OpenVinoBackend,
     Size,
     TorchBackend,
-    TorchExportBackend,
 )
-from segmv3.runtime.machine import cpu_flags, machine
+from segmv3.runtime.choice import median_times
+from segmv3.runtime.loading import EXPORTS, open_file
+from segmv3.runtime.machine import has_bf16, machine
 from segmv3.runtime.proof import LIMITS, Agreement, compare, refuse
 from segmv3.weights.opening import open_segmenter
 
@@ -225,6 +222,8 @@ def export(
     _refuse_path(path, to, overwrite)
     _refuse_missing(to)
     pictures = pictures or drawn()
+    if Path(source).suffix.lower() in EXPORTS:
+        raise ModelError(f"{source} is an exported file; name the weights that it was made from")
     say("open the weights")
     model, card = open_segmenter(source)
     _refuse_size(model, size)
@@ -257,7 +256,7 @@ def export(
 
 def _refuse_path(path: Path, to: Target, overwrite: bool) -> None:
     """Raises: OutputError."""
-    if path.suffix.lower() != SUFFIXES[to]:
+    if path.suffix != SUFFIXES[to]:
         raise OutputError(f"{path} must end in {SUFFIXES[to]} for --to {to}")
     for file in (*files_of(path), receipt_path(path)):
         if file.is_dir():
@@ -304,14 +303,7 @@ def _write(model: Segmenter, metadata: Metadata, path: Path) -> None:
 
 def _open(path: Path, metadata: Metadata, precision: Arithmetic) -> Backend:
     """The file in its own runtime."""
-    threads = torch.get_num_threads()
-    if path.suffix == ".onnx":
-        return OnnxRuntimeBackend(
-            path, output=metadata.output, size=metadata.size, precision=precision, threads=threads
-        )
-    if path.suffix == ".xml":
-        return OpenVinoBackend(path, output=metadata.output, size=metadata.size, precision=precision, threads=threads)
-    return TorchExportBackend(path, output=metadata.output, size=metadata.size)
+    return open_file(path, metadata, EXPORTS[path.suffix][0], precision)
 
 
 def _compare(reference: Backend, candidate: Backend, pictures: Pictures, size: Size | None, say: Say) -> Agreement:
@@ -405,7 +397,8 @@ class _Int8:
         """Convert, calibrate and write. Returns: what the file says of itself."""
         from segmv3.convert import int8, onnx, openvino
 
-        self._fp32 = path.with_name(f"fp32{path.suffix}")
+        self._fp32 = path.parent / "fp32" / path.name
+        self._fp32.parent.mkdir()
         self._say("convert in fp32")
         _write(self._model, self._metadata, self._fp32)
         images = [read() for read in self._pictures.calibration]
@@ -425,27 +418,14 @@ class _Int8:
         """Latency and mIoU before and after."""
         self._say("measure the latency before and after")
         others: dict[str, Backend] = {"fp32": _open(self._fp32, self._metadata, "fp32")}
-        if self._fp32.suffix == ".xml" and {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags()):
+        if self._fp32.suffix == ".xml" and has_bf16():
             others["bf16"] = _open(self._fp32, self._metadata, "bf16")
         size = self._metadata.size or _TIMED_SIZE
-        times = _latencies(others | {"int8": backend}, _resized(self._pictures.read[0]()[0], size))
+        times = median_times(others | {"int8": backend}, _resized(self._pictures.read[0]()[0], size), _ROUNDS)
         slower = [f"slower than {name} here" for name in others if times["int8"] > times[name]]
         return {
             "calibration": {"images": self._calibrated, "from": self._pictures.calibration_origin},
-            "latency_ms": {"size": list(size), **times},
+            "latency_ms": {"size": list(size)} | {name: round(value, 2) for name, value in times.items()},
             "miou": {"fp32": agreement.miou_reference, "int8": agreement.miou_candidate},
             "verdict": slower or ["faster than " + " and ".join(others) + " here"],
         }
-
-
-def _latencies(backends: Mapping[str, Backend], image: UInt8Array) -> dict[str, float]:
-    """Median milliseconds of each net alone, in turns: what else the machine does meets all of them."""
-    batch = np.ascontiguousarray(image[None])
-    seconds: dict[str, list[float]] = {name: [] for name in backends}
-    for round_ in range(_ROUNDS + 1):
-        for name, backend in backends.items():
-            start = time.perf_counter()
-            backend.run(batch)
-            if round_:  # the first is for getting ready
-                seconds[name].append(time.perf_counter() - start)
-    return {name: round(1000 * statistics.median(each), 2) for name, each in seconds.items()}

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from segmv3.errors import OutputError, ResourceError
@@ -81,4 +82,7 @@ def cache_folder() -> Path:
     """`$SEGMV3_CACHE`, or the folder segmv3 in the user's cache; not created here."""
     if own := os.environ.get("SEGMV3_CACHE"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmv3"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmv3"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / "segmv3"

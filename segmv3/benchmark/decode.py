@@ -1,7 +1,6 @@
 """How long low-resolution logits take to become labels: ours, and torch's resize and argmax, in one process."""
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmv3.benchmark.metrics import CLASSES, street_maps
+from segmv3.benchmark.timing import Times, time_in_turns
 from segmv3.decode import label_map, label_map_and_confidence
 from segmv3.errors import NumericsError
 
@@ -140,9 +140,10 @@ class Timing:
 def time_decoders(
     case: Case, repeat: int, *, implementations: Sequence[Implementation] = IMPLEMENTATIONS
 ) -> list[Timing]:
-    """Time each implementation, in turns, so that a busy machine is busy for all of them.
+    """Time each implementation, by turns as `segmv3.benchmark.timing` takes them.
 
-    The first call of each is not timed: it compiles, and its labels are compared with torch's.
+    Before that each is called once: it compiles, and its labels are compared with torch's.
+
     Raises: DecodingError when labels differ where rounding does not decide.
     """
     expected, near = _expected(case)
@@ -161,23 +162,15 @@ def time_decoders(
         if wrong:
             raise DecodingError(f"{one.name} gives {wrong:,} other labels than torch for the {case.title} logits")
         ready[one.name] = run
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(repeat):
-        for name, run in ready.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(spent) for name, spent in seconds.items() if spent}
-    first = medians.get(implementations[0].name, float("nan"))
-    return [
-        Timing(
-            one.name,
-            tuple(seconds.get(one.name, ())),
-            reasons.get(one.name, ""),
-            medians.get(one.name, float("nan")) / first,
-        )
-        for one in implementations
-    ]
+    times = time_in_turns(ready, repeat)
+    first = times[implementations[0].name].median if ready else float("nan")
+    return [_timing(one.name, times.get(one.name), reasons.get(one.name, ""), first) for one in implementations]
+
+
+def _timing(name: str, times: Times | None, reason: str, first: float) -> Timing:
+    if times is None:
+        return Timing(name, reason=reason)
+    return Timing(name, times.seconds, reason, times.median / first)
 
 
 def _expected(case: Case) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def from_text(text: str, path: object) -> Metadata:
         values["colors"] = tuple((int(r), int(g), int(b)) for r, g, b in values["colors"])
         metadata = Metadata(**values)
         _check(metadata)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path} says nothing of use about itself ({reason}); export it again") from None
     return metadata

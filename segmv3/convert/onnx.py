@@ -78,8 +78,8 @@ def metadata_of(path: Path) -> Metadata:
     except ImportError:
         raise ModelError('reading an onnx file needs onnx and onnxruntime; pip install "segmv3[export]"') from None
     try:
-        if path.stat().st_size > _LARGEST:
-            raise DecodeError("too large")
+        if not 0 < path.stat().st_size <= _LARGEST:
+            raise DecodeError("it is empty" if path.stat().st_size == 0 else "it is too large")
         model = onnx.load_from_string(path.read_bytes())
     except (DecodeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no ONNX file ({error})") from None

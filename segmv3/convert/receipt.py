@@ -59,7 +59,8 @@ def verify_receipt(path: Path) -> None:
             raise CheckpointError(f"{file} does not exist; {path.name} needs it beside itself")
         if proved.get(file.suffix.lower()) != _sha256(file):
             raise CheckpointError(
-                f"{file} was changed after it was proved: it differs from {receipt.name}; export again"
+                f"{file} is not the file that {receipt.name} was written for: it was changed, or the receipt is of "
+                "another; export again"
             )
 
 

@@ -271,8 +271,8 @@ def label_rows(memory, steps, shape, image, cells, down, across, table, labels, 
                         for k in range(count):
                             at = x + 2 * reach * k
                             a, b = load(spread, at), load(spread, at + reach)
-                            total = add_exp(total, mix(p, a, q, b), best, best)
-                            total_below = add_exp(total_below, mix(r, a, s, b), best_below, best_below)
+                            total = add_exp(total, mix(p, a, q, b), best)
+                            total_below = add_exp(total_below, mix(r, a, s, b), best_below)
                         store(chance, x, total)
                         store(chance, x + reach, total_below)
                 for x in range(x1 - x0):

@@ -65,6 +65,8 @@ def _operation(*arguments: types.Type, returns: types.Type) -> Callable[[Callabl
             return intrinsic(lambda typing, a: (returns(*arguments), codegen))
         if len(arguments) == 2:
             return intrinsic(lambda typing, a, b: (returns(*arguments), codegen))
+        if len(arguments) == 3:
+            return intrinsic(lambda typing, a, b, c: (returns(*arguments), codegen))
         return intrinsic(lambda typing, a, b, c, d: (returns(*arguments), codegen))
 
     return decorate
@@ -145,8 +147,8 @@ def only_first(builder: ir.IRBuilder, a: ir.Value, count: ir.Value) -> ir.Value:
     return builder.select(inside, a, _constant(float("inf")))
 
 
-@_operation(Floats, Floats, Floats, Floats, returns=Floats)
-def add_exp(builder: ir.IRBuilder, total: ir.Value, value: ir.Value, best: ir.Value, _: ir.Value) -> ir.Value:
+@_operation(Floats, Floats, Floats, returns=Floats)
+def add_exp(builder: ir.IRBuilder, total: ir.Value, value: ir.Value, best: ir.Value) -> ir.Value:
     """total + exp(value - best) for value <= best, to a few units in the last place (Cephes' expf)."""
     x = builder.fsub(value, best)
     x = builder.select(builder.fcmp_ordered(">", x, _constant(-87.0)), x, _constant(-87.0))

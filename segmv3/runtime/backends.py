@@ -20,7 +20,7 @@ from segmv3.errors import CheckpointError, ModelError
 from segmv3.images import UInt8Array
 from segmv3.models.fold import folded
 from segmv3.models.segmenter import Segmenter
-from segmv3.runtime.machine import cpu_flags
+from segmv3.runtime.machine import has_bf16
 
 if TYPE_CHECKING:
     import openvino
@@ -67,11 +67,9 @@ def refuse_precision(precision: Arithmetic, device: str) -> None:
     """Raises: ModelError for arithmetic that a device lacks."""
     if device == "cuda" or precision in ("fp32", "int8"):
         return
-    has_bf16 = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags()))
-    if precision == "fp16" or not has_bf16:
-        raise ModelError(
-            f"this CPU does not calculate in {precision}; it has {'fp32 and bf16' if has_bf16 else 'fp32'}"
-        )
+    if precision == "fp16" or not has_bf16():
+        known = "fp32 and bf16" if has_bf16() else "fp32"
+        raise ModelError(f"this CPU does not calculate in {precision}; it has {known}")
 
 
 class TorchBackend:
@@ -102,7 +100,6 @@ class TorchBackend:
         refuse_precision(precision, device.type)
         self.precision = precision
         self.device = device.type
-        self.threads = torch.get_num_threads()
         self._device = device
         net = folded(model) if fold else model.eval()
         self._net = net.to(device).to(memory_format=torch.channels_last)
@@ -111,6 +108,10 @@ class TorchBackend:
             self._low_logits = torch.compile(self._net.low_logits)
         self._graphs: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
         self._lock = threading.Lock()  # a CUDA graph has one input and one output
+
+    @property
+    def threads(self) -> int:
+        return torch.get_num_threads()  # of the process, whoever sets it
 
     def run(self, images: UInt8Array) -> Tensor:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -202,11 +203,14 @@ class OnnxRuntimeBackend:
                 str(source) if isinstance(source, Path) else source, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors share no base class
-            raise _cannot_open(self._path, "ONNX Runtime", error) from None
+            raise _cannot("open", self._path, "ONNX Runtime", error) from None
 
     def run(self, images: UInt8Array) -> NDArray[Any]:
         _refuse_size(self, images, self._path)
-        found = [self._session.run(None, {"image": part})[0] for part in _parts(self, images)]
+        try:
+            found = [self._session.run(None, {"image": part})[0] for part in _parts(self, images)]
+        except Exception as error:  # as above; a file that is not what it says of itself
+            raise _cannot("run", self._path, "ONNX Runtime", error) from None
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
@@ -242,7 +246,7 @@ class OpenVinoBackend:
         try:
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            raise _cannot_open(self._path, "OpenVINO", error) from None
+            raise _cannot("open", self._path, "OpenVINO", error) from None
         self._own = threading.local()  # a request is for one caller at a time
 
     def run(self, images: UInt8Array) -> NDArray[Any]:
@@ -254,7 +258,10 @@ class OpenVinoBackend:
         request, found = self._own.request, []
         for part in _parts(self, images):
             request.set_input_tensor(openvino.Tensor(part, shared_memory=True))
-            request.infer()
+            try:
+                request.infer()
+            except RuntimeError as error:
+                raise _cannot("run", self._path, "OpenVINO", error) from None
             found.append(request.get_output_tensor().data)  # the request's own memory, until this thread's next call
             if len(part) < len(images):
                 found[-1] = found[-1].copy()
@@ -262,16 +269,18 @@ class OpenVinoBackend:
 
 
 class PerSize:
-    """A net that converts at a fixed size only: one backend for each image size met lately.
+    """A net that converts at a fixed size only: a backend for each of the first image sizes, another for the rest.
 
-    Args: open_size: from (height, width) to a backend for it; slow.
+    Args: open_size: from (height, width) to a backend for it; slow, so not for every picture of a mixed folder.
+        first: a size to begin with. others: takes any size.
     """
 
     size: Size | None = None
 
-    def __init__(self, open_size: Callable[[Size], Backend], first: Size) -> None:
+    def __init__(self, open_size: Callable[[Size], Backend], first: Size, others: Backend) -> None:
         self._open = open_size
-        self._backends = OrderedDict({first: open_size(first)})
+        self._backends = {first: open_size(first)}
+        self._others = others
         self._lock = threading.Lock()
         backend = self._backends[first]
         self.name, self.precision, self.output = backend.name, backend.precision, backend.output
@@ -280,12 +289,9 @@ class PerSize:
     def run(self, images: UInt8Array) -> Tensor | NDArray[Any]:
         size = (images.shape[1], images.shape[2])
         with self._lock:
-            if size not in self._backends:
+            if size not in self._backends and len(self._backends) < _SIZES_KEPT:
                 self._backends[size] = self._open(size)
-                if len(self._backends) > _SIZES_KEPT:
-                    self._backends.popitem(last=False)
-            self._backends.move_to_end(size)
-            backend = self._backends[size]
+            backend = self._backends.get(size, self._others)
         return backend.run(images)
 
 
@@ -304,8 +310,8 @@ def _refuse_size(backend: Backend, images: UInt8Array, path: Path | None) -> Non
         )
 
 
-def _cannot_open(path: Path | None, runtime: str, error: Exception) -> CheckpointError:
+def _cannot(do: str, path: Path | None, runtime: str, error: Exception) -> CheckpointError:
     """With the last line of a runtime's message; those before it are places in its own source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1][:200] if lines else type(error).__name__
-    return CheckpointError(f"{path or 'the net'} cannot be opened by {runtime} ({reason}); export it again")
+    return CheckpointError(f"{runtime} cannot {do} {path or 'the net'} ({reason}); export it again")

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from segmv3.checkpoint import Card
-from segmv3.config import Data
-from segmv3.errors import ModelError, OutputError, ResourceError, Segmv3Error
+from segmv3.checkpoint import Card, package_version, source_commit
+from segmv3.data.mini_city import render_scene
+from segmv3.errors import ModelError, OutputError, ResourceError, Segmv3Error, Segmv3Warning
 from segmv3.files import cache_folder, make_folder, write_bytes
 from segmv3.images import UInt8Array
 from segmv3.models.segmenter import Segmenter
-from segmv3.runtime.backends import Arithmetic, Backend, BackendName, Size, TorchBackend
+from segmv3.runtime.backends import Arithmetic, Backend, Size, TorchBackend
 from segmv3.runtime.machine import cpu_flags, cpu_name, versions
 from segmv3.runtime.proof import compare, refuse
 
@@ -33,84 +33,96 @@ _ROUNDS = 5
 class Candidate:
     """A backend that could run the net. `open` gets it ready for images of the size it is given."""
 
-    name: BackendName
+    title: str
     precision: Arithmetic
     open: Callable[[Size], Backend]
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} {self.precision}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a candidate: why it is not used, or how long it takes."""
+    """What was found of a candidate: why it is not used, "" where it agrees, and how long it takes."""
 
-    title: str
     refusal: str
-    milliseconds: float | None
+    milliseconds: float
 
 
 def choose(model: Segmenter, card: Card, candidates: Sequence[Candidate], place: torch.device) -> Backend:
     """Open the fastest candidate that agrees with PyTorch's fp32; what was found is kept for the next time.
 
-    Raises: ModelError when none agrees.
+    Raises: ModelError when none agrees; with one candidate, whatever it raises.
+    Warns: Segmv3Warning when one cannot be opened now that could be another time, because of a full disk for example.
     """
     if [candidate.title for candidate in candidates] == ["torch fp32"]:  # it is the reference
         return candidates[0].open(_SIZE)
     file = _file(card, place)
-    known = {verdict.title: verdict for verdict in _read(file)}
+    known = _read(file)
     opened: dict[str, Backend] = {}
     if any(candidate.title not in known for candidate in candidates):
-        verdicts = _prove(model, candidates, place, opened)
-        known |= {verdict.title: verdict for verdict in verdicts}
-        _write(file, list(known.values()))
-    best = min(candidates, key=lambda candidate: known[candidate.title].milliseconds or float("inf"))
-    if known[best.title].milliseconds is None:
-        raise ModelError("; ".join(known[candidate.title].refusal for candidate in candidates))
-    return opened.get(best.title) or best.open(_SIZE)
+        found = _prove(model, candidates, place, opened)
+        known |= found
+        _write(file, known)
+    agreeing = [one for one in candidates if one.title in known and not known[one.title].refusal]
+    for candidate in sorted(agreeing, key=lambda one: known[one.title].milliseconds):
+        try:
+            return opened.get(candidate.title) or candidate.open(_SIZE)
+        except Segmv3Error as error:
+            if len(candidates) == 1:
+                raise
+            _warn(candidate, error)
+    refusals = [known[one.title].refusal for one in candidates if one.title in known and known[one.title].refusal]
+    raise ModelError("; ".join(refusals) or "no backend can be opened; see the warnings above")
 
 
 def _prove(
     model: Segmenter, candidates: Sequence[Candidate], place: torch.device, opened: dict[str, Backend]
-) -> list[Verdict]:
-    image = _street()
+) -> dict[str, Verdict]:
+    """The verdicts on all candidates but those that cannot be opened at present; those that agree go to `opened`."""
+    image = np.ascontiguousarray(render_scene("val", 0, size=_SIZE, seed=0)[0])
     reference = TorchBackend(model, device=place, fold=False)
-    refusals: dict[str, str] = {}
+    verdicts: dict[str, Verdict] = {}
     for candidate in candidates:
         try:
-            opened[candidate.title] = backend = candidate.open(_SIZE)
+            backend = candidate.open(_SIZE)
             refuse(compare(reference, backend, [image]), candidate.precision, candidate.title)
-        except Segmv3Error as error:
+        except Exception as error:  # a package can be broken in any way; the others still run
             if len(candidates) == 1:
-                raise
-            refusals[candidate.title] = f"{candidate.title}: {error.args[0]}"
-    times = _times({title: backend for title, backend in opened.items() if title not in refusals}, image)
-    return [Verdict(c.title, refusals.get(c.title, ""), times.get(c.title)) for c in candidates]
+                raise error if isinstance(error, Segmv3Error) else _cannot_run(candidate, error) from None
+            if isinstance(error, OutputError | ResourceError):
+                _warn(candidate, error)
+            else:
+                refusal = error if isinstance(error, ModelError) else _cannot_run(candidate, error)
+                verdicts[candidate.title] = Verdict(str(refusal.args[0]), 0)
+        else:
+            opened[candidate.title] = backend
+    times = median_times(opened, image, _ROUNDS)
+    return verdicts | {title: Verdict("", milliseconds) for title, milliseconds in times.items()}
 
 
-def _times(backends: dict[str, Backend], image: UInt8Array) -> dict[str, float]:
-    """Median milliseconds of each, in turns: what else the machine does meets all of them."""
+def median_times(backends: Mapping[str, Backend], image: UInt8Array, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each net alone, in turns: what else the machine does meets all of them.
+
+    Args: image: uint8 H x W x 3, RGB. rounds: how often each is timed, after a first call for getting ready.
+    """
     seconds: dict[str, list[float]] = {title: [] for title in backends}
-    for _ in range(_ROUNDS):
+    for number in range(rounds + 1):
         for title, backend in backends.items():
             start = time.perf_counter()
             backend.run(image[None])
             if backend.device == "cuda":
                 torch.cuda.synchronize()
-            seconds[title].append(time.perf_counter() - start)
+            if number:
+                seconds[title].append(time.perf_counter() - start)
     return {title: 1000 * statistics.median(each) for title, each in seconds.items()}
 
 
-def _street() -> UInt8Array:
-    """A drawn street, uint8 H x W x 3: no picture that could be shipped is needed."""
-    from segmv3.data.datasets import open_dataset
-    from segmv3.data.mini_city import write_mini_city
+def _cannot_run(candidate: Candidate, error: Exception) -> ModelError:
+    reason = " ".join(str(error.args[0] if isinstance(error, Segmv3Error) else error).split())[:200]
+    return ModelError(f"{candidate.title} cannot run here ({reason or type(error).__name__})")
 
-    with tempfile.TemporaryDirectory(prefix="segmv3-proof-") as folder:
-        root = Path(folder) / "city"
-        write_mini_city(root, train=1, val=1, size=_SIZE, seed=0)
-        return np.ascontiguousarray(open_dataset(Data(dataset="cityscapes", root=root), "val").read(0)[0])
+
+def _warn(candidate: Candidate, error: Segmv3Error) -> None:
+    text = f"{candidate.title} cannot be used now: {error.args[0]}; going on without it"
+    warnings.warn(Segmv3Warning(text), stacklevel=4)
 
 
 # --- what is known from former times ---
@@ -118,20 +130,21 @@ def _street() -> UInt8Array:
 
 def _file(card: Card, place: torch.device) -> Path:
     facts = [card.sha256, place.type, str(torch.get_num_threads()), cpu_name(), *cpu_flags()]
+    facts += [package_version(), source_commit(), *(f"{name} {version}" for name, version in versions().items())]
     if place.type == "cuda":
         facts.append(torch.cuda.get_device_name())
-    text = "\n".join([*facts, *(f"{name} {version}" for name, version in versions().items())])
-    return cache_folder() / "backends" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return cache_folder() / "backends" / f"{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:32]}.json"
 
 
-def _read(file: Path) -> list[Verdict]:
-    with suppress(OSError, ValueError, TypeError):  # a cache that cannot be read is made again
-        entries: list[dict[str, Any]] = json.loads(file.read_text())
-        return [Verdict(**entry) for entry in entries]
-    return []
+def _read(file: Path) -> dict[str, Verdict]:
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # a cache that cannot be read is made again
+        entries: dict[str, Any] = json.loads(file.read_text())
+        return {title: Verdict(str(refusal), float(time)) for title, (refusal, time) in entries.items()}
+    return {}
 
 
-def _write(file: Path, verdicts: Sequence[Verdict]) -> None:
-    with suppress(OutputError, ResourceError):  # without a cache everything works, only later
+def _write(file: Path, verdicts: Mapping[str, Verdict]) -> None:
+    entries = {title: (verdict.refusal, verdict.milliseconds) for title, verdict in verdicts.items()}
+    with suppress(OutputError, ResourceError):  # all is found out again the next time
         make_folder(file.parent)
-        write_bytes(file, json.dumps([vars(verdict) for verdict in verdicts], indent=1).encode(), durable=False)
+        write_bytes(file, json.dumps(entries, indent=1).encode(), durable=False)

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from segmv3.checkpoint import Card, package_version, source_commit
@@ -14,6 +15,9 @@ from segmv3.files import cache_folder, make_folder, write_bytes
 from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.backends import BackendName, Size
 from segmv3.runtime.machine import versions
+
+_KEPT = 40
+"""Conversions that stay, of 2 to 13 MB each."""
 
 
 def converted(model: Segmenter, card: Card, backend: BackendName, size: Size | None, *, again: bool = False) -> Path:
@@ -44,12 +48,21 @@ def _write(model: Segmenter, card: Card, size: Size | None, path: Path) -> None:
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:
     """Make a folder that is complete or not there."""
     make_folder(folder.parent)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
-        write(part)
-        part.rename(folder)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent) as temporary:
+            part = Path(temporary) / "net"
+            part.mkdir()
+            write(part)
+            part.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             raise OutputError(f"{folder} cannot be written ({error.strerror or error}); set SEGMV3_CACHE") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    _prune(folder.parent)
+
+
+def _prune(cache: Path) -> None:
+    """Forget the oldest conversions."""
+    with suppress(OSError):  # another process may do the same
+        folders = sorted((f for f in cache.iterdir() if not f.name.startswith(".")), key=lambda f: f.stat().st_mtime)
+        for folder in folders[:-_KEPT]:
+            shutil.rmtree(folder, ignore_errors=True)

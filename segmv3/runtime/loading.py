@@ -11,6 +11,7 @@ import torch
 from segmv3.checkpoint import Card
 from segmv3.config import Device
 from segmv3.convert.graph import needs_fixed_size
+from segmv3.convert.metadata import Metadata
 from segmv3.errors import CheckpointError, ModelError
 from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.backends import (
@@ -28,12 +29,12 @@ from segmv3.runtime.backends import (
 from segmv3.runtime.choice import Candidate, choose
 from segmv3.runtime.converted import converted
 from segmv3.runtime.device import use_device
-from segmv3.runtime.machine import cpu_flags
+from segmv3.runtime.machine import has_bf16
 from segmv3.runtime.predictor import Predictor
 from segmv3.weights.opening import open_segmenter
 
 _NEEDS = {"torch": (), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino",)}
-_EXPORTS: dict[str, tuple[BackendName, ...]] = {
+EXPORTS: dict[str, tuple[BackendName, ...]] = {
     ".onnx": ("onnxruntime", "openvino"),
     ".xml": ("openvino",),
     ".pt2": ("torch",),
@@ -61,16 +62,17 @@ def load(
         backend: "auto" is the fastest on this machine that agrees with PyTorch; an export has its own.
         threads: CPU threads of this process; None leaves them as they are.
         device: "auto" takes a GPU when there is one, unless the backend is one of the CPU.
-        precision: "auto" is the fastest that agrees with fp32; int8 is for exports, which were calibrated.
+        precision: "auto" is the fastest that agrees with fp32, and an export's own; int8 is for exports, which were
+            calibrated.
         compile: with torch, fuse the net by `torch.compile`: a minute for each new image size.
 
     Raises: CheckpointError for a file that cannot be used; ModelError for a backend or precision that is missing here
         or does not agree; ResourceError for a device that is not there.
     Warns: Segmv3Warning for an export without its receipt.
     """
-    _refuse_unknown(backend, precision)
+    _refuse_unknown(backend, precision, device)
     path = Path(source)
-    if path.suffix.lower() in _EXPORTS:
+    if path.suffix.lower() in EXPORTS:
         return _open_export(path, backend, threads, device, precision)
     model, card = open_segmenter(source)
     place = use_device("cpu" if backend in ("onnxruntime", "openvino") and device == "auto" else device, threads)
@@ -82,19 +84,25 @@ def load(
             "and load the result"
         )
     candidates = [
-        Candidate(name, arithmetic, _opener(model, card, name, arithmetic, place, compile))
+        Candidate(_title(name, arithmetic, compile), arithmetic, _opener(model, card, name, arithmetic, place, compile))
         for name in _backends(backend, place)
         for arithmetic in _precisions(name, precision, place)
     ]
     if not candidates:
-        raise ModelError(f"no installed backend calculates in {precision} on this CPU; use --precision fp32")
+        raise ModelError(f"{backend} does not calculate in {precision}; use --backend openvino, or --precision fp32")
     return Predictor(choose(model, card, candidates, place), card)
 
 
-def _refuse_unknown(backend: str, precision: str) -> None:
-    for kind, value, known in (("backend", backend, BackendName), ("precision", precision, Arithmetic)):
-        if value not in ("auto", *get_args(known)):
-            raise ModelError(f"there is no {kind} {value!r}; choose from auto, {', '.join(get_args(known))}")
+def _refuse_unknown(backend: str, precision: str, device: str) -> None:
+    kinds = (("backend", backend, BackendName), ("precision", precision, Arithmetic), ("device", device, Device))
+    for kind, value, known in kinds:
+        choices = list(dict.fromkeys(("auto", *get_args(known))))
+        if value not in choices:
+            raise ModelError(f"there is no {kind} {value!r}; choose from {', '.join(choices)}")
+
+
+def _title(backend: BackendName, precision: Arithmetic, compile: bool) -> str:
+    return f"{backend} {precision}{' compiled' if compile and backend == 'torch' else ''}"
 
 
 def installed(backend: BackendName) -> bool:
@@ -124,8 +132,7 @@ def _precisions(backend: BackendName, asked: str, place: torch.device) -> list[A
         return [arithmetic] if backend != "onnxruntime" or asked == "fp32" else []
     if place.type == "cuda":
         return ["fp16", "bf16", "fp32"]
-    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(cpu_flags())
-    return ["bf16", "fp32"] if backend == "openvino" and has_bf16 else ["fp32"]
+    return ["bf16", "fp32"] if backend == "openvino" and has_bf16() else ["fp32"]
 
 
 def _opener(
@@ -146,12 +153,13 @@ def _opener(
             return ready(converted(model, card, name, size, again=True))
 
     if needs_fixed_size(model):
-        return lambda first: PerSize(at, first)
+        others = TorchBackend(model, device=place, precision="fp32")
+        return lambda first: PerSize(at, first, others)
     return lambda first: at(None)
 
 
 def _open_export(path: Path, backend: str, threads: int | None, device: Device, precision: str) -> Predictor:
-    runners = _EXPORTS[path.suffix.lower()]
+    runners = EXPORTS[path.suffix.lower()]
     name = runners[0] if backend == "auto" else backend
     if name not in runners:
         raise ModelError(f"{path} is run by {' or '.join(runners)}, not by {name}; leave --backend out")
@@ -164,15 +172,28 @@ def _open_export(path: Path, backend: str, threads: int | None, device: Device, 
     from segmv3.convert import onnx, openvino, torch_export
     from segmv3.convert.receipt import verify_receipt
 
-    verify_receipt(path)
-    metadata = {".onnx": onnx, ".xml": openvino, ".pt2": torch_export}[path.suffix.lower()].metadata_of(path)
+    kind = path.suffix.lower()
+    if kind == ".pt2":  # reading it can already run what is in it
+        verify_receipt(path)
+    metadata = {".onnx": onnx, ".xml": openvino, ".pt2": torch_export}[kind].metadata_of(path)
+    if kind != ".pt2":
+        verify_receipt(path)
     card = Card(metadata.names, metadata.colors, metadata.facts, metadata.source_sha256)
     own: Arithmetic = metadata.precision
     asked: Arithmetic = own if precision == "auto" else precision  # type: ignore[assignment]
     if asked != own and not (name == "openvino" and (own, asked) == ("fp32", "bf16")):
         raise ModelError(f"{path} calculates in {own}, not in {asked}; leave --precision out")
-    output, size, threads = metadata.output, metadata.size, torch.get_num_threads()
-    if name == "torch":
-        return Predictor(TorchExportBackend(path, output=output, size=size), card)
-    kind = OpenVinoBackend if name == "openvino" else OnnxRuntimeBackend
-    return Predictor(kind(path, output=output, size=size, precision=asked, threads=threads), card)
+    return Predictor(open_file(path, metadata, name, asked), card)
+
+
+def open_file(path: Path, metadata: Metadata, runtime: str, precision: Arithmetic) -> Backend:
+    """An exported file in a runtime that takes its kind.
+
+    Args: metadata: what the file says of itself.
+    Raises: CheckpointError when it cannot be opened.
+    """
+    if runtime == "torch":
+        return TorchExportBackend(path, output=metadata.output, size=metadata.size)
+    opened = OpenVinoBackend if runtime == "openvino" else OnnxRuntimeBackend
+    threads = torch.get_num_threads()
+    return opened(path, output=metadata.output, size=metadata.size, precision=precision, threads=threads)

@@ -69,6 +69,11 @@ def cpu_flags() -> list[str]:
     return []
 
 
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags()))
+
+
 def versions() -> dict[str, str]:
     """Of the packages that decide about speed and numbers; those that are not installed are left out."""
     found = {}

@@ -76,7 +76,11 @@ class Predictor:
             torch.cuda.synchronize()
         calculated = time.perf_counter()
         # cloned, for what a runtime returns may be its own memory
-        found = output.clone() if self._backend.output == "labels" else label_map(output, images.shape[1:3])
+        found = (
+            output.clone()
+            if self._backend.output == "labels"
+            else label_map(output, images.shape[1:3], threads=self.threads)
+        )
         labels = found.cpu().numpy()
         end = time.perf_counter()
         self.timings = dict(zip(STAGES, (prepared - start, calculated - prepared, end - calculated), strict=True))
