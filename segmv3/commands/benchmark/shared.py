@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from segmv3.benchmark.nets import Place
     from segmv3.benchmark.receipt import Conditions
 
-_WIDTH = 120
+_WIDTH = 190
 """Columns that a table needs; a narrower terminal folds its lines, which is better than cutting numbers."""
 
 
@@ -76,7 +76,10 @@ class Session:
     def show(self, title: str, table: Table, note: str = "") -> None:
         """A table between its title and a note; rich would wrap both at the width of the table."""
         self.say(f"\n{title}")
-        self.console.print(table, width=max(self.console.width, _WIDTH), crop=False)
+        from rich.console import Console
+
+        # a console of its own: one that is narrower would cut columns, whatever width it is asked for
+        Console(file=self.console.file, width=max(self.console.width, _WIDTH)).print(table, crop=False)
         if note:
             self.say(note)
 
@@ -175,7 +178,7 @@ def columns(*titles: str, text: Sequence[str] = ()) -> Table:
 
     table = Table(box=box.SIMPLE)
     for name in titles:
-        table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text)
+        table.add_column(name, justify="left" if name in text else "right", no_wrap=True)
     return table
 
 
