@@ -15,8 +15,10 @@ quickstart: .venv/core
 		--output runs/quickstart/overlays --overwrite
 	@echo "Look at runs/quickstart/report.html and runs/quickstart/overlays"
 
+# The quantiser patches torch and brings threads of its own; in one process with all the rest it crashed.
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore tests/test_int8.py
+	$(BIN)/pytest tests/test_int8.py
 
 check: lint test
 

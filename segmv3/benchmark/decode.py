@@ -49,7 +49,7 @@ def cases(size: tuple[int, int] = (1024, 2048), classes: int = CLASSES, *, strid
 def _street(low: tuple[int, int], size: tuple[int, int], classes: int) -> Tensor:
     """A drawn street: the share of each class in a low-resolution pixel, smoothed, as a net that is sure of its
     insides and not of its outlines would give it, with some noise."""
-    truth = street_maps(size).guess % classes
+    truth = street_maps(size).guess.astype(np.int64) % classes
     shares = [
         cv2.resize((truth == c).astype(np.float32), low[::-1], interpolation=cv2.INTER_AREA) for c in range(classes)
     ]

@@ -102,14 +102,13 @@ class LRASPPDecoderHead(nn.Module):
         *skips, deep = features
         x = self.project(self.gated(deep))
         for skip, project, fuse in zip(skips[::-1], reversed(self.skips), reversed(self.fuse), strict=True):
-            first, *layers = cast(nn.Sequential, fuse)
-            conv = cast(nn.Conv2d, first)
-            weight = conv.weight
+            conv, *layers = cast(nn.Sequential, fuse)
+            weight = cast(nn.Conv2d, conv).weight
             # Enlarged map and skip are convolved one by one and added: put together they would be the largest map of
             # the whole net. For the same reason each map is let go before the next layer needs memory.
             x = resize(x, skip)
             split = x.shape[1]
-            fused = F.conv2d(x, weight[:, :split].contiguous(), conv.bias)  # a folded BN leaves a bias
+            fused = F.conv2d(x, weight[:, :split].contiguous())
             del x
             fused += F.conv2d(project(skip), weight[:, split:].contiguous())
             for layer in layers:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from segmv3.commands.benchmark.shared import Measurement, columns, measuring, milliseconds, refuse_repeat, refuse_sizes
 from segmv3.commands.options import parse
+from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +30,8 @@ def run(arguments: list[str]) -> None:
     options = parse(Decode, "segmv3 benchmark decode", arguments)
     refuse_sizes([options.size])
     refuse_repeat(options.classes, "classes")
+    if options.classes > 256:
+        raise ConfigError(f"--classes is {options.classes}; a label map holds at most 256")
     with measuring("decode", options, arguments) as session:
         from segmv3.benchmark.decode import cases, time_decoders
 

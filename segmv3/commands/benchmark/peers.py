@@ -14,6 +14,7 @@ from segmv3.commands.benchmark.shared import (
     refuse_sizes,
 )
 from segmv3.commands.options import parse
+from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +40,8 @@ def run(arguments: list[str]) -> None:
     options = parse(Peers, "segmv3 benchmark peers", arguments)
     refuse_sizes(options.size)
     refuse_repeat(options.budget, "budget")
+    if options.weights:
+        _refuse_other_classes(options.weights)
     with measuring("peers", options, arguments) as session:
         from segmv3.benchmark.peers import implementations, time_peers
         from segmv3.benchmark.pictures import streets
@@ -65,6 +68,16 @@ def run(arguments: list[str]) -> None:
         session.finish(rows=_with_ratios(rows))
 
 
+def _refuse_other_classes(weights: str) -> None:
+    """Raises: ConfigError for weights of other classes than the peers', CheckpointError for what is no weight file."""
+    from segmv3.benchmark.nets import CLASSES
+    from segmv3.weights.opening import open_segmenter
+
+    count = len(open_segmenter(weights)[1].names)
+    if count != CLASSES:
+        raise ConfigError(f"{weights} has {count} classes, the peers have {CLASSES}; name weights with as many")
+
+
 def _table(rows: list[Row]) -> Table:
     from segmv3.benchmark.peers import ratios
 
@@ -75,7 +88,7 @@ def _table(rows: list[Row]) -> Table:
     ours = ratios(rows)
     for row in rows:
         if row.times is None:
-            table.add_row(row.peer.name, row.version, *["-"] * 6)
+            table.add_row(row.peer.name, *["-"] * 7)  # the reason is too long for a column
             continue
         table.add_row(
             row.peer.name,
@@ -90,13 +103,13 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _note(rows: list[Row]) -> str:
-    before = [row.memory.before for row in rows if row.memory]
-    if not before:
-        return ""
-    return (
-        f"peak MiB: of a process that opens the net and labels one image; {min(before):,.0f} of them are Python, torch "
-        "and segmv3"
-    )
+    lines = [f"{row.peer.name}: {row.version}" for row in rows if row.times is None]
+    if before := [row.memory.before for row in rows if row.memory]:
+        lines.append(
+            f"peak MiB: of a process that opens the net and labels one image; {min(before):,.0f} of them are Python, "
+            "torch and segmv3"
+        )
+    return "\n".join(lines)
 
 
 def _with_ratios(rows: list[Row]) -> list[dict[str, object]]:

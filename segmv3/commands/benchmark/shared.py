@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from segmv3.commands.options import OnDevice, refuse_existing
 from segmv3.errors import ConfigError
+from segmv3.files import make_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,6 +112,7 @@ def measuring(kind: str, options: Measurement, arguments: Sequence[str]) -> Iter
         if options.output.suffix != ".json":
             raise ConfigError(f"--output is {options.output}; a receipt is a file *.json")
         refuse_existing(options.output, options.overwrite)
+        make_folder(options.output.parent)  # now, not after the measurement
     from rich.console import Console
 
     from segmv3.benchmark.timing import refuse_busy
