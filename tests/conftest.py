@@ -1,6 +1,7 @@
 """Small data sets on disk that every test can use."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from segmv3.config import AdamW, Config, Data, Schedule
 from segmv3.images import write_png
 from segmv3.models.zoo import NETS
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
