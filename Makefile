@@ -15,13 +15,8 @@ quickstart: .venv/core
 		--output runs/quickstart/overlays --overwrite
 	@echo "Look at runs/quickstart/report.html and runs/quickstart/overlays"
 
-# Files that open OpenVINO, ONNX Runtime or NNCF, each in a process of its own: with all tests in one, Python crashed in
-# a later subprocess call, for a reason not found yet.
-NATIVE := $(patsubst %,tests/test_%.py,benchmark_speed benchmark_timing convert export int8 proof runtime)
-
 test: .venv/dev
-	$(BIN)/pytest $(NATIVE:%=--ignore=%)
-	for file in $(NATIVE); do $(BIN)/pytest $$file || exit 1; done
+	$(BIN)/pytest
 
 check: lint test
 

@@ -19,7 +19,7 @@ import torch
 
 from segmv3.checkpoint import Card, check_net
 from segmv3.config import Data
-from segmv3.convert.extras import import_openvino
+from segmv3.convert.extras import openvino_core
 from segmv3.convert.graph import Output, needs_fixed_size
 from segmv3.convert.int8 import ENOUGH_IMAGES
 from segmv3.convert.metadata import Metadata, describe
@@ -410,7 +410,7 @@ class _Int8:
         if path.suffix == ".onnx":
             write_bytes(path, int8.quantize_onnx(self._fp32.read_bytes(), images, progress=progress))
             return onnx.metadata_of(path)
-        fp32 = import_openvino().Core().read_model(self._fp32)
+        fp32 = openvino_core().read_model(self._fp32)
         openvino.write(int8.quantize_openvino(fp32, images, progress=progress), path)
         return openvino.metadata_of(path)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from segmv3.config import LRASPP, LRASPPDecoder, MobileNetV3, Model, to_dict
+from segmv3.convert.extras import openvino_core
 from segmv3.convert.int8 import FEWEST_IMAGES, _first_and_last, _pooled_layers, quantize_onnx, quantize_openvino
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.convert.onnx import to_onnx
@@ -124,7 +125,7 @@ def test_an_openvino_net_stays_close_and_keeps_its_interface(ir: tuple) -> None:
     name, model, quantized, told = ir
     about = net_and_metadata(name)[1]
     before, after = (
-        openvino.Core().compile_model(m, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for m in (model, quantized)
+        openvino_core().compile_model(m, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for m in (model, quantized)
     )
     for image in pictures_for(name):
         assert 0 < error(before(image[None])[0], after(image[None])[0]) < LARGEST_ERROR

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import threading
 
@@ -306,3 +307,29 @@ def test_public_names():
     assert set(segmv3.__all__) == set(dir(segmv3))
     with pytest.raises(AttributeError):
         _ = segmv3.nothing
+
+
+SIGNAL_AFTER_NETS = """
+import faulthandler, signal, sys, threading
+import numpy as np, segmv3
+
+faulthandler.enable()  # the stack that signals arrive on
+image, heard = np.zeros((32, 48, 3), np.uint8), []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+opened = lambda: segmv3.load(sys.argv[1], backend="openvino", precision="fp32", threads=1)
+first, second = opened(), opened()
+del first, second  # ends them in the order in which they began
+signal.raise_signal(signal.SIGTERM)
+holder = [opened()]
+thread = threading.Thread(target=holder.clear)
+thread.start(), thread.join()
+signal.raise_signal(signal.SIGTERM)
+assert len(heard) == 2
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there OpenVINO moves the stack of signals")
+def test_signals_arrive_after_openvino_nets_are_gone(weights):
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_NETS, weights], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

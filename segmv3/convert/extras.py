@@ -1,14 +1,27 @@
-"""The packages of the extra `[export]` that report their use to their makers, imported so that they do not."""
+"""The packages of the extra `[export]` that disturb the process they run in, kept from it.
+
+OpenVINO and NNCF report their use to their makers. OpenVINO's CPU plugin also moves the stack that signals arrive on:
+each Core gives the thread that first compiles by it a new one and unmaps it when the Core ends, even while the thread
+still uses it (when two Cores end in the order in which they began, or one ends on another thread). The next signal with
+a Python handler, such as Ctrl-C, then ends the process with a segmentation fault.
+"""
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from segmv3.errors import ModelError
 
+if TYPE_CHECKING:
+    import openvino
+
 _REPORTER = "openvino_telemetry"
+_one_core: list["openvino.Core"] = []
+_one_core_lock = threading.Lock()
 
 
 def import_openvino() -> ModuleType:
@@ -17,6 +30,17 @@ def import_openvino() -> ModuleType:
     Raises: ModelError when it is not installed.
     """
     return _imported("openvino")
+
+
+def openvino_core() -> "openvino.Core":
+    """The one Core of this process, which never ends.
+
+    Raises: ModelError when OpenVINO is not installed.
+    """
+    with _one_core_lock:
+        if not _one_core:
+            _one_core.append(import_openvino().Core())
+        return _one_core[0]
 
 
 def import_nncf() -> ModuleType:

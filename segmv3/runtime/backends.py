@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmv3.convert.extras import import_openvino
+from segmv3.convert.extras import import_openvino, openvino_core
 from segmv3.convert.graph import Output
 from segmv3.errors import CheckpointError, ModelError
 from segmv3.images import UInt8Array
@@ -229,8 +229,6 @@ class OpenVinoBackend:
         precision: Arithmetic,
         threads: int,
     ) -> None:
-        openvino = import_openvino()
-
         refuse_precision(precision, "cpu")
         self.output = output
         self.size = size
@@ -244,7 +242,7 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
         try:
-            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+            self._compiled = openvino_core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise _cannot("open", self._path, "OpenVINO", error) from None
         self._own = threading.local()  # a request is for one caller at a time
