@@ -20,8 +20,8 @@ ON_TORCH = ["--net", "lraspp_small_d8", "--backend", "torch", "--precision", "fp
 
 
 @pytest.fixture(autouse=True)
-def _wide_and_impatient(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")
+def _narrow_and_impatient(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(timing, "refuse_busy", partial(timing.refuse_busy, seconds=0.02))
 
 
@@ -35,6 +35,14 @@ def read(path):
     assert receipt["machine"]["cpu"] and receipt["date"] and receipt["command"].startswith("segmv3 benchmark ")
     assert receipt["cores_used_by_others"]["of"] >= 1
     return receipt
+
+
+def tables(shown):
+    """The lines of all tables, which fit 100 columns."""
+    lines = shown.splitlines()
+    rules = [i for i, line in enumerate(lines) if "───" in line]
+    assert rules and max(len(lines[i].rstrip()) for i in rules) <= 100
+    return lines
 
 
 def test_help_lists_all_commands(capsys):
@@ -60,6 +68,11 @@ def test_a_loaded_machine_is_refused(name, monkeypatch, capsys):
         (["latency", "--repeat", "0"], "--repeat is 0"),
         (["latency", "--net", "lraspp_huge_d8"], "there is no net 'lraspp_huge_d8'; did you mean"),
         (["latency", "--weights", "a.safetensors", "--net", "lraspp_small_d8"], "exclude each other"),
+        (["latency", "--weights", "a.st", "--net", "lraspp_large_d8", "lraspp_small_d8"], "exclude each other"),
+        (["throughput", "--weights", "a.safetensors", "--net", "lraspp_large_d8"], "exclude each other"),
+        (["throughput", "--size", "1", "1"], "--size is 1 1; a video has even sides"),
+        (["throughput", "--size", "64", "127"], "both must be even"),
+        (["decode", "--device", "cuda"], "timed on the CPU only"),
         (["latency", "--weights", "nowhere.safetensors", *SIZE, "--force"], "nowhere.safetensors"),
         (["latency", "--output", "times.txt"], "a receipt is a file *.json"),
         (["latency", "--precision", "fp32", "fp32"], "--precision names one twice"),
@@ -96,6 +109,7 @@ def test_latency_tells_the_stages_apart(tmp_path, capsys):
     command = ["benchmark", "latency", *sizes, *ON_TORCH, *QUICK, "--no-memory", "--output", str(output)]
     assert main(command) == 0
     shown = capsys.readouterr().out
+    tables(shown)
     assert "lraspp_small_d8" in shown and "32x64" in shown and "GFLOP/s of a matrix product" in shown
     rows = read(output)["rows"]
     assert [row["size"] for row in rows] == [[64, 128], [32, 64]]
@@ -108,6 +122,64 @@ def test_latency_tells_the_stages_apart(tmp_path, capsys):
         assert 0 <= row["overhead_percent"] < 100 and row["gflop"] > 0 and row["floor_ms"] > 0
     plot = read_image(output.with_suffix(".png"))
     assert plot.shape[1] > 1000 and plot.std() > 10
+
+
+def test_files_of_one_name_are_told_apart():
+    from segmv3.benchmark.latency import short_names
+
+    assert short_names(["a/best.st", "runs/b/best.st", "b/c.st"]) == {
+        "a/best.st": "a/best.st",
+        "runs/b/best.st": "b/best.st",
+        "b/c.st": "c.st",
+    }
+    assert list(short_names(["x/a/w", "y/a/w", "/x/a/w"]).values()) == ["x/a/w", "y/a/w", "/x/a/w"]
+    assert short_names(["net", "net"]) == {"net": "net"}
+
+
+@pytest.mark.parametrize("calls", [0, 3])
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_was_timed_before_a_stop_is_kept(calls, kept, tmp_path, monkeypatch, capsys):
+    from segmv3.benchmark import latency
+
+    done = iter(range(calls + 2))  # the first two only warm up
+    real = latency._stages
+
+    def stages(*arguments):
+        if next(done, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(latency, "_stages", stages)
+    monkeypatch.setattr(timing, "_LONG", 0.0)
+    output = tmp_path / "times.json"
+    sizes = ["--size", "64", "128", "32", "64"]
+    command = ["benchmark", "latency", *sizes, *ON_TORCH, "--force", "--repeat", "2", "--threads", "1", "--no-memory"]
+    assert main([*command, *(["--output", str(output)] if kept else [])]) == 130
+    shown = capsys.readouterr().out
+    assert output.exists() == (kept and calls > 0) and ("stopped; " in shown) == (calls > 0)
+    if output.exists():
+        receipt = read(output)
+        assert receipt["incomplete"] and "marked as incomplete" in shown and "rows" not in receipt
+        assert [call["of"]["size"] for call in receipt["calls"]] == [[64, 128], [32, 64], [64, 128]]
+        assert all(set(call["ms"]) == set(latency.STAGES) and call["during"] == "timing" for call in receipt["calls"])
+
+
+def test_finished_rows_are_kept_when_the_next_fail(tmp_path, monkeypatch, capsys):
+    from segmv3.benchmark import decode
+
+    real, titles = decode.time_decoders, []
+
+    def one(case, repeat, **options):
+        titles.append(case.title)
+        if len(titles) > 1:
+            raise decode.DecodingError("other labels")
+        return real(case, repeat, implementations=decode.IMPLEMENTATIONS[:1], **options)
+
+    monkeypatch.setattr(decode, "time_decoders", one)
+    output = tmp_path / "decode.json"
+    assert main(["benchmark", "decode", *SIZE, *QUICK, "--output", str(output)]) == 4
+    receipt = read(output)
+    assert receipt["incomplete"] and receipt["calls"] == [] and [row["logits"] for row in receipt["rows"]] == titles[:1]
 
 
 def test_latency_of_trained_weights_on_a_picture(tmp_path, picture, capsys):
@@ -158,7 +230,8 @@ def test_peers_are_set_beside_ours(tmp_path, monkeypatch, capsys):
     output = tmp_path / "peers.json"
     assert main(["benchmark", "peers", *SIZE, *QUICK, "--no-memory", "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert "64x128 image to label map" in shown and "times our best" in shown and "mmseg" in shown
+    tables(shown)
+    assert "64x128 image to label map" in shown and "times" in shown and "mmseg" in shown
     ours, torchvision, broken, absent = read(output)["rows"]
     assert ours["group"] == "ours" and ours["times_our_best"] == ours["times_our_fp32"] == 1
     ratio = torchvision["median_ms"] / ours["median_ms"]
@@ -187,7 +260,7 @@ def test_throughput_of_batches_folder_and_video(tmp_path, capsys):
     counts = ["--batch", "1", "2", "--images", "2", "--frames", "3"]
     command = ["benchmark", "throughput", *SIZE, *ON_TORCH, *QUICK, *counts, "--output", str(output)]
     assert main(command) == 0
-    assert "share" in capsys.readouterr().out
+    assert any("share" in line for line in tables(capsys.readouterr().out))
     [found] = read(output)["results"]
     rates = {rate["name"]: rate for rate in found["rates"]}
     expected = {
@@ -220,9 +293,12 @@ def test_decode_is_timed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "time_decoders", short)
     output = tmp_path / "decode.json"
     assert main(["benchmark", "decode", *SIZE, *QUICK, "--output", str(output)]) == 0
-    assert "street logits, 19 x 8 x 16 to labels of 64x128" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    tables(shown)
+    assert shown.startswith("device CPU") and "street logits, 19 x 8 x 16 to labels of 64x128" in shown
     rows = read(output)["rows"]
     assert [row["logits"] for row in rows] == ["street", "street", "random", "random"]
+    assert read(output)["settings"]["device"] == "cpu" and "incomplete" not in read(output)
     assert rows[0]["times_ours"] == 1 and rows[1]["times_ours"] > 0
 
 
@@ -232,7 +308,8 @@ def test_the_papers_claims_stand_beside_ours(tmp_path, monkeypatch, capsys):
     output = tmp_path / "paper.json"
     assert main(["benchmark", "paper", *SIZE, *QUICK, "--backend", "torch", "--output", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert "V3-Large LR-ASPP against V2 R-ASPP" in shown and "half / full" in shown
+    tables(shown)
+    assert "V3-Large LR-ASPP against V2 R-ASPP" in shown and "p95" in shown
     receipt = read(output)
     rows = {row["net"]: row for row in receipt["rows"]}
     assert set(rows) == set(some)

@@ -39,6 +39,13 @@ def weights(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def predict(weights, folder, tmp_path) -> tuple[object, ...]:
+    """`segmv3 predict` of the pictures of val, by torch."""
+    source, output = folder / "val" / "images", tmp_path / "out"
+    return ("predict", source, "--backend", "torch", "--weights", weights, "--output", output)
+
+
 def fails(capsys, *arguments: object, code: int = 2) -> str:
     """The one line a failing command prints."""
     assert main([str(a) for a in arguments]) == code
@@ -125,20 +132,18 @@ def test_bad_weights_are_one_line(config_file, weights, tmp_path, capsys):
     assert "cut.safetensors" in fails(capsys, *evaluate, tmp_path / "cut.safetensors")
 
 
-def test_nothing_of_the_users_is_overwritten(config_file, weights, folder, tmp_path, capsys):
+def test_nothing_of_the_users_is_overwritten(config_file, weights, predict, tmp_path, capsys):
     notes = tmp_path / "notes.json"
     notes.write_text("mine")
     assert "notes.json exists" in fails(capsys, "evaluate", config_file, "--weights", weights, "--output", notes)
-    images = folder / "val" / "images"
-    predict = ("predict", images, "--backend", "torch", "--weights", weights, "--output")
-    assert "choose another --output" in fails(capsys, *predict, images)
-    assert main([str(a) for a in (*predict, tmp_path / "out")]) == 0
+    assert "choose another --output" in fails(capsys, *predict[:-1], predict[1])
+    assert main([str(a) for a in predict]) == 0
     capsys.readouterr()
-    assert "add --overwrite" in fails(capsys, *predict, tmp_path / "out")
+    assert "add --overwrite" in fails(capsys, *predict)
     assert notes.read_text() == "mine"
 
 
-def test_bad_settings_and_places_are_one_line(config_file, weights, folder, tmp_path, capsys):
+def test_bad_settings_and_places_are_one_line(config_file, weights, predict, tmp_path, capsys):
     (tmp_path / "file").touch()
     train = ("train", config_file, "--run", tmp_path / "run")
     assert "does not exist" in fails(capsys, *train, "--data.root", tmp_path / "nowhere")
@@ -147,16 +152,6 @@ def test_bad_settings_and_places_are_one_line(config_file, weights, folder, tmp_
     assert "--threads is 0" in fails(capsys, *train, "--threads", 0)
     assert "found 0 images" in fails(capsys, "evaluate", config_file, "--weights", weights, "--split", "test")
     assert "--limit is 0" in fails(capsys, "evaluate", config_file, "--weights", weights, "--limit", 0)
-    predict = (
-        "predict",
-        folder / "val" / "images",
-        "--backend",
-        "torch",
-        "--weights",
-        weights,
-        "--output",
-        tmp_path / "out",
-    )
     assert "choose from overlay, labels, color" in fails(capsys, *predict, "--save", "overlay,mask")
     assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
 
@@ -190,16 +185,6 @@ def test_bad_data_stops_before_training(kind, config_file, folder, tmp_path, cap
     assert not (tmp_path / "run" / "log.jsonl").exists() or not (tmp_path / "run" / "log.jsonl").read_text()
 
 
-def test_a_cuda_device_that_is_not_there_is_named(weights, folder, tmp_path, capsys, monkeypatch):
+def test_a_cuda_device_that_is_not_there_is_named(predict, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    predict = (
-        "predict",
-        folder / "val" / "images",
-        "--backend",
-        "torch",
-        "--weights",
-        weights,
-        "--output",
-        tmp_path / "out",
-    )
     assert "--device cuda" in fails(capsys, *predict, "--device", "cuda", code=4)

@@ -1,6 +1,5 @@
 """How long low-resolution logits take to become labels: ours, and torch's resize and argmax, in one process."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmv3.benchmark.metrics import CLASSES, street_maps
-from segmv3.benchmark.timing import Times, time_in_turns
+from segmv3.benchmark.timing import Progress, Times, time_in_turns
 from segmv3.decode import label_map, label_map_and_confidence
 from segmv3.errors import NumericsError
 
@@ -119,26 +118,20 @@ IMPLEMENTATIONS = (
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every call; none where the implementation cannot run here."""
+    """How long an implementation takes; no times where it cannot run here."""
 
     name: str
-    seconds: tuple[float, ...] = ()
+    times: Times | None
     reason: str = ""
     """Why it was not measured."""
-    ratio: float = float("nan")
-    """Its median over that of the first implementation."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds) if self.seconds else float("nan")
-
-    @property
-    def p95(self) -> float:
-        return float(np.quantile(self.seconds, 0.95)) if self.seconds else float("nan")
 
 
 def time_decoders(
-    case: Case, repeat: int, *, implementations: Sequence[Implementation] = IMPLEMENTATIONS
+    case: Case,
+    repeat: int,
+    *,
+    implementations: Sequence[Implementation] = IMPLEMENTATIONS,
+    progress: Progress | None = None,
 ) -> list[Timing]:
     """Time each implementation, by turns as `segmv3.benchmark.timing` takes them.
 
@@ -162,15 +155,8 @@ def time_decoders(
         if wrong:
             raise DecodingError(f"{one.name} gives {wrong:,} other labels than torch for the {case.title} logits")
         ready[one.name] = run
-    times = time_in_turns(ready, repeat)
-    first = times[implementations[0].name].median if ready else float("nan")
-    return [_timing(one.name, times.get(one.name), reasons.get(one.name, ""), first) for one in implementations]
-
-
-def _timing(name: str, times: Times | None, reason: str, first: float) -> Timing:
-    if times is None:
-        return Timing(name, reason=reason)
-    return Timing(name, times.seconds, reason, times.median / first)
+    times = time_in_turns(ready, repeat, progress=progress)
+    return [Timing(one.name, times.get(one.name), reasons.get(one.name, "")) for one in implementations]
 
 
 def _expected(case: Case) -> tuple[Tensor, Tensor]:

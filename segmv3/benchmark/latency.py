@@ -45,6 +45,8 @@ class Row:
     """What was found of a case."""
 
     case: Case
+    name: str
+    """Of the net, or of the file with no more folders than tell it from the others."""
     backend: str
     precision: str
     threads: int
@@ -59,10 +61,6 @@ class Row:
     """What a matrix product reaches here in this arithmetic."""
     bandwidth: float
     """GB/s of a copy in memory here, read and written bytes counted."""
-
-    @property
-    def name(self) -> str:
-        return Path(self.case.net).name if self.case.trained else self.case.net
 
     @property
     def overhead(self) -> float:
@@ -125,12 +123,14 @@ def time_stages(
     measures = {case: partial(_stages, predict, files[case.size], target) for case, predict in predictors.items()}
     found = in_turns(measures, repeat, progress=progress)
     rows = []
+    names = short_names([case.net for case in cases])
     for case, predict in predictors.items():
         say(f"memory of {case.net} at {case.size[0]}x{case.size[1]}")
         each = found[case]
         rows.append(
             Row(
                 case,
+                names[case.net],
                 predict.backend,
                 predict.precision,
                 predict.threads,
@@ -144,6 +144,21 @@ def time_stages(
             )
         )
     return rows
+
+
+def short_names(sources: Sequence[str]) -> dict[str, str]:
+    """The end of each path: its last part, and where that is another's too, as many folders as tell them apart."""
+
+    def end(source: str, count: int) -> str:
+        return Path(*Path(source).parts[-count:]).as_posix()
+
+    def name(source: str) -> str:
+        others = {one for one in sources if one != source}
+        counts = range(1, len(Path(source).parts) + 1)
+        ends = (end(source, n) for n in counts if end(source, n) not in {end(other, n) for other in others})
+        return next(ends, source)
+
+    return {source: name(source) for source in sources}
 
 
 def _stages(predict: Predictor, file: Path, target: Path) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """How long scoring takes: our confusion matrix and other projects' on the same label maps in the same process."""
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from segmv3.benchmark.timing import Times, time_in_turns
 from segmv3.config import Data
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.mini_city import write_mini_city
@@ -152,28 +152,20 @@ IMPLEMENTATIONS = (
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every update; none where the implementation is missing."""
+    """How long an update takes; no times where the implementation is missing."""
 
     implementation: Implementation
     version: str
     """Or why it was not measured."""
-    seconds: tuple[float, ...] = ()
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def p95(self) -> float:
-        return float(np.quantile(self.seconds, 0.95))
+    times: Times | None = None
 
 
 def time_updates(
     maps: Maps, repeat: int, *, implementations: Sequence[Implementation] = IMPLEMENTATIONS
 ) -> list[Timing]:
-    """Time one image's update by each implementation, in turns, so that a busy machine is busy for all of them.
+    """Time one image's update by each implementation, by turns as `segmv3.benchmark.timing` takes them.
 
-    The first update of each is not timed; its hits are compared with ours.
+    Before that each updates once; its hits are compared with ours.
     Raises: ScoringError when an implementation counts other pixels.
     """
     ready: dict[str, Prepared] = {}
@@ -190,13 +182,8 @@ def time_updates(
         except Exception as error:  # mmseg asserts versions of mmcv; whatever ails a peer, the others are measured
             versions[one.name] = f"cannot be used ({' '.join(str(error).split())[:120]})"
     _compare({name: _hits(prepared) for name, prepared in ready.items()}, maps)
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(repeat):
-        for name, prepared in ready.items():
-            began = time.perf_counter()
-            prepared.update()
-            seconds[name].append(time.perf_counter() - began)
-    return [Timing(one, versions[one.name], tuple(seconds.get(one.name, ()))) for one in implementations]
+    times = time_in_turns({name: prepared.update for name, prepared in ready.items()}, repeat)
+    return [Timing(one, versions[one.name], times.get(one.name)) for one in implementations]
 
 
 def _hits(prepared: Prepared) -> Hits:

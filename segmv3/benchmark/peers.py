@@ -316,7 +316,7 @@ def refuse_no_labels(name: str, labels: UInt8Array, size: tuple[int, int]) -> No
 
 
 def ratios(rows: Sequence[Row]) -> Mapping[str, float]:
-    """The medians that others are divided by: of our fastest, "best", and of our fastest in fp32, "fp32"."""
+    """The medians that others are divided by: of our best, "best", and of our best in fp32, "fp32"."""
     ours = [row for row in rows if row.peer.group == "ours" and row.times]
     best = {"best": ours, "fp32": [row for row in ours if row.peer.arithmetic == "fp32"]}
     return {key: min(row.times.median for row in some if row.times) for key, some in best.items() if some}

@@ -205,7 +205,7 @@ NOTES = (
     "1024x2048 counted now; memory and fps of labelling one 1024x2048 image, single scale."
 )
 
-_MISSING = "not measured"
+MISSING = "not measured"
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ def cells(line: Line) -> tuple[str, ...]:
         line.origin,
         f"{line.parameters:,}",
         f"{line.gmacs:.2f}",
-        *(f"{result.miou:.2f}" if result else _MISSING for result in (line.single, line.multi)),
+        *(f"{result.miou:.2f}" if result else MISSING for result in (line.single, line.multi)),
         *(f"{value:.2f}" if value is not None else "-" for value in (memory, fps)),
         str(line.fact("device_name") or device or "-"),
     )

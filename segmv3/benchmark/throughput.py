@@ -119,14 +119,13 @@ def time_video(
 ) -> list[Rate]:
     """Time `segmv3 predict` on a video, with reading, drawing and encoding, against bare inference on its frames.
 
-    Args: folder: for the video and the result; empty.
+    Args: picture: of even height and width. folder: for the video and the result; empty.
     Raises: ResourceError without the package av; OutputError or ResourceError when the folder cannot be written.
     """
     path = folder / "street.webm"
     folder.mkdir(parents=True)
-    height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-    with VideoWriter(path, _FPS, (height, width)) as video:
-        for frame in drive(picture[:height, :width], frames):
+    with VideoWriter(path, _FPS, picture.shape[:2]) as video:
+        for frame in drive(picture, frames):
             video.write(frame)
     with VideoReader(path) as read:
         kept = list(read)

@@ -16,8 +16,8 @@ from segmv3.errors import Segmv3Error
 
 Key = TypeVar("Key")
 Measured = TypeVar("Measured")
-Progress = Callable[[int, int], None]
-"""Called with (turns done, turns in all)."""
+Progress = Callable[[int, int, Any, Any], None]
+"""Called after each call that counts, with (calls done, calls in all, key of what was called, what was measured)."""
 
 _BUSY = 0.1
 """Share of the cores that other programs may use: more is seen in every median."""
@@ -96,7 +96,7 @@ def in_turns(
             found[key].append(measure())
             lengths[key] = min(lengths[key], time.perf_counter() - began)  # first calls may compile
             if progress:
-                progress(sum(map(len, found.values())), sum(counts.values()))
+                progress(sum(map(len, found.values())), sum(counts.values()), key, found[key][-1])
     return found
 
 

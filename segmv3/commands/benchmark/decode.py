@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from segmv3.commands.benchmark.shared import Measurement, columns, measuring, milliseconds, refuse_repeat, refuse_sizes
@@ -14,11 +13,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from segmv3.benchmark.decode import Case, Timing
+    from segmv3.benchmark.timing import Times
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decode(Measurement):
-    """Time the way from low-resolution logits to a label map: ours, and torch's interpolate and argmax."""
+    """Time the way from low-resolution logits to a label map, on the CPU: ours, and torch's interpolate and argmax."""
 
     size: tuple[int, int] = (1024, 2048)
     """Height and width of the label map, at least 64 128."""
@@ -32,18 +32,20 @@ def run(arguments: list[str]) -> None:
     refuse_repeat(options.classes, "classes")
     if options.classes > 256:
         raise ConfigError(f"--classes is {options.classes}; a label map holds at most 256")
-    with measuring("decode", options, arguments) as session:
+    if options.device == "cuda":
+        raise ConfigError("decode is timed on the CPU only; leave --device cuda out")
+    with measuring("decode", replace(options, device="cpu"), arguments) as session:
         from segmv3.benchmark.decode import cases, time_decoders
 
-        rows = []
-        with session.progress() as (tell, _):
+        with session.progress() as (tell, advance):
             tell("making logits")
             for case in cases(options.size, options.classes):
                 tell(f"timing, {case.title} logits")
-                timings = time_decoders(case, options.repeat)
-                session.show(_title(case, options.repeat), _table(timings))
-                rows += [_facts(case, timing) for timing in timings]
-        session.finish(rows=rows)
+                timings = time_decoders(case, options.repeat, progress=advance)
+                reasons = "\n".join(f"{timing.name}: {timing.reason}" for timing in timings if not timing.times)
+                session.show(_title(case, options.repeat), _table(timings), reasons)
+                session.keep(rows=[_facts(case, timing, timings[0]) for timing in timings])
+        session.finish()
 
 
 def _title(case: Case, repeat: int) -> str:
@@ -57,19 +59,21 @@ def _title(case: Case, repeat: int) -> str:
 def _table(timings: list[Timing]) -> Table:
     table = columns("implementation", "median ms", "p95 ms", "times ours", text=("implementation",))
     for timing in timings:
-        if not timing.seconds:
-            table.add_row(f"{timing.name}: {timing.reason}", "-", "-", "-")
-            continue
-        numbers = (milliseconds(timing.median), milliseconds(timing.p95), f"{timing.ratio:.1f}")
+        numbers = ["-"] * 3
+        if timing.times:
+            ratio = f"{_ratio(timing.times, timings[0]):.1f}"
+            numbers = [milliseconds(timing.times.median), milliseconds(timing.times.p95), ratio]
         table.add_row(timing.name, *numbers)
     return table
 
 
-def _facts(case: Case, timing: Timing) -> dict[str, Any]:
-    from segmv3.benchmark.timing import Times
+def _ratio(times: Times, ours: Timing) -> float:
+    assert ours.times  # what ails ours is raised
+    return times.median / ours.times.median
 
+
+def _facts(case: Case, timing: Timing, ours: Timing) -> dict[str, Any]:
     facts = {"logits": case.title, "shape": list(case.logits.shape), "size": list(case.size), "name": timing.name}
-    if not timing.seconds:
+    if not timing.times:
         return facts | {"reason": timing.reason}
-    ratio = None if math.isnan(timing.ratio) else round(timing.ratio, 3)
-    return facts | Times(timing.seconds).facts() | {"times_ours": ratio}
+    return facts | timing.times.facts() | {"times_ours": round(_ratio(timing.times, ours), 3)}

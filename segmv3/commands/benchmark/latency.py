@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from segmv3.commands.benchmark.shared import Measurement, columns, measuring, milliseconds, refuse_sizes
+from segmv3.commands.benchmark.shared import (
+    Measurement,
+    columns,
+    fresh_nets,
+    measuring,
+    milliseconds,
+    refuse_sizes,
+)
 from segmv3.commands.options import parse, refuse_existing
 from segmv3.errors import ConfigError
 
@@ -26,8 +33,8 @@ class Latency(Measurement):
 
     weights: tuple[str, ...] = ()
     """Weight files, exported files or published names. Without: fresh weights, of --net."""
-    net: tuple[str, ...] = ("lraspp_large_d8", "lraspp_small_d8")
-    """Named nets, with fresh weights."""
+    net: tuple[str, ...] = ()
+    """Named nets, with fresh weights. Without, and without --weights: lraspp_large_d8 lraspp_small_d8."""
     size: tuple[tuple[int, int], ...] = ((1024, 2048), (512, 1024))
     """Heights and widths, such as --size 1024 2048 512 1024."""
     backend: tuple[Backend, ...] = ("auto",)
@@ -41,8 +48,7 @@ class Latency(Measurement):
 
 
 def run(arguments: list[str]) -> None:
-    options = parse(Latency, "segmv3 benchmark latency", arguments)
-    _check(options)
+    options = _checked(parse(Latency, "segmv3 benchmark latency", arguments))
     plot = options.output.with_suffix(".png") if options.output else None
     if plot:
         refuse_existing(plot, options.overwrite)
@@ -70,6 +76,7 @@ def run(arguments: list[str]) -> None:
                 say=tell,
                 progress=advance,
             )
+        session.keep(rows=[row.facts() for row in rows])
         session.show(f"median milliseconds of {options.repeat} calls, in turns", _table(rows), _NOTE)
         for line in _floors(rows):
             session.say(line)
@@ -77,24 +84,20 @@ def run(arguments: list[str]) -> None:
             make_folder(plot.parent)
             write_png(plot, stage_bars(rows, LIGHT))
             session.say(f"wrote {plot}")
-        session.finish(rows=[row.facts() for row in rows])
+        session.finish()
 
 
-def _check(options: Latency) -> None:
+def _checked(options: Latency) -> Latency:
+    """With the nets that are to be timed."""
     refuse_sizes(options.size)
-    if options.weights and options.net != Latency().net:
-        raise ConfigError("--weights and --net exclude each other; a named net has fresh weights")
-    if not options.weights:
-        from segmv3.models.zoo import net
-
-        for name in options.net:
-            net(name)
+    nets = fresh_nets(options.net, ("lraspp_large_d8", "lraspp_small_d8"), weights=bool(options.weights))
     for flag in ("weights", "net", "backend", "precision"):
         given = getattr(options, flag)
         if len(set(given)) < len(given):
             raise ConfigError(f"--{flag} names one twice")
-        if not given and flag != "weights":
+        if not given and flag in ("backend", "precision"):
             raise ConfigError(f"--{flag} needs a value")
+    return replace(options, net=nets)
 
 
 def _cases(options: Latency) -> list[Case]:
@@ -110,30 +113,25 @@ def _cases(options: Latency) -> list[Case]:
 
 
 _NOTE = (
-    "image to labels: prepare + net + labels; ratio: to the first row's; overhead: the share that is not the net; peak "
-    "MiB: of a process that opens the net and labels one image, with Python and torch"
+    "to labels: from the image, net + labels + checking the pixels; p95: of that; overhead: percent of it that is not "
+    "the net; peak MiB: of a process that opens the net and labels one image, with Python and torch"
 )
 
 
 def _table(rows: list[Row]) -> Table:
     from segmv3.benchmark.latency import STAGES
 
-    table = columns(
-        *("net", "size", "runtime", *STAGES, "image to labels", "p95", "ratio", "all", "overhead", "peak MiB"),
-        text=("net", "size", "runtime"),
-    )
+    stages = [stage for stage in STAGES if stage != "prepare"]  # checking the pixels takes no time to speak of
+    titles = [stage.replace(" ", "\n") for stage in stages]
+    table = columns("net", *titles, "to\nlabels", "p95", "over-\nhead", "peak\nMiB", text=("net",))
     for row in rows:
         memory = f"{row.memory.peak:,.0f}" if row.memory else "-"
         table.add_row(
-            row.name,
-            f"{row.case.size[0]}x{row.case.size[1]}",
-            f"{row.backend} {row.precision}",
-            *(milliseconds(row.stages[stage].median) for stage in STAGES),
+            f"{row.name}\n{row.case.size[0]}x{row.case.size[1]} {row.backend} {row.precision}",
+            *(milliseconds(row.stages[stage].median) for stage in stages),
             milliseconds(row.labelling.median),
             milliseconds(row.labelling.p95),
-            f"{row.labelling.median / rows[0].labelling.median:.3f}",
-            milliseconds(row.total.median),
-            f"{row.overhead:.1f} %",
+            f"{row.overhead:.1f}",
             memory,
         )
     return table

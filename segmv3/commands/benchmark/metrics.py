@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.shared import Root, refuse_repeat, say
+from segmv3.commands.benchmark.shared import Root, columns, milliseconds, refuse_repeat, say, show
 from segmv3.commands.options import parse, refuse_limit
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.table import Table
 
-    from segmv3.benchmark.metrics import Maps, Timing
+    from segmv3.benchmark.metrics import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ def run(arguments: list[str]) -> None:
             maps = make(options.size)
         with console.status(f"timing, {maps.title} labels"):
             timings = time_updates(maps, options.repeat)
-        console.print(_timings(maps, timings, options.repeat))
+        reasons = "\n".join(f"{one.implementation.name}: {one.version}" for one in timings if not one.times)
+        show(console, f"{maps.title} labels, {options.repeat} updates each, in turns", _table(timings), reasons)
     if dataset is None:
         return
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -86,20 +87,14 @@ def _machine(size: tuple[int, int]) -> str:
     return f"device CPU ({cpu_name()}), {threads} torch threads, label maps of {size[0]}x{size[1]}, 19 classes"
 
 
-def _timings(maps: Maps, timings: list[Timing], repeat: int) -> RichTable:
-    from rich import box
-    from rich.table import Table as RichTable
-
-    table = RichTable(
-        title=f"{maps.title} labels, {repeat} updates each, in turns", title_justify="left", box=box.SIMPLE
-    )
-    for column in ("implementation", "version", "labels", "median ms", "p95 ms", "times ours"):
-        table.add_column(column, justify="right" if "m" in column[-2:] or "ours" in column else "left")
-    ours = timings[0].median
+def _table(timings: list[Timing]) -> Table:
+    text = ("implementation", "version", "labels")
+    table = columns(*text, "median ms", "p95 ms", "times ours", text=text)
+    ours = timings[0].times
     for timing in timings:
-        numbers = ("-", "-", "-")
-        if timing.seconds:
-            times = f"{timing.median / ours:.1f}"
-            numbers = (f"{1000 * timing.median:.2f}", f"{1000 * timing.p95:.2f}", times)
-        table.add_row(timing.implementation.name, timing.version, timing.implementation.takes, *numbers)
+        cells = ["-"] * 4  # the reason is too long for a column
+        if timing.times and ours:
+            numbers = milliseconds(timing.times.median), milliseconds(timing.times.p95)
+            cells = [timing.version, *numbers, f"{timing.times.median / ours.median:.1f}"]
+        table.add_row(timing.implementation.name, cells[0], timing.implementation.takes, *cells[1:])
     return table

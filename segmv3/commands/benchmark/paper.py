@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from segmv3.commands.benchmark.latency import Arithmetic, Backend
-from segmv3.commands.benchmark.shared import Measurement, columns, measuring, milliseconds, refuse_sizes
+from segmv3.commands.benchmark.shared import Measurement, columns, measuring, milliseconds, refuse_odd, refuse_sizes
 from segmv3.commands.options import parse
-from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,9 +32,8 @@ class Paper(Measurement):
 def run(arguments: list[str]) -> None:
     options = parse(Paper, "segmv3 benchmark paper", arguments)
     refuse_sizes([options.size])
+    refuse_odd(options.size, "its half is timed too")
     height, width = options.size
-    if height % 2 or width % 2:
-        raise ConfigError(f"--size is {height} {width}; its half is timed too, so both must be even")
     with measuring("paper", options, arguments) as session:
         from segmv3.benchmark.paper import findings, time_nets
         from segmv3.benchmark.pictures import streets
@@ -54,14 +52,15 @@ def run(arguments: list[str]) -> None:
                 progress=advance,
             )
         found = findings(rows)
+        session.keep(rows=[row.facts() for row in rows], claims=[finding.facts() for finding in found])
         session.show(
-            "the net alone, median milliseconds; to labels: image to label map at full size",
+            "milliseconds of the net alone, median and p95; to labels: image to label map at full size, median",
             _nets(rows),
             "paper: arXiv 1905.02244, one big core of a Pixel 3, 1024x2048 and 512x1024",
         )
         notes = "; ".join(f"{one.claim.title}: {one.claim.note}" for one in found if one.claim.note)
         session.show("time of the first as a share of the second's", _claims(found), notes)
-        session.finish(rows=[row.facts() for row in rows], claims=[finding.facts() for finding in found])
+        session.finish()
 
 
 def _nets(rows: list[Row]) -> Table:
@@ -69,7 +68,7 @@ def _nets(rows: list[Row]) -> Table:
 
     full, half = (f"{height}x{width}" for height, width in rows[0].times)
     table = columns(
-        *("net", f"{full} ms", "p95", f"{half} ms", "p95", "half / full", "to labels", "paper ms", "paper half / full"),
+        *("net", full, "p95", half, "p95", "half /\nfull", "to\nlabels", "paper\nms", "paper\nhalf /\nfull"),
         text=("net",),
     )
     for row in rows:
@@ -90,7 +89,7 @@ def _nets(rows: list[Row]) -> Table:
 
 
 def _claims(found: list[Finding]) -> Table:
-    table = columns("claim", "paper, full", "here, full", "paper, half", "here, half", text=("claim",))
+    table = columns("claim", "paper,\nfull", "here,\nfull", "paper,\nhalf", "here,\nhalf", text=("claim",))
     for one in found:
         pairs = zip(one.paper, one.here, strict=True)
         table.add_row(one.claim.title, *(f"{value:.3f}" for pair in pairs for value in pair))

@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
         from segmv3.benchmark.pictures import streets
 
         peers = implementations(session.place, options.weights)
-        rows: list[Row] = []
+        weights = f", segmv3 with {options.weights}" if options.weights else ""
         with session.progress() as (tell, advance):
             tell("drawing a street")
             pictures = streets(options.size)
@@ -62,10 +62,10 @@ def run(arguments: list[str]) -> None:
                     say=lambda text, size=size: tell(f"{size[0]}x{size[1]}: {text}"),  # type: ignore[misc]
                     progress=advance,
                 )
-                title = f"{size[0]}x{size[1]} image to label map, uint8 to uint8, in turns"
+                title = f"{size[0]}x{size[1]} image to label map, uint8 to uint8, in turns{weights}"
                 session.show(title, _table(found), _note(found))
-                rows += found
-        session.finish(rows=_with_ratios(rows))
+                session.keep(rows=_facts(found))
+        session.finish()
 
 
 def _refuse_other_classes(weights: str) -> None:
@@ -82,7 +82,8 @@ def _table(rows: list[Row]) -> Table:
     from segmv3.benchmark.peers import ratios
 
     table = columns(
-        *("implementation", "version", "calls", "median ms", "p95 ms", "times our best", "times our fp32", "peak MiB"),
+        *("implementation", "version", "calls", "median\nms", "p95\nms"),
+        *("times\nour\nbest", "times\nour\nfp32", "peak\nMiB"),
         text=("implementation", "version"),
     )
     ours = ratios(rows)
@@ -112,13 +113,13 @@ def _note(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _with_ratios(rows: list[Row]) -> list[dict[str, object]]:
-    """For the receipt; the ratios are of each size."""
+def _facts(rows: list[Row]) -> list[dict[str, object]]:
+    """For the receipt, of one size."""
     from segmv3.benchmark.peers import ratios
 
     facts = []
+    ours = ratios(rows)
     for row in rows:
-        ours = ratios([other for other in rows if other.size == row.size])
         found = row.times and {f"times_our_{key}": round(row.times.median / value, 3) for key, value in ours.items()}
         facts.append(row.facts() | (found or {}))
     return facts

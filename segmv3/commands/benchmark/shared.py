@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from segmv3.benchmark.nets import Place
     from segmv3.benchmark.receipt import Conditions
+    from segmv3.benchmark.timing import Progress
 
-_WIDTH = 190
-"""Columns that a table needs; a narrower terminal folds its lines, which is better than cutting numbers."""
+WIDTH = 100
+"""Columns that every table fits; a narrower terminal folds its lines, which is better than cutting numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +48,22 @@ class Measurement(OnDevice):
 
 @dataclass(frozen=True)
 class Session:
-    """A measurement that is going on."""
+    """A measurement that is going on.
+
+    Attributes: kept: what is finished, by its key in the receipt. calls: those timed since, should the measurement be
+        stopped: what was being done, what was called, the seconds (of each stage) it took.
+    """
 
     kind: str
     options: Measurement
     console: Console
     place: Place
     conditions: Conditions
+    kept: dict[str, list[Any]] = field(default_factory=dict)
+    calls: list[tuple[str, Any, Any]] = field(default_factory=list)
 
     @contextmanager
-    def progress(self) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    def progress(self) -> Iterator[tuple[Callable[[str], None], Progress]]:
         """A line with a bar: a function that says what is being done, and one for how much of it is."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -66,27 +73,34 @@ class Session:
         )
         with bar:
             task = bar.add_task("", total=None)
-            yield (
-                lambda text: bar.update(task, description=text, total=None, completed=0),
-                lambda done, total: bar.update(task, completed=done, total=total),
-            )
+            doing = ""
+
+            def tell(text: str) -> None:
+                nonlocal doing
+                doing = text
+                bar.update(task, description=text, total=None, completed=0)
+
+            def advance(done: int, total: int, what: Any, measured: Any) -> None:
+                self.calls.append((doing, what, measured))
+                bar.update(task, completed=done, total=total)
+
+            yield tell, advance
 
     def say(self, line: str) -> None:
         say(self.console, line)
 
     def show(self, title: str, table: Table, note: str = "") -> None:
-        """A table between its title and a note; rich would wrap both at the width of the table."""
-        self.say(f"\n{title}")
-        from rich.console import Console
+        """A table between its title and a note."""
+        show(self.console, title, table, note)
 
-        # a console of its own: one that is narrower would cut columns, whatever width it is asked for
-        Console(file=self.console.file, width=max(self.console.width, _WIDTH)).print(table, crop=False)
-        if note:
-            self.say(note)
+    def keep(self, **results: Sequence[Any]) -> None:
+        """Finished entries of the receipt, each list to be appended to what is there already."""
+        for key, found in results.items():
+            self.kept.setdefault(key, []).extend(found)
+        self.calls.clear()
 
-    def finish(self, **results: Any) -> None:
+    def finish(self) -> None:
         """Say how quiet the machine stayed, and write the receipt if one is asked for."""
-        from segmv3.benchmark.receipt import receipt, write_receipt
         from segmv3.benchmark.timing import core_count, is_busy
 
         used = self.conditions.others.cores()
@@ -96,13 +110,40 @@ class Session:
                 "need be; ratios suffer less"
             )
         if self.options.output:
-            write_receipt(self.options.output, receipt(self.kind, self.conditions, _settings(self.options), **results))
+            self._write(self.kept)
             self.say(f"wrote {self.options.output}")
+
+    def stop(self) -> None:
+        """After an error or Ctrl-C: write what was measured so far, marked as incomplete."""
+        if not (self.kept or self.calls):
+            return
+        if not self.options.output:
+            self.say("stopped; with --output FILE.json what was timed so far would be kept")
+            return
+        calls = [
+            {"during": doing, "of": asdict(what) if is_dataclass(what) else what, "ms": _in_milliseconds(measured)}  # type: ignore[arg-type]
+            for doing, what, measured in self.calls
+        ]
+        self._write({"incomplete": True, **self.kept, "calls": calls})
+        self.say(f"stopped; wrote what was timed so far to {self.options.output}, marked as incomplete")
+
+    def _write(self, results: Mapping[str, Any]) -> None:
+        from segmv3.benchmark.receipt import receipt, write_receipt
+
+        assert self.options.output
+        write_receipt(self.options.output, receipt(self.kind, self.conditions, _settings(self.options), **results))
+
+
+def _in_milliseconds(seconds: Any) -> Any:
+    """Of a call, or of each stage of one."""
+    if isinstance(seconds, Mapping):
+        return {stage: _in_milliseconds(value) for stage, value in seconds.items()}
+    return round(1000 * seconds, 3)
 
 
 @contextmanager
 def measuring(kind: str, options: Measurement, arguments: Sequence[str]) -> Iterator[Session]:
-    """Get ready to measure.
+    """Get ready to measure; what stops the measurement leaves a receipt of what was measured until then.
 
     Raises: ConfigError for a count below 1; OutputError when a file would be replaced; ModelError or ResourceError
         for threads or a device that cannot be had; BusyError when other programs use the CPU.
@@ -130,7 +171,11 @@ def measuring(kind: str, options: Measurement, arguments: Sequence[str]) -> Iter
         conditions = Conditions(shlex.join(["segmv3", "benchmark", kind, *arguments]), used)
         session = Session(kind, options, Console(), place, conditions)
         session.say(_machine(place))
-        yield session
+        try:
+            yield session
+        except BaseException:
+            session.stop()
+            raise
 
 
 def _machine(place: Place) -> str:
@@ -170,18 +215,51 @@ def refuse_sizes(sizes: Sequence[tuple[int, int]]) -> None:
         raise ConfigError("--size names a size twice")
 
 
-def columns(*titles: str, text: Sequence[str] = ()) -> Table:
-    """An empty table of numbers.
+def refuse_odd(size: tuple[int, int], why: str) -> None:
+    """Raises: ConfigError for an odd height or width."""
+    if size[0] % 2 or size[1] % 2:
+        raise ConfigError(f"--size is {size[0]} {size[1]}; {why}, so both must be even")
 
-    Args: text: titles of the columns that are not numbers.
+
+def fresh_nets(given: Sequence[str], default: Sequence[str], *, weights: bool) -> tuple[str, ...]:
+    """The named nets to be timed with fresh weights: none beside weights, else those given or the default.
+
+    Raises: ConfigError for both --net and --weights; ModelError for a net that does not exist.
+    """
+    if weights and given:
+        raise ConfigError("--weights and --net exclude each other; a named net has fresh weights")
+    from segmv3.models.zoo import net
+
+    for name in given:
+        net(name)
+    return () if weights else tuple(given or default)
+
+
+def columns(*titles: str, text: Sequence[str] = ()) -> Table:
+    """An empty table of numbers, narrow enough for `show`.
+
+    Args: titles: with line breaks where they are wider than their numbers. text: titles of the columns that are not
+        numbers; where the table is too wide these are folded.
     """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for name in titles:
-        table.add_column(name, justify="left" if name in text else "right", no_wrap=True)
+        is_text = name in text
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     return table
+
+
+def show(console: Console, title: str, table: Table, note: str = "") -> None:
+    """A table between its title and a note; rich would wrap both at the width of the table."""
+    from rich.console import Console
+
+    say(console, f"\n{title}")
+    # a console of its own: one that is narrower would cut columns, whatever width it is asked for
+    Console(file=console.file, width=max(console.width, WIDTH)).print(table, crop=False)
+    if note:
+        say(console, note)
 
 
 def milliseconds(seconds: float) -> str:

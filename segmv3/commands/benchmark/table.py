@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.shared import Root, say
+from segmv3.commands.benchmark.shared import WIDTH, Root, say
 from segmv3.commands.options import parse, refuse_existing, refuse_limit
 from segmv3.config import Device, Precision
 from segmv3.errors import CheckpointError, ConfigError, DataError
@@ -46,10 +46,6 @@ class Table:
     """CPU threads; torch's own choice by default."""
 
 
-_WIDTH = 120
-"""Columns that the table needs; a narrower terminal folds its lines, which is better than cutting numbers."""
-
-
 def run(arguments: list[str]) -> None:
     options = parse(Table, "segmv3 benchmark table", arguments)
     _check_table(options)
@@ -65,7 +61,7 @@ def run(arguments: list[str]) -> None:
     failures = _evaluate(options, console) if options.evaluate else {}
     results = read_results(options.results)
     table = lines(results, describe_nets(), failures)
-    console.print(_rendered(table), width=max(console.width, _WIDTH), no_wrap=True, crop=False)
+    console.print(_rendered(table), width=max(console.width, WIDTH), no_wrap=True, crop=False)
     for line in (NOTES, *reasons(table), *(f"left out: {line}" for line in results.left_out)):
         say(console, line)
     if options.output:
@@ -163,28 +159,38 @@ def _measure(options: Table, name: str, source: str | Path, flip: bool, dataset:
     say(progress.console, f"wrote {path}: mIoU {result['miou']:.2f} % on {result['images']:,} images")
 
 
+_WIDE = ("their mem (GB)", "mem (GB)")
+"""Columns of the file that --output names and of the result files, for which a terminal has no room."""
+
+
 def _rendered(table: list[Line]) -> RichTable:
-    """For the terminal: what a line shares with the one above is left blank."""
+    """For the terminal: without `_WIDE`, and blank where a line shares with the one above."""
     from rich import box
     from rich.table import Table as RichTable
 
-    from segmv3.benchmark.table import COLUMNS, cells
+    from segmv3.benchmark.table import COLUMNS, MISSING, cells
 
-    rows = [list(cells(line)) for line in table]
+    titles = [column for column in COLUMNS if column not in _WIDE]
+    rows = []
     above = ""
-    for row in rows:
-        above, title = row[0], above
-        if row[0] == title:
-            row[:5] = [""] * 5
+    for line in table:
+        known = dict(zip(COLUMNS, cells(line), strict=True))
+        row = ["-" if known[title] == MISSING else known[title] for title in titles]  # why is said below
+        row[0] = row[0].removeprefix("LRASPP ")
+        above, last = row[0], above
+        if row[0] == last:
+            row[:4] = [""] * 4
+        rows.append(row)
     rendered = RichTable(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
-        text = column in ("method", "our weights", "device")
+    for title, values in zip(titles, zip(*rows, strict=True), strict=True):
+        text = title in ("method", "our weights", "device")
+        column = title.replace("+", "+ ")  # where it may be folded
         words = [word for value in (column, *values) for word in value.split()]
         rendered.add_column(
             column,
             justify="left" if text else "right",
-            no_wrap=column == "method",
-            min_width=max(map(len, values if column == "method" else words)),
+            no_wrap=title == "method",
+            min_width=max(map(len, values if title == "method" else words)),
         )
     for row in rows:
         rendered.add_row(*row)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from segmv3.commands.benchmark.latency import Arithmetic, Backend
-from segmv3.commands.benchmark.shared import Measurement, columns, measuring, refuse_repeat, refuse_sizes
+from segmv3.commands.benchmark.shared import (
+    Measurement,
+    columns,
+    fresh_nets,
+    measuring,
+    refuse_odd,
+    refuse_repeat,
+    refuse_sizes,
+)
 from segmv3.commands.options import parse
 from segmv3.errors import ConfigError
 
@@ -25,10 +33,10 @@ class Throughput(Measurement):
     """Timed passes of each."""
     weights: str | None = None
     """A weight file, an exported file or a published name. Without: fresh weights, of --net."""
-    net: str = "lraspp_large_d8"
-    """A named net, with fresh weights."""
+    net: str | None = None
+    """A named net, with fresh weights. Without, and without --weights: lraspp_large_d8."""
     size: tuple[int, int] = (1024, 2048)
-    """Height and width."""
+    """Height and width, even, as videos have them."""
     backend: Backend = "auto"
     """Runtime; auto is the fastest."""
     precision: tuple[Arithmetic, ...] = ("auto",)
@@ -42,8 +50,7 @@ class Throughput(Measurement):
 
 
 def run(arguments: list[str]) -> None:
-    options = parse(Throughput, "segmv3 benchmark throughput", arguments)
-    _check(options)
+    options = _checked(parse(Throughput, "segmv3 benchmark throughput", arguments))
     with measuring("throughput", options, arguments) as session:
         from segmv3.benchmark.floor import work_of
         from segmv3.benchmark.latency import Case
@@ -51,22 +58,21 @@ def run(arguments: list[str]) -> None:
         from segmv3.benchmark.throughput import time_batches, time_folder, time_video
         from segmv3.models.zoo import net
 
-        found = []
         with session.progress() as (tell, advance):
             tell("drawing a street")
             picture = streets([options.size])[options.size]
-            work = None if options.weights else work_of(net(options.net), options.size)
+            work = work_of(net(options.net), options.size) if options.net else None
             for precision in options.precision:
-                trained = options.weights is not None
-                case = Case(options.weights or options.net, trained, options.size, options.backend, precision)
+                source = options.weights or options.net or ""
+                case = Case(source, options.weights is not None, options.size, options.backend, precision)
                 tell(f"opening {case.net}")
                 predict = case.open(picture, session.place)
                 folder = session.place.folder / precision
                 rates: list[Rate] = []
                 if options.batch:
-                    tell("batches")
+                    tell(f"batches, {precision}")
                     rates += time_batches(predict, picture, options.batch, options.repeat, work=work, progress=advance)
-                tell("folder")
+                tell(f"folder, {precision}")
                 rates += time_folder(
                     predict,
                     picture,
@@ -76,7 +82,7 @@ def run(arguments: list[str]) -> None:
                     progress=advance,
                 )
                 if find_spec("av"):
-                    tell("video")
+                    tell(f"video, {precision}")
                     rates += time_video(
                         predict,
                         picture,
@@ -88,38 +94,37 @@ def run(arguments: list[str]) -> None:
                 title = f"{case.net} {options.size[0]}x{options.size[1]}, {predict.backend} {predict.precision}"
                 session.show(title, _table(rates), _NOTE)
                 facts = {"net": case.net, "backend": predict.backend, "precision": predict.precision}
-                found.append(facts | {"rates": [rate.facts() for rate in rates]})
+                session.keep(results=[facts | {"rates": [rate.facts() for rate in rates]}])
         if not find_spec("av"):
             session.say('no video was timed: that needs the package av; pip install "segmv3[video]"')
-        session.finish(results=found)
+        session.finish()
 
 
-def _check(options: Throughput) -> None:
+def _checked(options: Throughput) -> Throughput:
+    """With the net that is to be timed."""
     refuse_sizes([options.size])
+    refuse_odd(options.size, "a video has even sides")
     for flag in ("images", "frames"):
         refuse_repeat(getattr(options, flag), flag)
     if any(batch < 1 for batch in options.batch) or len(set(options.batch)) < len(options.batch):
         raise ConfigError(f"--batch is {' '.join(map(str, options.batch))}; give different numbers, at least 1")
     if not options.precision or len(set(options.precision)) < len(options.precision):
         raise ConfigError("--precision needs one value or several different ones")
-    if options.weights and options.net != Throughput().net:
-        raise ConfigError("--weights and --net exclude each other; a named net has fresh weights")
-    if not options.weights:
-        from segmv3.models.zoo import net
-
-        net(options.net)
+    given = (options.net,) if options.net else ()
+    nets = fresh_nets(given, ("lraspp_large_d8",), weights=options.weights is not None)
+    return replace(options, net=nets[0] if nets else None)
 
 
-_NOTE = "of a folder or a video, reading, drawing, encoding and writing overlap with the net"
+_NOTE = (
+    "share: of the rate of the last row above that has none; of a folder or a video, reading, drawing, encoding and "
+    "writing overlap with the net"
+)
 
 
 def _table(rates: list[Rate]) -> Table:
     on_gpu = any(rate.memory for rate in rates)
-    extra = ("GPU MiB", "of bandwidth floor") if on_gpu else ()
-    table = columns(
-        *("what", "images", "per second", "ms an image", "share", "of", *extra),
-        text=("what", "of"),
-    )
+    extra = ("GPU MiB", "of bandwidth\nfloor") if on_gpu else ()
+    table = columns("what", "images", "per second", "ms an image", "share", *extra, text=("what",))
     known = {rate.name: rate for rate in rates}
     for rate in rates:
         share = f"{100 * rate.per_second / known[rate.of].per_second:.1f} %" if rate.of else ""
@@ -129,7 +134,6 @@ def _table(rates: list[Rate]) -> Table:
             f"{rate.per_second:.2f}",
             f"{1000 / rate.per_second:,.2f}",
             share,
-            rate.of,
         ]
         if on_gpu:
             cells.append(f"{rate.memory:,.0f}" if rate.memory else "")
