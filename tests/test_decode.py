@@ -302,10 +302,9 @@ def test_the_benchmark_times_what_agrees():
         timings = benchmark.time_decoders(
             case, 3, implementations=(ours, torchs, benchmark.Implementation("compiled", fails))
         )
-        assert [len(timing.seconds) for timing in timings] == [3, 3, 0]
-        assert timings[0].ratio == 1 and timings[1].ratio == timings[1].median / timings[0].median
-        assert timings[0].median <= timings[0].p95
-        assert timings[2].reason == "cannot run here (no C++ compiler)" and np.isnan(timings[2].ratio)
+        assert [timing.name for timing in timings] == [ours.name, torchs.name, "compiled"]
+        assert all(timing.times and len(timing.times.seconds) == 3 for timing in timings[:2])
+        assert timings[2].times is None and timings[2].reason == "cannot run here (no C++ compiler)"
 
 
 def test_the_benchmark_refuses_other_labels():
