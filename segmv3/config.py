@@ -16,6 +16,8 @@ from segmv3.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
+TrainingPrecision = Literal["fp32", "bf16", "fp16"]
+Compile = Literal["off", "auto", "on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,19 @@ class LRASPPDecoder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LRASPPPlus:
+    """For backbones without dilation: LR-ASPP with means over windows beside its gate, finer features added on the way
+    up, and one separable 3x3 convolution of the sum. `segmv3.models.heads.LRASPPPlusHead` gives the reasons."""
+
+    channels: int = 128
+    """Filters F, everywhere in the head."""
+    finest: Literal[8, 4] = 8
+    """Stride of the finest features that are added, and of the logits. 4 is for small images, where a pole is one to
+    three pixels wide."""
+    bn_eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
 class RASPP:
     """The paper's comparison head: 1x1 convolution and global pooling, concatenated and projected, at 1/16."""
 
@@ -107,7 +122,7 @@ class Model:
     """A segmentation net. `segmv3.models.zoo` names the ones that are used; parameters are counted there."""
 
     backbone: MobileNetV3 | MobileNetV2 = field(default_factory=MobileNetV3)
-    head: LRASPP | LRASPPDecoder | RASPP = field(default_factory=LRASPP)
+    head: LRASPP | LRASPPDecoder | RASPP | LRASPPPlus = field(default_factory=LRASPP)
     bn_momentum: float = 0.1
     """Weight of the newest batch in BN's running statistics (PyTorch's sense)."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -139,17 +154,36 @@ class Data:
     """Layout on disk; see data/README.md."""
     root: Path
     """The folder that holds the data set."""
+    cache: Path | None = None
+    """Folder that `segmv3 data pack` wrote: crops are read from it, the same ones, without decoding files."""
     batch_size: int = 16
     """Images per step over all processes together."""
     crop_size: tuple[int, int] = (512, 1024)
     scale_range: tuple[float, float] = (0.5, 2.0)
-    """Random resize before the crop, uniform."""
+    """Random resize before the crop, uniform. Small crops of Cityscapes did better with 0.4 to 1.6 (RegSeg, arXiv
+    2111.09957, its logs: 0.7 to 1.2 points at 500 epochs)."""
     cat_max_ratio: float = 0.75
     """A crop is drawn again (up to 10 times) while one class covers more of its labelled pixels than this."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.8
     """Probability of photometric jitter (brightness, contrast, saturation, hue)."""
+    photometric: Literal["jitter", "randaugment"] = "jitter"
+    """What that jitter is: all four mildly, or two random ones of nine at any strength (RandAugment, arXiv 1909.13719):
+    those four, gamma, posterize, solarize, stretched contrast, a gain for each channel."""
+    class_uniform: float = 0.0
+    """Share of the samples whose crop shows a random pixel of a class drawn uniformly, so that nets see trains as often
+    as roads (Zhu et al., arXiv 1812.01593, section 3; RegSeg takes 0.5)."""
+    copy_paste: float = 0.0
+    """Probability that pieces of rare classes (under 2 % of the labelled pixels) of another training image are pasted
+    in before the crop: more of what is seen least (arXiv 2012.07177). Without data.cache that decodes two images."""
+    extra_images: Path | None = None
+    """More images, with coarse or predicted labels: often worth more than any augmentation (noisy student, arXiv
+    1911.04252; Cityscapes' train_extra)."""
+    extra_labels: Path | None = None
+    """Their labels: a folder that `segmv3 predict --save labels` wrote, or named as the data set names its own."""
+    extra_share: float = 0.5
+    """Share of the samples that is drawn from the extra images, where there are any."""
     workers: int = 2
     """Processes that prepare samples; the batches are the same for any number of them."""
 
@@ -197,6 +231,9 @@ class SGD:
     weight_decay: float = 5e-4
     decay_bn_and_bias: bool = True
     """Whether weight decay also acts on BN parameters and biases."""
+    head_lr: float = 1.0
+    """Factor of the learning rate of all that is not the backbone: a head that starts fresh on a pretrained backbone
+    may go faster, by 10 in DeepLab (arXiv 1606.00915) and PSPNet. The log shows the base rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +245,8 @@ class AdamW:
     weight_decay: float = 0.01
     decay_bn_and_bias: bool = False
     """Whether weight decay also acts on BN parameters and biases."""
+    head_lr: float = 1.0
+    """Factor of the learning rate of all that is not the backbone, as for `SGD`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +261,8 @@ class RMSProp:
     weight_decay: float = 1e-5
     decay_bn_and_bias: bool = False
     """Whether weight decay also acts on BN parameters and biases."""
+    head_lr: float = 1.0
+    """Factor of the learning rate of all that is not the backbone, as for `SGD`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +283,9 @@ class Schedule:
     """Steps over which the learning rate rises linearly; a shorter run ends while it rises."""
     warmup_from: float = 0.0
     """Learning rate that the warm-up rises from."""
+    accumulate: int = 1
+    """Equal parts that a step's batch is worked off in, for a batch larger than the memory. The gradient is that of
+    the whole batch, but BN sees each part alone, and with loss.ohem each part is mined and averaged for itself."""
     eval_every: int = 4000
     """Steps between evaluations on the validation set; the training state is saved there too."""
     save_every: int = 1000
@@ -255,15 +299,54 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Cross-entropy of every labelled pixel, and which pixels count how much."""
+
+    ohem: float | None = None
+    """Train only on pixels whose class has a probability below this, above 0 and at most 1: easy road and sky stop
+    drowning the rest (arXiv 1604.03540; mmsegmentation, BiSeNet and PIDNet take 0.7 to 0.9)."""
+    min_kept: float = 0.0
+    """With ohem: share of the crop's pixels that is kept at least, the hardest, so that late in training the loss still
+    sees enough of them (BiSeNet, arXiv 1808.00897: 1/16; mmsegmentation's 100,000 of 512x1024 are 0.19)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes: a net that is less sure of itself (arXiv 1512.00567)."""
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    """Weight of each class's pixels, so that rare classes count: "balanced" is ENet's 1 / ln(1.02 + share of the
+    training labels), 1.4 to 50 (arXiv 1606.02147), or one number a class."""
+    auxiliary: float = 0.0
+    """Weight of the same loss for two more heads, on the 1/8 and the deepest features, that only training has: the
+    backbone gets its gradient by a shorter way (PSPNet, arXiv 1612.01105, takes 0.4; BiSeNet 1 and two heads)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Learning from a larger net beside the labels: where in the image each class is (channel-wise knowledge
+    distillation, arXiv 2011.13256)."""
+
+    teacher: str | None = None
+    """A weight file or published name as for `segmv3 evaluate`, or a folder that segmentation-models-pytorch's
+    `save_pretrained` wrote (its images are normalised by ImageNet's mean and std). Its classes must be the data's."""
+    weight: float = 3.0
+    """Of this loss beside the cross-entropy; the paper's for logits."""
+    temperature: float = 4.0
+    """Above 0; the higher, the more of the image counts. The paper's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One segmentation experiment."""
 
     model: Model
     data: Data
+    loss: Loss = field(default_factory=Loss)
+    distill: Distill = field(default_factory=Distill)
     optim: SGD | AdamW | RMSProp = field(default_factory=SGD)
     schedule: Schedule
-    precision: Precision = "fp32"
-    """Arithmetic of the training step (bf16 = autocast); evaluation is always fp32."""
+    precision: TrainingPrecision = "fp32"
+    """Arithmetic of the training step (bf16, fp16 = autocast; fp16 needs a GPU); loss and evaluation are fp32."""
+    compile: Compile = "off"
+    """Whether torch.compile makes the step: "auto" measures some steps each way and keeps the faster. Only with "off"
+    does an interrupted run end in the same bits as an unbroken one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -271,7 +354,10 @@ class Config:
         _refuse(
             *_common_rules(self),
             (0 < data.scale_range[0] <= data.scale_range[1], "data.scale-range", "must be two rising positive numbers"),
-            (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
+            *_data_rules(data),
+            *_loss_rules(self.loss),
+            (self.distill.weight > 0, "distill.weight", "must be above 0"),
+            (self.distill.temperature > 0, "distill.temperature", "must be above 0"),
         )
 
 
@@ -284,8 +370,10 @@ class Classification:
     optim: SGD | AdamW | RMSProp = field(default_factory=SGD)
     schedule: Schedule
     label_smoothing: float = 0.0
-    precision: Precision = "fp32"
-    """Arithmetic of the training step (bf16 = autocast); evaluation is always fp32."""
+    precision: TrainingPrecision = "fp32"
+    """Arithmetic of the training step (bf16, fp16 = autocast; fp16 needs a GPU); loss and evaluation are fp32."""
+    compile: Compile = "off"
+    """Whether torch.compile makes the step, as for segmentation."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -342,15 +430,17 @@ def net_rules(net: Model | Classifier) -> list[_Rule]:
     return rules
 
 
-def _has_type(value: Any, kind: Any) -> bool:
+def has_type(value: Any, kind: Any) -> bool:
     """Whether a value is what the annotation of its field says."""
     if get_origin(kind) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if get_origin(kind) in (Union, UnionType):
-        return any(_has_type(value, choice) for choice in get_args(kind))
+        return any(has_type(value, choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_has_type, value, kinds))
+        if kinds[-1] is Ellipsis:
+            return isinstance(value, tuple) and all(has_type(each, kinds[0]) for each in value)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(has_type, value, kinds))
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is kind if kind in (int, bool) else isinstance(value, kind)
@@ -361,11 +451,43 @@ def mistyped(settings: Any) -> list[tuple[str, Any]]:
     found = []
     for name, kind in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
-        if not _has_type(value, kind):
+        if not has_type(value, kind):
             found.append((name, kind))
         elif dataclasses.is_dataclass(value):
             found += [(f"{name}.{inner}", kind) for inner, kind in mistyped(value)]
     return found
+
+
+def _data_rules(data: Data) -> list[_Rule]:
+    both = (data.extra_images is None) == (data.extra_labels is None)
+    missing = "images" if data.extra_images is None else "labels"
+    return [
+        (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
+        (0 <= data.class_uniform <= 1, "data.class-uniform", "is a share of the samples, 0 to 1"),
+        (0 <= data.copy_paste <= 1, "data.copy-paste", "is a probability, 0 to 1"),
+        (both, f"data.extra-{missing}", "is missing: extra images and extra labels go together"),
+        (0 < data.extra_share <= 1, "data.extra-share", "is a share of the samples, above 0 and at most 1"),
+    ]
+
+
+def _loss_rules(loss: Loss) -> list[_Rule]:
+    weights = () if isinstance(loss.class_weights, str) else loss.class_weights
+    return [
+        (loss.ohem is None or 0 < loss.ohem <= 1, "loss.ohem", "is a probability above 0 and at most 1"),
+        (0 <= loss.min_kept <= 1, "loss.min-kept", "is a share of the crop's pixels, 0 to 1"),
+        (loss.ohem is not None or loss.min_kept == 0, "loss.min-kept", "needs loss.ohem"),
+        (0 <= loss.label_smoothing < 1, "loss.label-smoothing", "must be at least 0 and below 1"),
+        (loss.auxiliary >= 0, "loss.auxiliary", "must be at least 0"),
+        (
+            isinstance(loss.class_weights, str) or (max(weights, default=0) > 0 and all(map(_is_weight, weights))),
+            "loss.class-weights",
+            "are none, balanced, or a number for each class: at least 0, not all 0",
+        ),
+    ]
+
+
+def _is_weight(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
 
 
 def _common_rules(config: Config | Classification) -> list[_Rule]:
@@ -379,6 +501,7 @@ def _common_rules(config: Config | Classification) -> list[_Rule]:
         (data.workers >= 0, "data.workers", "must be at least 0"),
         (schedule.steps >= 1, "schedule.steps", "must be at least 1"),
         (schedule.warmup_steps >= 0, "schedule.warmup-steps", "must be at least 0"),
+        (schedule.accumulate >= 1, "schedule.accumulate", "must be at least 1"),
         (
             0 <= schedule.warmup_from <= optim.lr,
             "schedule.warmup-from",
@@ -392,6 +515,7 @@ def _common_rules(config: Config | Classification) -> list[_Rule]:
         (0 < schedule.decay_rate <= 1, "schedule.decay-rate", "must be above 0 and at most 1"),
         (0 <= schedule.ema < 1, "schedule.ema", "must be at least 0 and below 1"),
         (optim.lr > 0, "optim.lr", "must be above 0"),
+        (optim.head_lr > 0, "optim.head-lr", "must be above 0"),
         (
             0 <= schedule.min_lr <= optim.lr,
             "schedule.min-lr",
@@ -453,7 +577,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
-_NETS = {kind.__name__: kind for kind in (Model, Classifier, MobileNetV3, MobileNetV2, LRASPP, LRASPPDecoder, RASPP)}
+_NETS = {
+    kind.__name__: kind
+    for kind in (Model, Classifier, MobileNetV3, MobileNetV2, LRASPP, LRASPPDecoder, RASPP, LRASPPPlus)
+}
 
 
 def net_from_dict(values: dict[str, Any]) -> Model | Classifier:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segmv3.config import SGD, AdamW, Classification, Config, Data, load_config, to_dict
+from segmv3.config import SGD, AdamW, Classification, Config, Data, Loss, load_config, to_dict
 from segmv3.errors import ConfigError
 from segmv3.models.zoo import NETS
 
@@ -39,6 +39,10 @@ def test_flags_override_the_file():
     assert isinstance(config.optim, AdamW) and config.optim.lr == 0.02
     assert config.data.crop_size == (96, 128) and config.data.root == Path("elsewhere") and config.seed == 5
     assert load_config(str(path)).optim.lr != 0.02
+    loss = ["--loss.ohem", "0.7", "--loss.min-kept", "0.0625", "--loss.class-weights", "1", "2.5"]
+    assert load_config(path, loss).loss == Loss(ohem=0.7, min_kept=0.0625, class_weights=(1.0, 2.5))
+    assert load_config(path, ["--loss.class-weights", "balanced"]).loss == Loss(class_weights="balanced")
+    assert load_config(path).loss == Loss()
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,15 @@ def test_unknown_or_ill_typed_flags_stop_with_a_hint(flags, says, capsys):
         (["--optim.lr", "1e-9"], "schedule.min-lr"),
         (["--data.batch-size", "0"], "data.batch-size"),
         (["--schedule.warmup-steps", "-1"], "schedule.warmup-steps"),
+        (["--loss.ohem", "0"], "loss.ohem: is a probability above 0"),
+        (["--loss.ohem", "1.1"], "loss.ohem"),
+        (["--loss.ohem", "nan"], "loss.ohem"),
+        (["--loss.ohem", "0.7", "--loss.min-kept", "100000"], "loss.min-kept: is a share"),
+        (["--loss.min-kept", "0.1"], "loss.min-kept: needs loss.ohem"),
+        (["--loss.label-smoothing", "1"], "loss.label-smoothing"),
+        (["--loss.class-weights", "1", "-1"], "loss.class-weights"),
+        (["--loss.class-weights", "0", "0"], "loss.class-weights"),
+        (["--loss.class-weights", "1", "inf"], "loss.class-weights"),
     ],
 )
 def test_impossible_values_are_refused(flags, says):

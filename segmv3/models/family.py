@@ -109,6 +109,8 @@ def _segmenters() -> Iterator[Member]:
         head = LRASPPDecoder(skip_strides=(4, 8), pool=pool, dropout=0.0, bn_eps=1e-5)
         net = Model(backbone=backbone, head=head)
         yield Member(f"PaddleSeg os {stride}, {pool} pool", net, f"{score} (PaddleSeg)")
+    for name in ("lraspp_large_plus", "lraspp_small_plus"):
+        yield Member(name, NETS[name])
     torchvision = Model(
         backbone=MobileNetV3(family="torchvision", output_stride=16),
         head=LRASPP(tap="output", gate="sigmoid", gate_bias=False),

@@ -97,6 +97,10 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+Place = tuple[int, bool]
+"""Where a feature map is: number of the layer, the stem being 0, and whether it is the expanded map inside it."""
+
+
 @dataclass(frozen=True)
 class Tap:
     """Where a head takes a feature map out of a backbone."""
@@ -142,3 +146,13 @@ def window_pool(x: Tensor, *, window: tuple[int, int], stride: tuple[int, int]) 
     """Means over windows without padding (VALID); a window larger than the map shrinks to it."""
     height, width = min(window[0], int(x.shape[2])), min(window[1], int(x.shape[3]))  # constants of an exported graph
     return F.avg_pool2d(x, (height, width), stride)
+
+
+def box_mean(x: Tensor, side: int) -> Tensor:
+    """The mean around each cell, over a square of an odd side: N x C x H x W as before.
+
+    What reaches over the edge does not count, so that a map of any size will do, 1 x 1 too.
+    """
+    half = side // 2
+    x = F.avg_pool2d(x, (side, 1), 1, (half, 0), count_include_pad=False)  # rows, then columns: 2 sides, not side^2
+    return F.avg_pool2d(x, (1, side), 1, (0, half), count_include_pad=False)

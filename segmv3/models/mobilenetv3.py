@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmv3.config import MobileNetV3
-from segmv3.models.layers import Activation, Norm, Tap, conv_bn, dilated, global_pool, make_activation, multiple_of_8
+from segmv3.models.layers import (
+    Activation,
+    Norm,
+    Place,
+    Tap,
+    conv_bn,
+    dilated,
+    global_pool,
+    make_activation,
+    multiple_of_8,
+)
 
 
 @dataclass(frozen=True)
@@ -253,12 +263,12 @@ class MobileNetV3Backbone(nn.Module):
         same = net.padding == "same"
         blocks = layout(net)
         widths = [stem_channels(net), *(block.out for block in blocks)]
-        strides = list(accumulate((row.stride for row in _TABLES[net.size]), mul, initial=2))
-        self.taps = tuple((tap.layer(strides), tap.at == "expanded") for tap in taps)
-        self.channels = (
-            *(blocks[i - 1].expanded if expanded else widths[i] for i, expanded in self.taps),
-            deep_channels(net),
-        )
+        self._strides = list(accumulate((row.stride for row in _TABLES[net.size]), mul, initial=2))
+        self._channels = {(i, False): width for i, width in enumerate(widths)}
+        self._channels |= {(i, True): block.expanded for i, block in enumerate(blocks, 1)}
+        located = [self.locate(tap) for tap in taps]
+        self.taps = tuple(place for place, _ in located)
+        self.channels = (*(channels for _, channels in located), deep_channels(net))
         self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=kind, stride=2, same=same)
         squeeze_relu = FAMILIES[net.family].squeeze_relu
         self.blocks = nn.ModuleList(
@@ -269,12 +279,19 @@ class MobileNetV3Backbone(nn.Module):
             conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up)."""
+    def locate(self, tap: Tap) -> tuple[Place, int]:
+        """Where a feature map is, and its channels."""
+        place = tap.layer(self._strides), tap.at == "expanded"
+        return place, self._channels[place]
+
+    def forward(self, x: Tensor, also: tuple[Place, ...] = ()) -> tuple[Tensor, ...]:
+        """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up), then the maps
+        at the places `also`."""
+        wanted = (*self.taps, *also)
         x = self.stem(x)
         maps = {(0, False): x}
         for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks), 1):
             filtered = block.filter(x)
             x = block.finish(x, filtered)
-            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in self.taps}
-        return (*(maps[place] for place in self.taps), self.last(x))
+            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in wanted}
+        return (*(maps[place] for place in self.taps), self.last(x), *(maps[place] for place in also))

@@ -15,6 +15,7 @@ from segmv3.config import (
     Classifier,
     Config,
     LRASPPDecoder,
+    LRASPPPlus,
     MobileNetV2,
     MobileNetV3,
     Model,
@@ -37,12 +38,20 @@ def _mmseg(size: Literal["large", "small"]) -> Model:
     return Model(backbone=MobileNetV3(size=size, output_stride=8, padding="same"), head=LRASPPDecoder())
 
 
+def _plus(size: Literal["large", "small"]) -> Model:
+    """The accuracy option: all blocks, none dilated, without the closing 1x1 convolution (as PaddleSeg's nets), under a
+    head that gathers context and detail itself."""
+    return Model(backbone=MobileNetV3(size=size, last=False), head=LRASPPPlus())
+
+
 NETS: Mapping[str, Model] = MappingProxyType(
     {
         "lraspp_large_d8": _flagship("large"),  # paper, table 7 row 8: 1.51 M parameters
         "lraspp_small_d8": _flagship("small"),  # paper, table 7 row 11: 0.47 M parameters
         "lraspp_large_d8_mmseg": _mmseg("large"),
         "lraspp_small_d8_mmseg": _mmseg("small"),
+        "lraspp_large_plus": _plus("large"),
+        "lraspp_small_plus": _plus("small"),
     }
 )
 
