@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 import segmv3
 from segmv3.config import Data
-from segmv3.data.check import Facts, Files, Found, Problem, damage, message, problems_of, read_files
+from segmv3.data.check import Facts, Files, Found, Problem, damage, message, problems_of, read_files, train_counts
 from segmv3.data.datasets import Dataset, Pair, open_dataset
 from segmv3.errors import DataError
 from segmv3.files import make_folder, write_bytes
@@ -443,7 +442,7 @@ def _size_findings(seen: _Seen) -> Iterable[Finding]:
 
 def _void_findings(seen: _Seen) -> Iterable[Finding]:
     classes = len(seen.listing.classes)
-    void = [path for path, facts in seen.labels.items() if not _train_counts(facts, seen.tables[path])[:classes].any()]
+    void = [path for path, facts in seen.labels.items() if not train_counts(facts, seen.tables[path])[:classes].any()]
     if not void:
         return
     if len(void) < len(seen.labels):
@@ -500,7 +499,7 @@ def _describe(seen: _Seen) -> dict[str, Any]:
     pixels, images_with = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     for path, facts in seen.labels.items():
         stored.update(dict(facts.ids))
-        counts = _train_counts(facts, seen.tables[path])[:classes]
+        counts = train_counts(facts, seen.tables[path])[:classes]
         pixels += counts
         images_with += counts > 0
     total, labelled = sum(stored.values()), int(pixels.sum())
@@ -522,16 +521,6 @@ def _describe(seen: _Seen) -> dict[str, Any]:
             for n, k in zip(pixels, images_with, strict=True)
         ],
     }
-
-
-def _train_counts(label: Facts, table: LabelTable) -> NDArray[np.int64]:
-    """Pixels of a label by train id, int64 256; illegal ids count nowhere."""
-    counts = np.zeros(256, np.int64)
-    train_ids = dict(table.train_ids)
-    for stored, pixels in label.ids:
-        if stored in train_ids:
-            counts[train_ids[stored]] += pixels
-    return counts
 
 
 def _id_names(splits: Sequence[_Seen], classes: Classes) -> dict[str, str]:

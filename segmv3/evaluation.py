@@ -17,7 +17,6 @@ from segmv3 import official
 from segmv3.config import Data, Precision
 from segmv3.data.datasets import Dataset, Pair, open_dataset
 from segmv3.data.loader import read_ahead
-from segmv3.data.transforms import eval_transforms, transform
 from segmv3.decode import label_map
 from segmv3.errors import DataError, EvaluationError, Interrupted, ResourceError, Segmv3Error
 from segmv3.images import SUFFIXES, UInt8Array
@@ -136,10 +135,9 @@ def count_images(
         and its predicted train ids (uint8 H x W).
     Raises: DataError naming the file for data that cannot be scored, and for a prediction that does not fit it.
     """
-    transforms = eval_transforms()
 
     def read(index: int) -> tuple[int, UInt8Array, UInt8Array, Instances | None]:
-        image, truth = transform(transforms, *dataset.read(index), np.random.default_rng(index))
+        image, truth = dataset.read(index)
         return index, image, truth, _instances_of(dataset.pairs[index], truth) if instances else None
 
     for index, image, truth, objects in read_ahead(read, range(len(dataset)) if indices is None else indices):

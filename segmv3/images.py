@@ -1,12 +1,14 @@
 """The one image decoder: training, scoring and demos all read pixels here.
 
-Pillow with a full decode. `PIL.Image.verify` and `cv2.imread` both accept half a JPEG; `load()` does not.
+Pillow with a full decode, and OpenCV for plain PNG files, which it decodes faster. `PIL.Image.verify` and `cv2.imread`
+both accept half a JPEG; `load()` does not.
 """
 
 import io
 import warnings
 import zlib
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +21,57 @@ UInt8Array = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError)
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, IndexError)  # the last: no IDAT
+_HARMLESS_CHUNKS = frozenset({b"IHDR", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"bKGD", b"sBIT"})
 _MAX_PIXELS = 179_000_000  # a 20 kB PNG can ask for hundreds of MB; Pillow's own limit only warns at half of this
 
 
-def _load(path: Path) -> Image.Image:
-    """Decode a file to its last pixel.
-
-    Pillow stops reading a PNG once the picture is full and ignores what its checksums say of the pixels, hence
-    the second look at those. JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
-    """
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise DataError(f"{path} is a folder, not an image") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def _plain_png(data: bytes, *, color: bool) -> UInt8Array | None:
+    """The pixels of an 8-bit grey or RGB PNG that is whole and holds nothing that would change them.
+
+    By OpenCV, whose libpng takes a fifth less time than Pillow; what it says of a damaged file is not to be relied on,
+    so that every checksum is looked at first. None is Pillow's turn: to decode, or to say what is wrong.
+
+    Args: color: RGB of either kind, uint8 H x W x 3; otherwise grey alone, H x W.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        return None
+    depth, kind, interlaced = data[24:25], data[25:26], data[28:29]
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    plain = depth == b"\x08" and interlaced == b"\x00" and kind in ((b"\x00", b"\x02") if color else (b"\x00",))
+    if not plain or width * height > _MAX_PIXELS:
+        return None
+    view, place = memoryview(data), 8
+    while view[place + 4 : place + 8] != b"IEND":
+        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in _HARMLESS_CHUNKS:  # the end of a file that is cut, too
+            return None
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            return None
+        place = end + 4
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB if color else cv2.IMREAD_UNCHANGED)
+    return cast(UInt8Array | None, pixels)
+
+
+def _load(data: bytes, path: Path) -> Image.Image:
+    """Decode a file to its last pixel.
+
+    Pillow stops reading a PNG once the picture is full and ignores what its checksums say of the pixels, hence
+    the second look at those. JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
+    """
     image = _decode(data, path)
     try:
         if image.format == "PNG":
@@ -73,8 +108,11 @@ def read_image(path: Path | str) -> UInt8Array:
     Returns: uint8 H x W x 3, RGB.
     Raises: DataError naming the path when the file is missing, damaged or not an image.
     """
+    data = _read(Path(path))
+    if (pixels := _plain_png(data, color=True)) is not None:
+        return pixels
     try:
-        image = ImageOps.exif_transpose(_load(Path(path)))
+        image = ImageOps.exif_transpose(_load(data, Path(path)))
     except _DECODING_ERRORS as error:
         raise DataError(f"{path} has unreadable EXIF data ({_reason(error)}); replace it") from None
     if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips 16-bit values at 255
@@ -91,7 +129,10 @@ def read_ids(path: Path) -> UInt8Array:
     Returns: uint8 H x W.
     Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel.
     """
-    image = _load(path)
+    data = _read(path)
+    if (pixels := _plain_png(data, color=False)) is not None:
+        return pixels
+    image = _load(data, path)
     if image.mode not in ("L", "P"):
         kind = {"RGB": "a colour image", "RGBA": "a colour image"}.get(image.mode, f"of mode {image.mode}")
         hint = "gtFine_color" if image.mode in ("RGB", "RGBA") else "gtFine_instanceIds"

@@ -72,7 +72,7 @@ class LabelTable:
         Raises: DataError naming `path` and the ids when any id is not legal for this kind of file.
         """
         lookup: UInt8Array = self._lookup  # type: ignore[attr-defined]
-        labels = lookup[stored]
+        labels = np.take(lookup, stored)
         if (labels == _ILLEGAL).any():
             raise DataError(self._complaint(set(np.unique(stored).tolist()), path))
         return labels

@@ -164,7 +164,7 @@ def test_training_crops_have_the_asked_area_and_one_size(experiment):
     transforms = train_transforms(replace(experiment.data, scale_range=(0.25, 0.5), jitter=0.0))
     mirrored = 0
     for seed in range(60):
-        crop, target = transform(transforms, image, 3, np.random.default_rng(seed))
+        crop, target, _ = transform(transforms, image, 3, None, np.random.default_rng(seed))
         assert crop.shape == (32, 32, 3) and target == 3
         spans = [float(np.ptp(crop[..., axis].astype(int))) * 33 / 32 for axis in (0, 1)]
         assert 0.2 < spans[0] * spans[1] / (200 * 250) < 0.56
@@ -175,16 +175,19 @@ def test_training_crops_have_the_asked_area_and_one_size(experiment):
 def digests(experiment: Classification, **changes) -> list[str]:
     data = replace(experiment.data, **changes)
     batches = train_batches(open_pictures(data, "train"), data, seed=3, start=0, stop=7)
-    return [hashlib.sha256(i.numpy().tobytes() + t.numpy().tobytes()).hexdigest() for i, t in batches]
+    return [hashlib.sha256(i.numpy().tobytes() + t.numpy().tobytes()).hexdigest() for i, t, _ in batches]
 
 
 def test_batches_do_not_depend_on_workers(experiment):
     whole = digests(experiment)
     assert digests(experiment, workers=2) == whole and len(set(whole)) == 7
     data = experiment.data
-    [(images, targets)] = train_batches(open_pictures(data, "train"), data, seed=3, start=6, stop=7)
+    [(images, targets, colors)] = train_batches(open_pictures(data, "train"), data, seed=3, start=6, stop=7)
     assert hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).hexdigest() == whole[6]
     assert images.shape == (4, 3, 32, 32) and images.dtype == torch.uint8 and targets.dtype == torch.int64
+    assert colors.matrix.shape == (4, 3, 4) and colors.tables is colors.inside is None
+    [(_, _, colors)] = train_batches(open_pictures(data, "train"), replace(data, jitter=0.0), seed=3, start=6, stop=7)
+    assert colors is None
 
 
 # --- parts of the loop ---

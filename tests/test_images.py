@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import paint
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from segmv3 import images
 from segmv3.errors import DataError, OutputError
 from segmv3.images import read_ids, read_image, write_png
 
@@ -80,7 +81,9 @@ def test_what_is_no_image_is_refused(tmp_path):
     (tmp_path / "page.png").write_text("<html>")
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
-    for name in ("page.png", "empty.png", "folder.png", "missing.png"):
+    whole = save(tmp_path / "blank.png", Image.fromarray(PICTURE)).read_bytes()
+    (tmp_path / "blank.png").write_bytes(whole[:33] + whole[-12:])  # a head and an end without pixels
+    for name in ("page.png", "empty.png", "folder.png", "missing.png", "blank.png"):
         with pytest.raises(DataError, match=name):
             read_image(tmp_path / name)
 
@@ -122,3 +125,40 @@ def test_a_path_may_be_text(tmp_path):
     assert (segmv3.read_image(str(tmp_path / "a.png")) == 7).all()
     with pytest.raises(DataError, match="nothing.png does not exist"):
         segmv3.read_image(str(tmp_path / "nothing.png"))
+
+
+def test_plain_png_files_are_decoded_as_pillow_does(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, (shape, more) in enumerate((((9, 7, 3), {}), ((9, 7), {}), ((9, 7, 3), {"gamma": 0.45}), ((1, 1), {}))):
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        path = tmp_path / f"{number}.png"
+        info = PngImagePlugin.PngInfo()
+        if more:
+            info.add(b"gAMA", (45455).to_bytes(4, "big"))
+        Image.fromarray(pixels).save(path, pnginfo=info)
+        data = path.read_bytes()
+        assert images._plain_png(data, color=True) is not None
+        assert np.array_equal(read_image(path), np.array(Image.open(path).convert("RGB")))
+        assert read_image(path).flags.writeable
+        if len(shape) == 2:
+            assert np.array_equal(images._plain_png(data, color=False), pixels)
+            assert np.array_equal(read_ids(path), pixels)
+        else:
+            assert images._plain_png(data, color=False) is None
+        for end in (0, 8, 20, 40, len(data) // 2, len(data) - 13, len(data) - 8):
+            assert images._plain_png(data[:end], color=True) is None
+        for place in (18, 30, 42, len(data) - 14):  # a bit flipped in the header, in the pixels or in a checksum
+            broken = bytearray(data)
+            broken[place] ^= 1
+            assert images._plain_png(bytes(broken), color=True) is None
+
+
+def test_unusual_png_files_are_left_to_pillow(tmp_path):
+    path = tmp_path / "x.png"
+    for image in (Image.new("P", (4, 4)), Image.new("RGBA", (4, 4)), Image.new("I;16", (4, 4)), Image.new("1", (4, 4))):
+        image.save(path)
+        assert images._plain_png(path.read_bytes(), color=True) is None
+    turned = Image.new("RGB", (4, 4)).getexif()
+    turned[274] = 6
+    Image.new("RGB", (4, 4)).save(path, exif=turned)
+    assert images._plain_png(path.read_bytes(), color=True) is None

@@ -1,13 +1,24 @@
 import hashlib
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from segmv3.config import Data
+from segmv3.data import loader
 from segmv3.data.datasets import open_dataset
-from segmv3.data.loader import StepSampler, sample_at, shard, train_batches
+from segmv3.data.loader import (
+    StepSampler,
+    refuse_workers_beyond_memory,
+    sample_at,
+    shard,
+    train_batches,
+    waiting_advice,
+)
 from segmv3.data.transforms import train_transforms
+from segmv3.errors import ConfigError
 
 
 def data(root, workers=0) -> Data:
@@ -17,9 +28,11 @@ def data(root, workers=0) -> Data:
 def digests(config: Data, start=0, stop=5, **options) -> list[str]:
     dataset = open_dataset(config, "train")
     found = []
-    for image, labels in train_batches(dataset, config, seed=3, start=start, stop=stop, **options):
+    for image, labels, colors in train_batches(dataset, config, seed=3, start=start, stop=stop, **options):
         assert image.shape[1:] == (3, 32, 40) and labels.shape[1:] == (32, 40)
-        found.append(hashlib.sha256(image.numpy().tobytes() + labels.numpy().tobytes()).hexdigest())
+        assert colors.matrix.shape == (len(image), 3, 4)
+        parts = (image, labels, *(part for part in colors if part is not None))
+        found.append(hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest())
     return found
 
 
@@ -39,9 +52,11 @@ def test_ranks_share_the_global_batch(folder):
     dataset = open_dataset(config, "train")
     whole = list(train_batches(dataset, config, seed=3, start=0, stop=2))
     parts = [list(train_batches(dataset, config, seed=3, start=0, stop=2, rank=r, world_size=2)) for r in (0, 1)]
-    for step, (image, _) in enumerate(whole):
+    for step, (image, _, colors) in enumerate(whole):
         for place in range(4):
-            assert image[place].equal(parts[place % 2][step][0][place // 2])
+            part, _, its_colors = parts[place % 2][step]
+            assert image[place].equal(part[place // 2])
+            assert colors.matrix[place].equal(its_colors.matrix[place // 2])
 
 
 def test_an_epoch_shows_every_image_once():
@@ -61,3 +76,77 @@ def test_everything_a_worker_needs_can_be_pickled(folder):
     config = replace(data(folder))
     assert pickle.loads(pickle.dumps(open_dataset(config, "train"))).pairs
     pickle.dumps(train_transforms(config))
+
+
+def test_batches_are_channels_last(folder):
+    config = data(folder)
+    for workers in (0, 1):
+        batches = train_batches(
+            open_dataset(config, "train"), replace(config, workers=workers), seed=3, start=0, stop=2
+        )
+        for image, labels, _ in batches:
+            assert image.shape == (4, 3, 32, 40) and image.dtype == torch.uint8
+            assert image.is_contiguous(memory_format=torch.channels_last)
+            assert labels.shape == (4, 32, 40) and labels.dtype == torch.uint8 and labels.is_contiguous()
+
+
+def test_too_many_workers_for_the_memory_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(loader, "_free_memory", lambda: 1e12)
+    monkeypatch.setattr(loader, "_free_shared_memory", lambda: 3.5e8)
+    config = replace(data(folder), batch_size=16, crop_size=(512, 1024))
+    for workers in (0, 1, 3):
+        refuse_workers_beyond_memory(replace(config, workers=workers))
+    says = r"data\.workers 8: 8 workers need about 0\.8 GB of shared memory .* 0\.3 are free; at most 3 fit"
+    with pytest.raises(ConfigError, match=says):
+        refuse_workers_beyond_memory(replace(config, workers=8))
+    monkeypatch.setattr(loader, "_free_memory", lambda: 2.7e9)
+    monkeypatch.setattr(loader, "_free_shared_memory", lambda: 1e12)
+    refuse_workers_beyond_memory(replace(config, workers=7))
+    with pytest.raises(ConfigError, match=r"8 workers need about 2\.9 GB of memory, 2\.7 are free; at most 7 fit"):
+        refuse_workers_beyond_memory(replace(config, workers=8))
+    with pytest.raises(ConfigError, match=r"data\.workers 8: 32 workers"):
+        refuse_workers_beyond_memory(replace(config, workers=8), processes=4)
+
+
+def test_free_memory_is_measured():
+    assert loader._free_memory() > 1e7 and loader._free_shared_memory() >= 0
+    refuse_workers_beyond_memory(Data(dataset="folder", root=Path(), workers=0))
+
+
+def test_advice_names_what_helps(folder, monkeypatch):
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    few = data(folder, workers=2)
+    assert waiting_advice(0.05, few) == ""
+    assert waiting_advice(0.4, few) == (
+        "the net waits for data 40% of the time: raise --data.workers (2 now, 8 CPU cores here), or run "
+        "segmv3 data pack once and add --data.cache"
+    )
+    assert "data pack" not in waiting_advice(0.4, replace(few, cache=folder))
+    assert "workers" not in waiting_advice(0.4, replace(few, workers=8))
+
+
+def test_the_pipelines_of_the_benchmark_make_the_same_kind_of_sample(cityscapes, tmp_path):
+    from segmv3.benchmark.loader import Pipeline, pipelines, time_parts, time_pipelines
+    from segmv3.data.pack import pack
+
+    config = Data(dataset="cityscapes", root=cityscapes, crop_size=(24, 24), scale_range=(0.5, 2.0))
+    dataset = open_dataset(config, "train")
+    packed = pack(dataset, tmp_path / "cache")
+    found = [each for each in pipelines(dataset, config, packed) if each.name != "mmsegmentation, files"]
+    for each in found:
+        image, labels = each.open()(1, 1)
+        assert image.dtype == torch.uint8 and image.numel() == 3 * 24 * 24
+        assert (
+            labels.dtype == (torch.uint8 if each.name.startswith("segmv3") else torch.int64)
+            and labels.numel() == 24 * 24
+        )
+        assert set(labels.unique().tolist()) <= {*range(19), 255}
+
+    def broken():
+        raise ImportError("no such library")
+
+    timings = time_pipelines([*found, Pipeline("peer", broken)], len(dataset), 3)
+    assert [len(each.milliseconds) for each in timings] == [3] * len(found) + [0]
+    assert timings[-1].reason == "cannot run here (no such library)"
+    assert timings[0].per_core > 0 and timings[0].minimum <= timings[0].median
+    assert len(time_parts(dataset, packed, config, 1)) == 9

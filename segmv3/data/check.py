@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from segmv3.data.datasets import Dataset, Pair
 from segmv3.errors import DataError
 from segmv3.files import cache_folder
 from segmv3.images import UInt8Array, read_ids, read_image
+from segmv3.labels import LabelTable
 
 Kind = Literal["image", "label"]
 Progress = Callable[[int, int], None]
@@ -144,6 +146,34 @@ def damage(path: Path, error: DataError) -> Problem:
 def message(error: DataError) -> str:
     """The text of an error without its area."""
     return str(error.args[0])
+
+
+def train_counts(label: Facts, table: LabelTable) -> NDArray[np.int64]:
+    """Pixels of a label by train id, int64 256; illegal ids count nowhere."""
+    counts = np.zeros(256, np.int64)
+    train_ids = dict(table.train_ids)
+    for stored, pixels in label.ids:
+        if stored in train_ids:
+            counts[train_ids[stored]] += pixels
+    return counts
+
+
+def class_counts(dataset: Dataset) -> NDArray[np.int64]:
+    """Labelled pixels of each class in each image of a split, int64 N x C; a label that cannot be read has none.
+
+    After `check` no file is read for it.
+    """
+    found = read_files([(None, pair.label) for pair in dataset.pairs])
+    counts = np.zeros((len(dataset), 256), np.int64)
+    for row, pair, (_, label) in zip(counts, dataset.pairs, found, strict=True):
+        if isinstance(label, Facts):
+            row += train_counts(label, pair.table)
+    return counts[:, : len(dataset.classes)]
+
+
+def class_pixels(dataset: Dataset) -> NDArray[np.int64]:
+    """Labelled pixels of each class in a split, int64 C; labels that cannot be read count nowhere."""
+    return class_counts(dataset).sum(0)
 
 
 # --- reading ---

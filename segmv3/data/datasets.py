@@ -6,7 +6,7 @@ stored ids into train ids. Files are only ever read.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from segmv3.config import Data
 from segmv3.errors import DataError
 from segmv3.images import SUFFIXES, UInt8Array, read_ids, read_image
 from segmv3.labels import (
+    IGNORE,
     Classes,
     LabelTable,
     cityscapes_classes,
@@ -42,6 +43,8 @@ class Dataset:
     split: str
     classes: Classes
     pairs: tuple[Pair, ...]
+    extra: "Extra | None" = field(default=None, kw_only=True)
+    """More pairs that training draws samples from."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -64,7 +67,28 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 over the names in order: two data sets with the same one give the same batches."""
-        return hashlib.sha256("\n".join(pair.name for pair in self.pairs).encode()).hexdigest()
+        names = "\n".join(pair.name for pair in self.pairs)
+        return hashlib.sha256((names + (self.extra.fingerprint() if self.extra else "")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Extra(Dataset):
+    """Images with coarse or predicted labels."""
+
+    skipped: int
+    """Images without a label, left out."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and the sizes of the label files: labels predicted anew by another net are others."""
+        facts = [f"{pair.name} {_bytes(pair.label)}" for pair in self.pairs]
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nowhere: the check says so
+        return 0
 
 
 def open_dataset(data: Data, split: str) -> Dataset:
@@ -133,6 +157,65 @@ def _open_folder(data: Data, split: str) -> Dataset:
     _check_partners(set(images), set(labels), split)
     pairs = tuple(Pair(stem, images[stem], labels[stem], table) for stem in sorted(images))
     return Dataset("CamVid" if data.dataset == "camvid" else root.resolve().name, split, classes, pairs)
+
+
+def open_extra(data: Data, dataset: Dataset) -> Extra | None:
+    """The pairs of `data.extra_images` and `data.extra_labels`, without decoding any; None where these are not set.
+
+    An image `a.jpg` has the label `a_labels.png`, as `segmv3 predict` writes it (train ids of the data set), or one
+    named and stored as the data set does: `a.png`, or for Cityscapes `a_gtCoarse_labelIds.png` and the like. They are
+    found by name wherever they lie; where two images share a name, by the way below their folders.
+
+    Raises: DataError when a folder is missing or no image has a label.
+    """
+    if not (data.extra_images and data.extra_labels):
+        return None
+    image_root, label_root = data.extra_images.absolute(), data.extra_labels.absolute()
+    for folder, flag in ((image_root, "--data.extra-images"), (label_root, "--data.extra-labels")):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder ({first_existing_parent(folder)} is one); set {flag}")
+    if image_root.resolve() == label_root.resolve():
+        raise DataError(f"{image_root} cannot hold images and labels alike; set --data.extra-labels to another folder")
+    images, labels = visible_files(image_root), visible_files(label_root)
+    if image_root.is_relative_to(label_root):  # one inside the other: a file is either an image or a label
+        labels = sorted({*labels} - {*images})
+    else:
+        images = sorted({*images} - {*labels})
+    nested = len({path.stem for path in images}) < len(images)
+    found: dict[str, tuple[Path, LabelTable]] = {}
+    for suffix, table in _extra_tables(data, dataset).items():  # predictions come last and win
+        found |= {name: (path, table) for name, path in _by_name(labels, label_root, suffix, nested).items()}
+    pairs = []
+    for path in images:
+        file = path.relative_to(image_root).as_posix() if nested else path.name
+        name = file.removesuffix(path.suffix)
+        keys = (file, name, name.removesuffix("_leftImg8bit"))  # `a.jpg_labels.png` lies beside that of `a.png`
+        key = next((key for key in keys if key in found), None)
+        if key:
+            pairs.append(Pair(name, path, *found[key]))
+    if not pairs:
+        raise DataError(
+            f"none of the {len(images):,} images in {image_root} has a label among the {len(labels):,} files of "
+            f"{label_root}; a.jpg needs a_labels.png, as segmv3 predict --save labels writes it"
+        )
+    return Extra(dataset.title, "extra", dataset.classes, tuple(pairs), skipped=len(images) - len(pairs))
+
+
+def _extra_tables(data: Data, dataset: Dataset) -> dict[str, LabelTable]:
+    """What may follow the name of an image in the name of its label, and how such a label is stored."""
+    predicted = LabelTable("train ids", (*((i, i) for i in range(len(dataset.classes))), (IGNORE, IGNORE)))
+    if data.dataset != "cityscapes":
+        return {"": dataset.pairs[0].table, "_labels": predicted}
+    tables = {"_labelTrainIds": cityscapes_label_train_ids(), "_labelIds": cityscapes_label_ids()}
+    stored = {f"_{kind}{suffix}": table for kind in ("gtCoarse", "gtFine") for suffix, table in tables.items()}
+    return stored | {"_labels": predicted}
+
+
+def _by_name(files: list[Path], root: Path, suffix: str, nested: bool) -> dict[str, Path]:
+    if not nested:
+        return by_stem(files, suffix)
+    ways = {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
+    return {way.removesuffix(suffix): path for way, path in ways.items() if way.endswith(suffix)}
 
 
 def visible_files(folder: Path) -> list[Path]:

@@ -1,34 +1,59 @@
 """Training batches as a pure function of (seed, step), and validation shards without padding.
 
 Sample number n of a run (n = step x batch size + place) is image `permutation(seed, epoch)[n mod N]` of epoch
-n // N, augmented with a generator seeded by (seed, epoch, image). Nothing depends on worker processes, so any
+n // N, augmented with a generator seeded by (seed, epoch, image); where samples are drawn otherwise
+(`segmv3.data.sampling`), that is by another generator of the same seeds. Nothing depends on worker processes, so any
 number of them gives the same batches and a run resumes at any step at once.
 """
 
 import atexit
+import math
 import multiprocessing
+import os
+import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from segmv3.config import Data, ImageFolder
 from segmv3.data.datasets import Dataset
 from segmv3.data.imagefolder import Pictures
-from segmv3.data.transforms import train_transforms, transform
+from segmv3.data.sampling import Place, draws_of
+from segmv3.data.transforms import Colors, train_transforms, transform
+from segmv3.errors import ConfigError
+from segmv3.images import UInt8Array
 
-Batch = tuple[Tensor, Tensor]
-"""Images uint8 N x 3 x H x W (RGB); int64 labels N x H x W of train ids, or the N classes of whole pictures."""
+
+class Photometric(NamedTuple):
+    """How the colours of a batch change on the device; `segmv3.training.photometric.adjust` does it."""
+
+    matrix: Tensor
+    """float32 N x 3 x 4, from (R, G, B, 1)."""
+    tables: Tensor | None
+    """uint8 N x 3 x 256, through which the channels go before that."""
+    inside: Tensor | None
+    """int64 N x 4: top, left, bottom, right of each picture; None where none is padded."""
+
+
+Batch = tuple[Tensor, Tensor, Photometric | None]
+"""Images uint8 N x 3 x H x W (RGB, channels_last); uint8 labels N x H x W of train ids, an eighth of the memory and of
+the way to the device that int64 would take, or the int64 N classes of whole pictures; what becomes of the colours, None
+where they never change."""
+
+Sample = tuple[Tensor, Tensor, Colors | None]
 
 Item = TypeVar("Item")
 
@@ -44,21 +69,45 @@ def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
-class TrainSamples(TorchDataset[tuple[Tensor, Tensor]]):
-    """Augmented crops, addressed by (epoch, image index)."""
+class TrainSamples(TorchDataset[Sample]):
+    """Augmented crops uint8 H x W x 3 with their targets, addressed by (epoch, image index)."""
 
     def __init__(self, dataset: Dataset | Pictures, data: Data | ImageFolder, seed: int) -> None:
         self.dataset = dataset
+        self.draws = draws_of(dataset, data) if isinstance(dataset, Dataset) and isinstance(data, Data) else None
         self.transforms = train_transforms(data)
         self.seed = seed
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, address: tuple[int, int]) -> Sample:
         epoch, index = address
         generator = np.random.default_rng([self.seed, 1, epoch, index])
-        image, target = self.dataset.read(index)
-        image, target = transform(self.transforms, image, target, generator)
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return pixels, torch.as_tensor(target, dtype=torch.int64)
+        image, target, colors = transform(self.transforms, *self._read(epoch, index), generator)
+        if isinstance(target, int):
+            return torch.from_numpy(image), torch.tensor(target), colors
+        return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(target)), colors
+
+    def _read(self, epoch: int, index: int) -> tuple[UInt8Array, UInt8Array | int, Place | None]:
+        if self.draws:  # [seed, 2] is the loop's
+            return self.draws.read(index, np.random.default_rng([self.seed, 3, epoch, index]))
+        return *self.dataset.read(index), None
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """A batch of samples (H x W x 3 each). Its pixels stay where they are: N x 3 x H x W in channels_last order,
+    which is how the nets want them, so that nobody turns them round twice."""
+    images, targets = default_collate([(image, target) for image, target, _ in samples])
+    size = (0, 0, *images.shape[1:3])
+    colors = [each for _, _, each in samples if each]
+    photometric = None
+    if colors:
+        tables = [each.table for each in colors if each.table is not None]
+        padded = any(each.inside for each in colors)
+        photometric = Photometric(
+            torch.from_numpy(np.stack([each.matrix for each in colors])),
+            torch.from_numpy(np.stack(tables)) if tables else None,
+            torch.tensor([each.inside or size for each in colors]) if padded else None,
+        )
+    return images.permute(0, 3, 1, 2), targets, photometric
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -103,15 +152,83 @@ def train_batches(
 
     Args: start_method: how workers start ("fork", "spawn"); None takes the platform's own.
     """
+    samples: TorchDataset[Any] = TrainSamples(dataset, data, seed)  # torch takes a batch's type for a sample's
     return DataLoader(
-        TrainSamples(dataset, data, seed),
+        samples,
         batch_sampler=StepSampler(len(dataset), data.batch_size, seed, start, stop, rank, world_size),
         num_workers=data.workers,
+        collate_fn=collate,
         worker_init_fn=_prepare_worker,
         multiprocessing_context=start_method if data.workers else None,
         pin_memory=pin_memory,
         timeout=120 if data.workers else 0,  # a hung worker is an error, not a silence
     )
+
+
+# --- enough of them, and not too many ---
+
+_WORKER_BYTES = 250e6  # proportional share (PSS) of a forked worker; only 70 MB of it are private
+_DECODED = 8 * 2**21  # an image of 1024x2048 and its labels, twice
+_QUEUED = 3  # batches of one worker: two are prefetched (torch's default), one is being made
+
+
+def refuse_workers_beyond_memory(data: Data | ImageFolder, processes: int = 1) -> None:
+    """Args: processes: that train on this machine, each with workers of its own.
+
+    Raises: ConfigError when the workers would need more memory than is free, or their batches more shared memory.
+    """
+    samples = _QUEUED * data.batch_size / processes
+    queued = samples * math.prod(data.crop_size) * (3 + 1)  # uint8 RGB and labels
+    for needed, free, what in (
+        (_WORKER_BYTES + queued + _DECODED, _free_memory(), "memory"),
+        (queued, _free_shared_memory(), "shared memory (/dev/shm)"),
+    ):
+        workers = data.workers * processes
+        total = workers * needed
+        if total > free:
+            raise ConfigError(
+                f"data.workers {data.workers}: {workers} workers need about {total / 1e9:,.1f} GB of {what}, "
+                f"{free / 1e9:,.1f} are free; at most {int(free / needed / processes)} fit"
+            )
+
+
+def _free_memory() -> float:
+    """Bytes that can still be used here: of the machine, and of the container (cgroup 2) where it sets a limit."""
+    free = math.inf
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stats.get("inactive_file", 0))
+        free = min(free, limit - used)
+    return free
+
+
+def _free_shared_memory() -> float:
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:  # not Linux
+        return math.inf
+
+
+def waiting_advice(wait: float, data: Data | ImageFolder) -> str:
+    """What to do when a share `wait` of the training time passes while the net waits for data; empty when little.
+
+    A worker a core is what can help; beyond that only cheaper samples do.
+    """
+    if wait < 0.1:
+        return ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    remedies = []
+    if data.workers < cores:
+        remedies.append(f"raise --data.workers ({data.workers} now, {cores} CPU cores here)")
+    if isinstance(data, Data) and not data.cache:
+        remedies.append("run segmv3 data pack once and add --data.cache")
+    advice = ", or ".join(remedies) or "every core prepares samples already; a packed half-size cache is less work"
+    return f"the net waits for data {wait:.0%} of the time: {advice}"
 
 
 def _kill_workers() -> None:
