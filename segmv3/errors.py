@@ -5,6 +5,8 @@ traceback. Codes: 2 data or usage, 3 partial output, 4 environment or numerics, 
 work saved.
 """
 
+import re
+
 
 class Segmv3Error(Exception):
     """Base of every error a user can cause or must act on."""
@@ -96,6 +98,13 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return f"interrupted: {super().__str__()}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, of the machine or of a device, ran out; torch has an error of its own for every allocator."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
+    )
 
 
 class Segmv3Warning(UserWarning):

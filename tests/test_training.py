@@ -1,8 +1,8 @@
 import json
 import math
-import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +13,19 @@ import torch
 import torch.nn.functional as F
 
 from segmv3 import checkpoint
-from segmv3.config import SGD, AdamW, Schedule
+from segmv3.config import SGD, AdamW, Loss, Schedule
+from segmv3.data import loader
 from segmv3.data.datasets import open_dataset
+from segmv3.data.loader import TrainSamples
+from segmv3.data.pack import PackedDataset, pack
 from segmv3.errors import ConfigError, DataError, ModelError, NumericsError
-from segmv3.evaluation import evaluate, single_scale
 from segmv3.images import write_png
 from segmv3.models.zoo import create_model
 from segmv3.training import tasks
 from segmv3.training.loop import train
-from segmv3.training.losses import cross_entropy
+from segmv3.training.losses import balanced_weights, cross_entropy
 from segmv3.training.optim import build_optimizer, lr_at
+from segmv3.training.tasks import SegmentationTask
 
 
 def test_loss_is_the_cross_entropy_of_the_upsampled_logits():
@@ -103,9 +106,9 @@ def test_a_net_learns_to_tell_stripes(config, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_state(config, tmp_path, monkeypatch):
     calls = [0]
 
-    def poisoned(low, labels):
+    def poisoned(low, labels, **options):
         calls[0] += 1
-        total, labelled = cross_entropy(low, labels)
+        total, labelled = cross_entropy(low, labels, **options)
         return total * (math.nan if calls[0] == 8 else 1), labelled
 
     monkeypatch.setattr(tasks, "cross_entropy", poisoned)
@@ -118,8 +121,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_state(
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_a_nan_gradient_is_found_by_the_next_loss(config, tmp_path, clip_norm, monkeypatch):
-    def poisoned(low, labels):
-        total, labelled = cross_entropy(low, labels)
+    def poisoned(low, labels, **options):
+        total, labelled = cross_entropy(low, labels, **options)
         total.register_hook(lambda gradient: gradient * math.nan)
         return total, labelled
 
@@ -158,6 +161,98 @@ def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_pat
     assert done.stderr.startswith("data: ") and done.stderr.count("\n") == 1 and "scene_0.png" in done.stderr
 
 
+def losses(run: Path) -> list[float]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if entry["event"] == "train"]
+
+
+def test_batches_without_a_labelled_pixel_have_loss_zero(config, tmp_path):
+    for path in (config.data.root / "train" / "labels").iterdir():
+        write_png(path, np.full((48, 64), 255, np.uint8))
+    for name, loss in (("plain", Loss()), ("all", Loss(ohem=0.7, min_kept=0.5, class_weights="balanced"))):
+        train(replace(config, loss=loss), tmp_path / name, device="cpu", threads=1)
+        assert losses(tmp_path / name) == [0, 0, 0, 0]
+
+
+def test_the_loss_is_made_of_its_settings(config):
+    torch.manual_seed(0)
+    low, labels = torch.randn(2, 4, 4, 6), torch.randint(0, 4, (2, 32, 48), dtype=torch.uint8)
+    labels[:, :5] = 255
+    full = F.interpolate(low, (32, 48), mode="bilinear", align_corners=False)
+    weights = (0.001, 0.0, 0.002, 0.003)
+
+    class Net(torch.nn.Module):
+        def low_logits(self, images):
+            return images
+
+    def loss(**settings):
+        task = SegmentationTask(replace(config, loss=Loss(**settings)))
+        task.prepare(first=True, everywhere=lambda value: value)
+        return task.loss(Net(), low, labels)
+
+    [term] = loss(class_weights=weights, label_smoothing=0.1)
+    total, count = term.total, term.count
+    assert term.weight == 1
+    expected = F.cross_entropy(full, labels.long(), ignore_index=255, weight=torch.tensor(weights), label_smoothing=0.1)
+    assert 0 < count < 10 and torch.allclose(total / count, expected)
+    [term] = loss(ohem=0.5, min_kept=0.1)
+    total, count = term.total, term.count
+    each = F.cross_entropy(full, labels.long(), ignore_index=255, reduction="none")
+    hard = (each > math.log(2)) & (labels != 255)
+    assert count == hard.sum() > 0.1 * labels.numel() and torch.allclose(total, each[hard].sum())
+    assert loss(ohem=1e-6, min_kept=0.1)[0].count == round(0.1 * labels.numel())
+
+
+def test_balanced_weights_are_those_of_the_training_labels(config):
+    task = SegmentationTask(replace(config, loss=Loss(class_weights="balanced")))
+    task.prepare(first=True, everywhere=lambda value: value)
+    labels = np.concatenate([task.train_set.read(i)[1].ravel() for i in range(6)])
+    share = np.bincount(labels, minlength=4) / labels.size
+    assert task.class_weights is not None
+    assert np.allclose(task.class_weights, 1 / np.log(1.02 + share))
+    bounds = balanced_weights(np.array([7, 0]))
+    assert np.allclose(bounds, [1 / math.log(2.02), 1 / math.log(1.02)])
+    task.prepare(first=False, everywhere=lambda value: value)
+    assert not task.class_weights.any()  # what the first process found is added to it
+
+
+def test_weights_for_other_classes_are_refused(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"loss\.class-weights: 3 numbers for 4 classes"):
+        train(replace(config, loss=Loss(class_weights=(1.0, 2.0, 3.0))), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_gives_the_same_run(config, tmp_path):
+    pack(open_dataset(config.data, "train"), tmp_path / "pixels")
+    packed = replace(config, data=replace(config.data, cache=tmp_path / "pixels"))
+    assert isinstance(SegmentationTask(packed).train_set, PackedDataset)
+    for name, each in (("files", config), ("cache", packed)):
+        train(each, tmp_path / name, device="cpu", threads=1)
+    assert losses(tmp_path / "files") == losses(tmp_path / "cache")
+    train(packed, tmp_path / "files", device="cpu")  # where the pixels lie may change
+
+
+def test_too_many_workers_are_refused_before_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "_free_memory", lambda: 1e9)
+    many = replace(config, data=replace(config.data, workers=64))
+    with pytest.raises(ConfigError, match=r"data\.workers 64: 64 workers need about"):
+        train(many, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_waiting_for_data_is_said_once(config, tmp_path, monkeypatch, capsys):
+    read = TrainSamples.__getitem__
+
+    def slow(self, address):
+        time.sleep(0.2)
+        return read(self, address)
+
+    monkeypatch.setattr(TrainSamples, "__getitem__", slow)
+    train(config, tmp_path / "run", device="cpu")
+    said = capsys.readouterr().out
+    assert said.count("the net waits for data ") == 1 and "--data.workers" in said and "segmv3 data pack" in said
+
+
 def test_a_split_without_a_labelled_pixel_is_refused(config, tmp_path):
     for path in (config.data.root / "val" / "labels").iterdir():
         write_png(path, np.full((48, 64), 255, np.uint8))
@@ -184,36 +279,6 @@ def test_a_crop_too_small_for_batch_norm_stops_before_the_run(config, tmp_path):
     tiny = replace(config, data=replace(config.data, batch_size=1, crop_size=(16, 16)))
     with pytest.raises(ModelError, match="batch normalisation needs two"):
         train(tiny, tmp_path / "run", device="cpu")
-
-
-def run_processes(config_file: Path, run: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    tool = Path(__file__).parents[1] / "tools" / "train.py"
-    command = [*launcher, "--", str(tool), str(config_file), "--run", str(run), "--device", "cpu", *flags]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-
-
-def test_two_processes_train_score_and_finish_together(config, tmp_path):
-    file = tmp_path / "config.py"
-    file.write_text(
-        "from pathlib import Path\nfrom segmv3.config import *\nfrom segmv3.models.zoo import NETS\n"
-        f"root = Path({str(config.data.root)!r})\n"
-        "config = Config(model=NETS['lraspp_small_d8'], data=Data(dataset='folder', root=root, batch_size=4, "
-        " crop_size=(32, 48), workers=0), optim=AdamW(lr=1e-3), "
-        "schedule=Schedule(steps=6, min_lr=0, eval_every=3, save_every=2, log_every=3, ema=0.5))\n"
-    )
-    done = run_processes(file, tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best: ") == 1  # one process speaks
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    dataset = open_dataset(config.data, "val")
-    weights, _ = checkpoint.load(tmp_path / "run" / "best.safetensors")
-    confusion = evaluate(single_scale(weights), dataset, device=torch.device("cpu"))
-    assert confusion.matrix.tolist() == metrics["confusion_matrix"]  # the score is that of the weights that were kept
-    pixels = sum(map(sum, metrics["confusion_matrix"]))
-    assert pixels == 3 * 48 * 64 and metrics["images"] == 3  # 3 images over 2 processes, each counted once
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(config, tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ class Train(OnDevice):
     config: Settings
     run: Path
     """Folder of the run."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard into the folder (pip install "segmv3[log]")."""
 
 
 def run(arguments: list[str]) -> None:
@@ -27,4 +29,10 @@ def run(arguments: list[str]) -> None:
     options = parse(Train, f"segmv3 train {path}", rest, {"config": config, "run": Path("runs") / path.stem})
     from segmv3.training.loop import train
 
-    train(options.config, options.run, device=options.device, threads=options.threads)
+    train(
+        options.config,
+        options.run,
+        device=options.device,
+        threads=options.threads,
+        tensorboard=options.tensorboard,
+    )

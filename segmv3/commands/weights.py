@@ -41,18 +41,32 @@ class Import:
     """Replace the output file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """Write the mean of weight files of ours: a uniform soup of runs that began with the same weights."""
+
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """Two weight files or more, of the same net and classes."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """File to write."""
+    overwrite: bool = False
+    """Replace the output file."""
+
+
 def run(arguments: list[str]) -> None:
-    """Do `segmv3 weights list` or `segmv3 weights import`."""
+    """Do `segmv3 weights list`, `segmv3 weights import` or `segmv3 weights average`."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name == "list":
         _list(parse(List, "segmv3 weights list", rest))
     elif name == "import":
         _import(parse(Import, "segmv3 weights import", rest))
+    elif name == "average":
+        _average(parse(Average, "segmv3 weights average", rest))
     elif name in ("-h", "--help"):
-        print("usage: segmv3 weights list | import FILE_OR_NAME [-o FILE] [--into NET]")
+        print("usage: segmv3 weights list | import FILE_OR_NAME [-o FILE] [--into NET] | average FILE FILE ... -o FILE")
     else:
         found = f"no weights command {name!r}" if name else "nothing to do for weights alone"
-        raise ConfigError(f"there is {found}; there are segmv3 weights list and import")
+        raise ConfigError(f"there is {found}; there are segmv3 weights list, import and average")
 
 
 def _list(options: List) -> None:
@@ -78,6 +92,18 @@ def _list(options: List) -> None:
     for entry in entries:
         table.add_row(entry.name, entry.accuracy, f"{entry.sha256[:8]} of {len(entry.sha256)}")
     Console().print(table)
+
+
+def _average(options: Average) -> None:
+    """Raises: CheckpointError, OutputError; nothing is written then."""
+    refuse_existing(options.output, options.overwrite)
+    for source in options.sources:
+        if options.output.exists() and source.exists() and options.output.samefile(source):
+            raise OutputError(f"{options.output} is one of the sources; choose another --output")
+    from segmv3.weights.averaging import average
+
+    average(options.sources, options.output)
+    print(f"wrote {options.output}: the mean of {len(options.sources)} weight files; nothing has scored it yet")
 
 
 def _import(options: Import) -> None:

@@ -29,8 +29,8 @@ class MovingAverage(Generic[Net]):
         floats = [name for name, value in mine.items() if value.is_floating_point()]
         average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
         average([mine[name] for name in floats], [theirs[name] for name in floats], 0)
-        for name in mine.keys() - set(floats):
-            mine[name].copy_(theirs[name])  # BN's count of batches
+        counts = [name for name in mine if not mine[name].is_floating_point()]  # of batches, BN's
+        torch._foreach_copy_([mine[name] for name in counts], [theirs[name] for name in counts])
 
 
 def same_on_all_processes(net: nn.Module) -> None:

@@ -75,9 +75,9 @@ class RunConsole:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def begin(self, done: int) -> None:
-        """Show the bar of the training steps."""
-        self._train = self._progress.add_task("train", total=self.steps, completed=done, status="")
+    def begin(self, done: int, title: str = "train") -> None:
+        """Show the bar of the steps."""
+        self._train = self._progress.add_task(title, total=self.steps, completed=done, status="")
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -85,6 +85,11 @@ class RunConsole:
     def step(self, done: int) -> None:
         if self._train is not None:
             self._progress.update(self._train, completed=done)
+
+    def status(self, text: str) -> None:
+        """Show a few words behind the bar."""
+        if self._train is not None:
+            self._progress.update(self._train, status=text)
 
     def train_line(self, entry: dict[str, Any], seconds_left: float) -> None:
         status = (

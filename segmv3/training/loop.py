@@ -7,64 +7,92 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from segmv3 import checkpoint
-from segmv3.config import Classification, Config, Device, to_dict
-from segmv3.data.loader import Batch, shard, train_batches
+from segmv3.config import Classification, Config, Device, TrainingPrecision, to_dict
+from segmv3.data.loader import Batch, Photometric, refuse_workers_beyond_memory, shard, train_batches, waiting_advice
 from segmv3.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, ResourceError
 from segmv3.files import write_bytes
 from segmv3.runtime import use_device
 from segmv3.training.average import MovingAverage, same_on_all_processes
+from segmv3.training.board import Board, require_tensorboard
+from segmv3.training.compiling import Compilation
 from segmv3.training.console import RunConsole, RunLog
-from segmv3.training.optim import build_optimizer, lr_at
+from segmv3.training.optim import build_optimizer, lr_at, set_lr
+from segmv3.training.photometric import adjust
 from segmv3.training.run import Run
 from segmv3.training.signals import StopRequest
+from segmv3.training.sync_bn import synchronise
 from segmv3.training.tasks import Net, Task, task_of
 from segmv3.weights.transfer import start_from
 
+_SMALLEST_SCALE = 2.0**-24  # of the loss in fp16; what overflows below it is no gradient that scaling could save
+_HINT = "Try --precision fp32 or a lower --optim.lr"
+
 
 def train(
-    config: Config | Classification, folder: Path, *, device: Device = "auto", threads: int | None = None
+    config: Config | Classification,
+    folder: Path,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    quiet: bool = False,
+    tensorboard: bool = False,
+    on_evaluation: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train a net, or go on with the run in `folder` where it stopped.
 
     Under `torchrun` every process trains on its slice of each batch. On a CPU with equal thread count an
     interrupted run ends in the same bits as an unbroken one.
 
+    Args: quiet: no lines and no progress bar. tensorboard: write `tensorboard/` into the folder. on_evaluation: told
+        the step and the score of each evaluation once the state is saved; what it raises ends the run there.
     Returns: the scores of the best weights, as in `metrics.json`.
     Raises: DataError, ConfigError, ModelError, OutputError before anything is trained; Interrupted once the
         work is saved; NumericsError when the loss is not finite, with the last good state kept.
     """
+    if tensorboard:
+        require_tensorboard()
     fabric = _launch(config, use_device(device, threads))
+    _refuse_workers(config, fabric)
     task = task_of(config)
     settings = to_dict(config) | {
         "train_set": task.train_set.fingerprint(),
         "val_set": task.val_set.fingerprint(),
         "processes": fabric.world_size,
+        **task.sources,
     }
     run = Run(folder)
     run.check(settings)
-    with RunConsole(config.schedule.steps, quiet=not fabric.is_global_zero) as console:
+    with RunConsole(config.schedule.steps, quiet=quiet or not fabric.is_global_zero) as console:
         if run.finished():
             best = run.metrics()
             console.say(f"{folder} is finished: {_headline(task, best)}")
             return best
-        training = _Training(fabric, config, run, console, task)
+        training = _Training(fabric, config, run, console, task, on_evaluation, tensorboard)
         fabric.barrier()  # nobody writes before everybody has looked
         if fabric.is_global_zero:
             task.check(console.task)
             run.start(settings)
         fabric.barrier()
+        task.prepare(first=fabric.is_global_zero, everywhere=lambda value: training.reduce(value, "sum"))
         return training.complete()
+
+
+def _refuse_workers(config: Config | Classification, fabric: Fabric) -> None:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    mine = config.data.batch_size * here // fabric.world_size  # images of a step that this machine prepares
+    refuse_workers_beyond_memory(replace(config.data, batch_size=mine), here)
 
 
 def _launch(config: Config | Classification, device: torch.device) -> Fabric:
@@ -74,17 +102,30 @@ def _launch(config: Config | Classification, device: torch.device) -> Fabric:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise ResourceError(f"{here} processes were started here for {torch.cuda.device_count()} GPUs")
-    if config.data.batch_size % processes:
-        raise ConfigError(f"data.batch-size {config.data.batch_size} cannot be shared by {processes} processes")
+    batch, parts = config.data.batch_size, config.schedule.accumulate
+    if batch % processes:
+        raise ConfigError(f"data.batch-size {batch} cannot be shared by {processes} processes")
+    if batch // processes % parts:
+        mine = f"{batch // processes} images of a process" if processes > 1 else f"{batch} images"
+        raise ConfigError(f"schedule.accumulate {parts}: a step's {mine} (data.batch-size) make no {parts} equal parts")
+    if config.precision == "fp16" and device.type != "cuda":
+        raise ConfigError("precision fp16 needs a GPU; use --precision bf16 or fp32")
     fabric = Fabric(
         accelerator=device.type,
         devices=here,
         num_nodes=processes // here,
         strategy="ddp" if processes > 1 else "auto",
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        precision=_PRECISIONS[config.precision],
     )
     fabric.launch()
     return fabric
+
+
+_PRECISIONS: dict[TrainingPrecision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 class _Training:
@@ -97,30 +138,49 @@ class _Training:
         run: Run,
         console: RunConsole,
         task: Task,
+        on_evaluation: Callable[[int, float], None] | None,
+        tensorboard: bool,
     ) -> None:
+        self.on_evaluation = on_evaluation
         self.fabric, self.config, self.run, self.console, self.task = fabric, config, run, console, task
         self.schedule = config.schedule
         self.log = RunLog(run.log_file)
         self.origin: dict[str, Any] = {}  # of the weights that training started from, licence included
         torch.manual_seed(config.seed)
-        self.net = task.build(config.data.batch_size // fabric.world_size)
+        self.net = task.build(config.data.batch_size // self.schedule.accumulate)
         if config.model.pretrained and not checkpoint.saved_steps(run.states):  # a state holds all its weights
             self.origin = start_from(self.net, config.model.pretrained, console.say)
         self.average = MovingAverage(self.net, self.schedule.ema, fabric.device) if self.schedule.ema else None
-        trained: nn.Module = self.net.to(memory_format=torch.channels_last)
-        if fabric.world_size > 1 and fabric.device.type == "cuda":  # SyncBatchNorm does not run on a CPU
-            trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)
-        self.model, self.optimizer = fabric.setup(trained, build_optimizer(trained, config.optim))
+        self.trained = task.trained(self.net).to(memory_format=torch.channels_last)
+        if fabric.world_size > 1:
+            self.trained = synchronise(self.trained, fabric.device)
+        self.compilation = Compilation(
+            self.trained,
+            task.entry,
+            config.compile,
+            device=fabric.device,
+            everywhere=lambda value: self.reduce(value, "max"),
+            say=console.say,
+        )
+        self.scaler: torch.amp.GradScaler | None = getattr(fabric.strategy.precision, "scaler", None)  # fp16 has one
+        # a fused optimiser takes the scale out of the gradients itself: too late to clip them
+        optimizer = build_optimizer(self.trained, config.optim, fused=not (self.scaler and self.schedule.clip_norm))
+        self.model, self.optimizer = fabric.setup(self.trained, optimizer)
         if task.entry != "forward":
             self.model.mark_forward_method(task.entry)
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.saved_step = 0
+        self.saved_step = self.first_step = 0
+        self.advised = False
+        self.tensorboard = tensorboard and fabric.is_global_zero
+        self.board: Board | None = None
 
     def complete(self) -> dict[str, Any]:
         """The loop."""
         self._restore()
+        self.first_step = self.step
+        self.board = Board(self.run.folder / "tensorboard", self.step) if self.tensorboard else None
         self.console.begin(self.step)
         schedule, began, meter = self.schedule, time.monotonic() - self.seconds, _Meter(self.step)
         with StopRequest() as stop:
@@ -130,22 +190,23 @@ class _Training:
                 if self._evaluation_is_due():
                     self._evaluate(stop)
                     self._save()
+                    if self.on_evaluation:
+                        self.on_evaluation(self.step, self.evaluations[-1][self.task.metric.key])
                     meter = _Meter(self.step)
                 if self.step == schedule.steps:
                     break
 
                 with meter.waiting():
-                    images, targets = self._next(batches, meter)  # uint8 N x 3 x H x W, int64 N (x H x W)
+                    batch = self._next(batches, meter)
                 lr = lr_at(self.step, self.config.optim.lr, schedule)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                loss = self._loss(images, targets)
-                self.fabric.backward(loss)
-                if schedule.clip_norm:
-                    self._clip(schedule.clip_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                if self.average:
+                set_lr(self.optimizer, lr)
+                with self.compilation.step():
+                    loss = self._backward(batch)
+                    if schedule.clip_norm:
+                        self._clip(schedule.clip_norm)
+                    moved = self._update()
+                    self.optimizer.zero_grad()
+                if self.average and moved:
                     self.average.update(self.net, self.step)
                 self.step += 1
                 meter.add(loss)
@@ -199,15 +260,50 @@ class _Training:
     def _kept(self) -> str:
         return f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
 
-    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the labelled pixels, or pictures, of all processes; DDP's mean over processes is undone first."""
+    def _backward(self, batch: Batch) -> Tensor:
+        """The gradient of a step, part by part where the batch is accumulated; returns the loss.
+
+        It is a mean over the labelled pixels, or pictures, of all parts and processes; DDP's mean over processes is
+        undone first.
+        """
         self.model.train()
         # dropout, too, is a function of the step, so that a resumed run draws what an unbroken one would
         seed = np.random.SeedSequence([self.config.seed, 2, self.step, self.fabric.global_rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
-        total, count = self.task.loss(self.model, images.contiguous(memory_format=torch.channels_last), targets)
-        everywhere = self._reduce(count, "sum")
-        return total * self.fabric.world_size / everywhere.clamp(min=1)
+        parts = self.schedule.accumulate
+        known = self.task.counts(batch[1]) if parts > 1 else None
+        known = None if known is None else self.reduce(known, "sum")
+        losses = []
+        for number, (images, targets, photometric) in enumerate(_parts(batch, parts), 1):
+            images = adjust(images, photometric) if photometric else images
+            with self.fabric.no_backward_sync(self.model, enabled=number < parts):
+                terms = self.task.loss(self.model, images.contiguous(memory_format=torch.channels_last), targets)
+                if known is not None:
+                    counts = known
+                else:  # of the only part; or of parts that nobody could count before: their means are averaged
+                    counts = self.reduce(torch.stack([term.count.double() for term in terms]), "sum") * parts
+                # without a labelled pixel both are 0, and so is the loss; with class weights the count may be below 1
+                counts = counts.where(counts > 0, 1)
+                means = [
+                    term.total * self.fabric.world_size / count.to(term.total) * term.weight
+                    for term, count in zip(terms, counts, strict=True)
+                ]
+                loss = torch.stack(means).sum()
+                self.fabric.backward(loss)
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _update(self) -> bool:
+        """Step the optimiser; whether it moved: fp16's loss scaler skips a step whose gradients overflow."""
+        if not self.scaler:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()  # the host waits here, in fp16 only
+        self.optimizer.step()
+        scale = self.scaler.get_scale()
+        if scale < _SMALLEST_SCALE:
+            raise NumericsError(f"all gradients overflow in fp16 at step {self.step + 1:,}; {self._kept()}. {_HINT}")
+        return scale >= before  # a skipped step, and nothing else, halves it
 
     def _evaluation_is_due(self) -> bool:
         """A pure function of what was done, so that an interrupted evaluation is simply due again."""
@@ -230,7 +326,7 @@ class _Training:
 
             mine = shard(len(task.val_set), self.fabric.global_rank, self.fabric.world_size)
             counts = task.count(net, self.fabric.device, mine, on_image)
-        result = task.scores(self._reduce(counts, "sum").cpu())
+        result = task.scores(self.reduce(counts, "sum").cpu())
         seconds = round(time.monotonic() - began, 3)
         entry = {"event": "eval", "step": self.step, **{key: result[key] for key in metric.logged}, "seconds": seconds}
         improved = all(result[metric.key] > before[metric.key] for before in self.evaluations)
@@ -239,6 +335,12 @@ class _Training:
             if improved or not self.run.best.is_file():
                 self._keep(net, result)
             self.log.add(**entry)
+        if self.board:
+            self.board.add_classes(result.get("classes", []), self.step)
+            panel = task.samples(net, self.fabric.device)
+            if panel is not None:
+                self.board.add_samples(panel, self.step)
+            self.board.add(entry)
         self.console.say(
             f"step {self.step:,}/{self.schedule.steps:,}  {metric.name} {result[metric.key]:.2f} % on "
             f"{result['images']:,} images of {result['split']}{' (best so far)' if improved else ''}"
@@ -253,7 +355,7 @@ class _Training:
         result = facts | {"device": _describe(self.fabric.device), "seconds": round(self.seconds)} | result
         write_bytes(self.run.metrics_file, json.dumps(result, indent=2).encode())
 
-    def _reduce(self, value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    def reduce(self, value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
         """The sum or max over all processes. Fabric's own makes everybody wait at a barrier first."""
         value = value.to(self.fabric.device)
         if self.fabric.world_size > 1:
@@ -265,7 +367,7 @@ class _Training:
         """The signal to obey now, the same on all processes; several of them ask each other every tenth step."""
         if self.fabric.world_size == 1:
             return stop.signal
-        return int(self._reduce(torch.tensor(stop.signal), "max").item()) if self.step % 10 == 0 else 0
+        return int(self.reduce(torch.tensor(stop.signal), "max").item()) if self.step % 10 == 0 else 0
 
     def _clip(self, norm: float) -> None:
         # a gradient that is not finite must not raise here, where the host would wait for it: the loss tells
@@ -275,28 +377,36 @@ class _Training:
         """Log the mean loss since the last line."""
         losses = self._finite_losses(meter)
         images = len(losses) * self.config.data.batch_size
+        wait = meter.waited / meter.seconds()
         entry = {
             "event": "train",
             "step": self.step,
             "loss": sum(losses) / len(losses),
             "lr": lr,
             "images_per_second": round(images / meter.seconds(), 2),
-            "wait": round(meter.waited / meter.seconds(), 4),
+            "wait": round(wait, 4),
         }
         if self.fabric.is_global_zero:
             self.log.add(**entry)
+        if self.board:
+            self.board.add(entry)
         left = (self.schedule.steps - self.step) * meter.seconds() / len(losses)
         self.console.train_line(entry, left)
+        # once, and not for the first line, which waits for the workers to start
+        if not self.advised and meter.first_step > self.first_step:
+            advice = waiting_advice(wait, self.config.data)
+            self.advised = bool(advice)
+            if advice:
+                self.console.say(advice)
 
     def _finite_losses(self, meter: "_Meter") -> list[float]:
         """The losses so far, over all processes; only here, before logs and saves, does the host wait for them."""
         if not meter.losses:
             return []
-        losses: list[float] = (self._reduce(torch.stack(meter.losses), "sum") / self.fabric.world_size).tolist()
+        losses: list[float] = (self.reduce(torch.stack(meter.losses), "sum") / self.fabric.world_size).tolist()
         for step, loss in enumerate(losses, meter.first_step + 1):
             if not math.isfinite(loss):
-                hint = "Try --precision fp32 or a lower --optim.lr"
-                raise NumericsError(f"the loss became {loss} at step {step:,}; {self._kept()}. {hint}")
+                raise NumericsError(f"the loss became {loss} at step {step:,}; {self._kept()}. {_HINT}")
         return losses
 
     def _save(self) -> None:
@@ -307,9 +417,12 @@ class _Training:
                 "seconds": self.seconds,
                 "evaluations": self.evaluations,
                 "origin": self.origin,
-                "model": self.net.state_dict(),
+                "model": self.trained.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "compiled": self.compilation.used,
             }
+            if self.scaler:
+                state["scaler"] = self.scaler.state_dict()
             if self.average:
                 state["average"] = self.average.net.state_dict()
             checkpoint.save_state(self.run.states, self.step, state)
@@ -321,13 +434,16 @@ class _Training:
         if state is not None:
             self.saved_step = state["step"]
             self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
-            self.net.load_state_dict(state["model"])
+            self.trained.load_state_dict(state["model"])
             self.origin = state["origin"]
             self.optimizer.load_state_dict(state["optimizer"])
+            self.compilation.used = state["compiled"]
+            if self.scaler:
+                self.scaler.load_state_dict(state["scaler"])
             if self.average:
                 self.average.net.load_state_dict(state["average"])
             self.console.say(f"resuming {self.run.folder} at step {self.step:,} of {self.schedule.steps:,}")
-        steps = [int(self._reduce(torch.tensor(sign * self.step), "max").item()) for sign in (1, -1)]
+        steps = [int(self.reduce(torch.tensor(sign * self.step), "max").item()) for sign in (1, -1)]
         if steps[0] != -steps[1]:
             raise CheckpointError(f"processes see different states in {self.run.states}; they must share this folder")
         if self.fabric.is_global_zero:
@@ -360,6 +476,15 @@ class _Meter:
 
     def seconds(self) -> float:
         return max(1e-9, time.monotonic() - self._began)
+
+
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """A batch in equal parts."""
+    images, targets, photometric = batch
+    columns = [[None] * count if each is None else each.chunk(count) for each in photometric or ()]
+    colors: list[Any] = list(zip(*columns, strict=True)) or [None] * count
+    for some, theirs, change in zip(images.chunk(count), targets.chunk(count), colors, strict=True):
+        yield some, theirs, Photometric(*change) if change else None
 
 
 def _headline(task: Task, result: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ report.html       the page about the run, with its pictures in figures/
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from segmv3.checkpoint import differences, saved_steps
 from segmv3.errors import ConfigError, OutputError
 from segmv3.files import make_folder, write_bytes
 
-_FREE = ("data.root", "data.workers")  # where the files lie and who reads them change no batch
+# where the pixels lie and who reads them change no batch
+FREE = ("data.root", "data.cache", "data.extra_images", "data.extra_labels", "data.workers")
 
 
 class Run:
@@ -36,13 +38,7 @@ class Run:
         Raises: OutputError, ConfigError; nothing is written.
         """
         if self.settings_file.is_file():
-            stored = _read_json(self.settings_file)
-            changed = {k: v for k, v in differences(stored, settings).items() if k not in _FREE}
-            for name in changed.keys() & {"train_set", "val_set"}:
-                raise ConfigError(f"the images of {name[:-4]} are not those {self.folder} was started with")
-            if changed:
-                text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
-                raise ConfigError(f"{self.folder} was started with other settings: {text}. Use another --run.")
+            refuse_others(self.settings_file, settings, FREE, "--run")
             if self.best.is_file() and not self.finished() and not saved_steps(self.states):
                 raise ConfigError(f"{self.folder} holds weights but no training state to go on from; use another --run")
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
@@ -63,13 +59,27 @@ class Run:
         return _read_json(self.metrics_file)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], flag: str) -> None:
+    """Compare with the settings that a folder was started with.
+
+    Args: file: where they are. free: names (dotted) that may differ. flag: the one that names the folder.
+    Raises: ConfigError.
+    """
+    changed = {k: v for k, v in differences(_read_json(file, flag), settings).items() if k not in free}
+    for name in changed.keys() & {"train_set", "val_set"}:
+        raise ConfigError(f"the images of {name[:-4]} are not those {file.parent} was started with")
+    if changed:
+        text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
+        raise ConfigError(f"{file.parent} was started with other settings: {text}. Use another {flag}.")
+
+
+def _read_json(path: Path, flag: str = "--run") -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); start again with another --run") from None
+        raise ConfigError(f"{path} cannot be read ({error}); start again with another {flag}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no record of a run; start again with another --run")
+        raise ConfigError(f"{path} is no record of a run; start again with another {flag}")
     return content
 
 

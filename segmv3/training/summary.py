@@ -30,8 +30,7 @@ def write_summary(
         log.jsonl. metrics: the content of metrics.json.
     """
     samples = []
-    spread = max(1, math.ceil(len(dataset) / _SAMPLES))  # evenly spaced images, not the prettiest
-    chosen = range(0, len(dataset), spread)
+    chosen = evenly_spaced(len(dataset))
     for number, index in enumerate(chosen, 1):
         image, truth = dataset.read(index)
         samples.append(Sample(dataset.pairs[index].name, image, truth, predict(image)))
@@ -45,6 +44,11 @@ def write_summary(
         classes=dataset.classes,
         samples=samples,
     )
+
+
+def evenly_spaced(count: int) -> range:
+    """Up to four images out of so many, not the prettiest."""
+    return range(0, count, max(1, math.ceil(count / _SAMPLES)))
 
 
 def write_classification_summary(

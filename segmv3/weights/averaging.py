@@ -1,0 +1,78 @@
+"""Averaging the weights of several runs into one net."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segmv3 import checkpoint
+from segmv3.checkpoint import Weights
+from segmv3.config import Model, to_dict
+from segmv3.errors import CheckpointError
+from segmv3.models.classifier import ImageClassifier
+from segmv3.models.segmenter import Segmenter
+from segmv3.models.zoo import create_classifier, create_model
+
+
+def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifier:
+    """Write the mean of weight files: a uniform soup (arXiv 2203.05482).
+
+    It is for nets that were trained from the same pretrained weights or are states of one run: others lie in different
+    valleys, and the mean of two of them is none of either. BN statistics are averaged along, as for a moving average.
+    The file names its sources by SHA-256 and carries no score: nobody has scored it.
+
+    Returns: the net of the mean.
+    Raises: CheckpointError for fewer than two files, files that cannot be read, or other nets or classes; nothing is
+        written then.
+    """
+    if len(sources) < 2:
+        raise CheckpointError(f"an average needs at least two weight files, found {len(sources)}")
+    first, *others = read = [checkpoint.read(path) for path in sources]
+    for path, weights in zip(sources[1:], others, strict=True):
+        _check_same(sources[0], first, path, weights)
+    tensors = {name: _mean([weights.tensors[name] for weights in read]) for name in first.tensors}
+    facts: dict[str, Any] = {
+        "average_of": [
+            {"file": path.name, "sha256": weights.card.sha256} | _taken(weights)
+            for path, weights in zip(sources, read, strict=True)
+        ]
+    }
+    if isinstance(first.net, Model):
+        model: Segmenter | ImageClassifier = create_model(first.net, len(first.card.names))
+        model.load_state_dict(tensors)
+        checkpoint.save(model, output, classes=first.card.classes, **facts)
+    else:
+        model = create_classifier(first.net, len(first.card.names))
+        model.load_state_dict(tensors)
+        checkpoint.save(model, output, classes=first.card.names, **facts)
+    return model
+
+
+def _taken(weights: Weights) -> dict[str, Any]:
+    """Where a source came from itself: its licence must not get lost."""
+    return {key: weights.card.facts[key] for key in ("origin", "pretrained") if key in weights.card.facts}
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    """In float64, so that the order does not matter; whole numbers (BN's count of batches) are the largest one."""
+    stacked = torch.stack(tensors)
+    if not stacked.is_floating_point():
+        return stacked.amax(0)
+    return stacked.double().mean(0).to(stacked.dtype)
+
+
+def _check_same(path: Path, first: Weights, other_path: Path, other: Weights) -> None:
+    """Raises: CheckpointError saying what differs."""
+    differing = checkpoint.differences(to_dict(first.net), to_dict(other.net))
+    differing.pop("bn_momentum", None)  # acts in training only
+    if differing:
+        name, (a, b) = next(iter(differing.items()))
+        raise CheckpointError(f"{other_path} holds another net than {path}: {name} {b!r}, not {a!r}")
+    if first.card.names != other.card.names:
+        counts = len(first.card.names), len(other.card.names)
+        raise CheckpointError(
+            f"{other_path} has other classes than {path}"
+            + (f": {counts[1]}, not {counts[0]}" if counts[0] != counts[1] else "")
+        )
