@@ -1,0 +1,319 @@
+"""The results of a sweep for people: lines and a table for the terminal, and the page `sweep.html`.
+
+All are made from the content of sweep.json. The page needs no other file, no script and no network.
+"""
+
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from rich import box
+from rich.table import Table
+
+from segmv3.files import make_folder, write_bytes
+from segmv3.images import UInt8Array
+from segmv3.report.page import PAGE_TEMPLATE, Chart, cells_of, metric_of, safe, style_of
+from segmv3.report.plots import (
+    NORMAL,
+    SMALL,
+    WIDTH,
+    Theme,
+    cut,
+    new_figure,
+    nothing_to_show,
+    pixels_of,
+    plain,
+)
+
+PAGE = "sweep.html"
+_TOP = 10
+_LABEL_LETTERS = 34  # of all choices together that fit below a chart side by side
+
+
+def shown(value: Any) -> str:
+    """A value of a setting as a person writes it: 0.00321, 512 x 1024, none."""
+    if isinstance(value, list):
+        return " x ".join(map(shown, value))
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- terminal ---
+
+
+def headline(trial: dict[str, Any]) -> str:
+    """What became of a trial, in one line."""
+    values = ", ".join(f"{name} {shown(value)}" for name, value in trial["values"].items())
+    if trial["state"] == "failed":
+        return f"trial {trial['trial']}  failed: {trial['problem']}  {values}"
+    score = "no score" if trial["score"] is None else f"{trial['score']:.2f} % at step {trial['step']:,}"
+    if trial["same_as"] is not None:
+        fate = f", the values of trial {trial['same_as']} again: not repeated"
+    else:
+        fate = f", stopped at step {trial['evaluations'][-1][0]:,}" if trial["state"] == "pruned" else ""
+    return f"trial {trial['trial']}  {score}{fate}  {values}"
+
+
+def best_table(result: dict[str, Any]) -> Table:
+    """The best ten trials."""
+    table = Table(box=box.SIMPLE)
+    for column in ("trial", f"{result['metric_name']} %", "step", "state"):
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+    for name in result["space"]:
+        table.add_column(name.replace(".", ".\n"), justify="right", overflow="fold")
+    for trial in _ranked(result)[:_TOP]:
+        table.add_row(*_cells(trial, result))
+    return table
+
+
+def _ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Trials with a score, best first, each set of values once; complete ones before pruned ones."""
+    scored = [each for each in result["trials"] if each["score"] is not None and each["same_as"] is None]
+    return sorted(scored, key=lambda each: (each["state"] != "complete", -each["score"]))
+
+
+def _cells(trial: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    values = [shown(trial["values"][name]) if name in trial["values"] else "" for name in result["space"]]
+    return [str(trial["trial"]), f"{trial['score']:.2f}", f"{trial['step']:,}", trial["state"], *values]
+
+
+# --- page ---
+
+
+def write_sweep_page(folder: Path, result: dict[str, Any]) -> Path:
+    """Write `folder/sweep.html` and its charts into `folder/figures`, each complete or not at all.
+
+    Args: result: the content of sweep.json.
+    Returns: the path of the page.
+    Raises: OutputError when a file cannot be written.
+    """
+    figures = make_folder(folder / "figures")
+    curves = Chart(figures / "curves.png", lambda theme: trial_curves(result, theme))
+    body = [_header(result), _best_section(result, curves), _settings_section(result, figures), _trials_section(result)]
+    title = f"{result['net']} on {result['dataset']}: sweep"
+    content = PAGE_TEMPLATE.format(title=safe(title), style=style_of() + _RULES, body="\n".join(filter(None, body)))
+    page = folder / PAGE
+    write_bytes(page, content.encode(errors="replace"))
+    return page
+
+
+def trial_curves(result: dict[str, Any], theme: Theme) -> UInt8Array:
+    """The score of every trial over the steps: pruned ones grey, the best one bold."""
+    figure = new_figure(WIDTH, 460)
+    axes = figure.add_subplot()
+    plain(axes, theme, grid="y")
+    best = result["best"]["trial"] if result["best"] else None
+    axes.set_title(
+        f"{result['metric_name']}, %", loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9
+    )
+    trials = sorted((each for each in result["trials"] if each["evaluations"]), key=lambda t: _layer(t, best))
+    if not trials:
+        nothing_to_show(axes, "not evaluated yet", theme)
+    for trial in trials:
+        steps, scores = zip(*trial["evaluations"], strict=True)
+        top, pruned = trial["trial"] == best, trial["state"] == "pruned"
+        axes.plot(
+            steps,
+            scores,
+            color=theme.muted if pruned else theme.accent,
+            alpha=1 if top else 0.45,
+            linewidth=2.4 if top else 1.1,
+            marker="o" if top or pruned or len(steps) == 1 else "",
+            markersize=4 if top else 3,
+            markevery=None if top else [len(steps) - 1],
+        )
+    if best is not None:
+        note = f"best {result['best']['score']:.2f} in trial {best}"
+        axes.set_title(note, loc="right", color=theme.accent, fontsize=NORMAL, pad=9)
+    axes.set_xlabel("step", color=theme.muted, fontsize=NORMAL)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    return pixels_of(figure, theme)
+
+
+def setting_scatter(result: dict[str, Any], name: str, theme: Theme) -> UInt8Array:
+    """The score of each trial over one setting: pruned ones as grey rings, the best one ringed."""
+    figure = new_figure(340, 250)
+    axes = figure.add_subplot()
+    plain(axes, theme, grid="y")
+    best = result["best"]["trial"] if result["best"] else None
+    setting = result["space"][name]
+    trials = [each for each in _ranked(result) if name in each["values"]]
+    choices = setting.get("values")
+    for trial in reversed(trials):
+        value = trial["values"][name]
+        place = choices.index(value) if choices else value
+        top, pruned = trial["trial"] == best, trial["state"] == "pruned"
+        color = theme.muted if pruned else theme.accent
+        axes.plot(place, trial["score"], "o", color="none" if pruned else color, markersize=5, markeredgecolor=color)
+        if top:
+            axes.plot(place, trial["score"], "o", color="none", markersize=11, markeredgecolor=color, markeredgewidth=2)
+    if not trials:
+        nothing_to_show(axes, "not evaluated yet", theme)
+    if choices:
+        _choice_axis(axes, [shown(each) for each in choices], theme)
+    else:
+        _number_axis(axes, setting)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.margins(y=0.12)
+    axes.set_title(cut(name, 36), loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9)
+    return pixels_of(figure, theme)
+
+
+def _layer(trial: dict[str, Any], best: int | None) -> int:
+    """Order of drawing: pruned, complete, best."""
+    return 2 if trial["trial"] == best else int(trial["state"] != "pruned")
+
+
+def _choice_axis(axes: Axes, labels: list[str], theme: Theme) -> None:
+    crowded = sum(map(len, labels)) > _LABEL_LETTERS
+    texts = [cut(label, 16) for label in labels]
+    axes.set_xticks(range(len(labels)), texts, fontsize=SMALL, color=theme.muted, parse_math=False)
+    if crowded:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+
+
+def _number_axis(axes: Axes, setting: dict[str, Any]) -> None:
+    low, high = setting["low"], setting["high"]
+    if setting["log"]:
+        axes.set_xscale("log")
+        pad = (high / low) ** 0.05
+        axes.set_xlim(low / pad, high * pad)
+        axes.set_xticks(log_ticks(low, high))
+        axes.set_xticks([], minor=True)
+    else:
+        pad = 0.05 * (high - low)
+        axes.set_xlim(low - pad, high + pad)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=isinstance(low, int)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from low to high, as many as fit: 1-2-5, else 1-3, else powers of ten, else some of these."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for leading in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
+        ticks = [float(f"{lead}e{e}") for e in exponents for lead in leading]
+        ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(ticks) <= most:
+            return ticks if len(ticks) > 1 else [low, high]
+    return ticks[:: -(-len(ticks) // most)]
+
+
+def _header(result: dict[str, Any]) -> str:
+    states = [trial["state"] for trial in result["trials"]]
+    pruner = "median pruner" if result["pruner"] == "median" else "no pruner"
+    failed = f" · {states.count('failed')} failed" if "failed" in states else ""
+    copied = sum(trial["same_as"] is not None for trial in result["trials"])
+    again = f" · {copied} with the values of another, not repeated" if copied else ""
+    best = metric_of(f"best {result['metric_name']}", result["best"]["score"] if result["best"] else math.nan)
+    ended = len(states) - states.count("running")
+    counts = ((f"of {result['wanted']} trials", ended), ("stopped early", states.count("pruned")))
+    numbers = "".join(f"<div class='metric'><b>{number}</b><span>{text}</span></div>" for text, number in counts)
+    return (
+        f"<header><p class='eyebrow'>segmv3 sweep</p><h1>{safe(result['net'])} on {safe(result['dataset'])}</h1>"
+        f"<p class='conditions'>{safe(result['split'])} · {len(result['space'])} settings · {pruner} · "
+        f"seed {result['seed']}{failed}{again}</p><div class='metrics'>{best}{numbers}</div></header>"
+    )
+
+
+def _best_section(result: dict[str, Any], curves: Chart) -> str:
+    best = result["best"]
+    legend = (
+        "<ul class='legend'><li><i class='swatch' style='background:var(--accent)'></i>complete, the best bold</li>"
+        "<li><i class='swatch' style='background:var(--muted)'></i>stopped early</li></ul>"
+    )
+    chart = (
+        f"<div class='card'><h2>Learning curves</h2>{curves.html('Score of every trial over the steps')}{legend}</div>"
+    )
+    if not best:
+        return f"<section>{chart}</section>"
+    facts = {
+        "trial": best["trial"],
+        "score": f"{best['score']:.2f} % at step {best['step']:,}",
+        **{name: shown(value) for name, value in best["values"].items()},
+        "weights": best["weights"],
+    }
+    rows = "".join(f"<tr><th>{_breakable(key)}</th><td>{_breakable(value)}</td></tr>" for key, value in facts.items())
+    return (
+        f"<section class='pair'><div class='card'><h2>Best trial</h2><table class='facts wide'>{rows}</table>"
+        f"<p class='note above'>The same run again, to copy:</p>"
+        f"<p class='command'>{_command(best['command'])}</p></div>"
+        f"{chart}</section>"
+    )
+
+
+def _breakable(text: Any) -> str:
+    """Text that may be broken after a dot, an underscore or a slash."""
+    return re.sub(r"(?<=\w)([._/])(?=\w)", r"\1<wbr>", safe(text))
+
+
+def _command(command: str) -> str:
+    """A command that is broken between flags; it is copied as one line."""
+    parts: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    return " ".join(f"<span>{safe(shlex.join(part))}</span>" for part in parts)
+
+
+def _settings_section(result: dict[str, Any], figures: Path) -> str:
+    charts = []
+    for name in result["space"]:
+        chart = Chart(figures / f"{name}.png", lambda theme, name=name: setting_scatter(result, name, theme))  # type: ignore[misc]
+        charts.append(f"<div>{chart.html(f'Score of the trials over {name}')}</div>")
+    return (
+        f"<section><div class='card'><h2>Settings <small>{safe(result['metric_name'])} in percent</small></h2>"
+        "<p class='note'>A dot is a trial, a grey ring one that was stopped early, with its best score until then. "
+        "The best trial has a circle around it.</p>"
+        f"<div class='charts'>{''.join(charts)}</div></div></section>"
+    )
+
+
+def _trials_section(result: dict[str, Any]) -> str:
+    ranked = _ranked(result)
+    names = (safe(name).replace(".", ".<br>") for name in result["space"])
+    head = cells_of((f"{safe(result['metric_name'])} %", "step", "state", *names))
+    head = f"<thead><tr><th>trial</th>{head}</tr></thead>"
+
+    def table(trials: list[dict[str, Any]]) -> str:
+        rows = []
+        for trial in trials:
+            number, *cells = map(safe, _cells(trial, result))
+            kind = " class='absent'" if trial["state"] == "pruned" else ""
+            rows.append(f"<tr{kind}><th>{number}</th>{cells_of(cells)}</tr>")
+        return f"<div class='scroll'><table class='numbers trials'>{head}<tbody>{''.join(rows)}</tbody></table></div>"
+
+    parts = []
+    if ranked:
+        parts.append(f"<h2>{f'Best {_TOP}' if len(ranked) > _TOP else 'Trials, best first'}</h2>{table(ranked[:_TOP])}")
+    if len(ranked) > _TOP:
+        parts.append(f"<details><summary>The other {len(ranked) - _TOP}</summary>{table(ranked[_TOP:])}</details>")
+    failed = [trial for trial in result["trials"] if trial["state"] == "failed"]
+    if failed:
+        parts.append(f"<h3>Failed</h3>{''.join(f'<p class=problem>{safe(headline(trial))}</p>' for trial in failed)}")
+    return f"<section><div class='card'>{''.join(parts)}</div></section>" if parts else ""
+
+
+_RULES = """
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:18px 24px}
+.command span{display:inline-block;max-width:100%;overflow-wrap:anywhere}
+.trials th{overflow-wrap:normal;white-space:nowrap}
+.facts.wide th{width:42%;overflow-wrap:break-word}
+.command{user-select:all;background:var(--page);border-radius:8px;margin:0;
+ padding:12px 14px;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+.note.above{margin:16px 0 6px}
+.pair .legend{margin-top:14px}
+.problem{color:var(--muted);font-size:13.5px;margin:0 0 6px;overflow-wrap:anywhere}
+details{margin-top:14px}
+summary{cursor:pointer;color:var(--muted)}
+"""
