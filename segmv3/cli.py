@@ -5,7 +5,6 @@ inside them, so that `segmv3 --help` answers at once.
 """
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -15,10 +14,10 @@ from types import FrameType
 from typing import Any
 
 import segmv3
-from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning
+from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, is_out_of_memory
 
 _COMMANDS = (
-    *("train", "evaluate", "compare", "submit", "predict", "classify"),
+    *("train", "sweep", "evaluate", "compare", "submit", "predict", "classify"),
     *("models", "weights", "export", "data", "benchmark"),
 )
 
@@ -26,6 +25,7 @@ _USAGE = """\
 usage: segmv3 COMMAND ...
 
   train CONFIG [--run DIR] [--optim.lr 0.02 ...]     train a net, or go on where the run stopped
+  sweep CONFIG SPACE.toml --output DIR               search settings: many runs, the hopeless ones cut short
   evaluate CONFIG --weights FILE                     score weights on a split
   compare A.json B.json                              two result files, class by class, with intervals
   submit CONFIG --weights FILE --output DIR          files for the Cityscapes test server, checked
@@ -35,12 +35,16 @@ usage: segmv3 COMMAND ...
   classify predict IMAGE ... --weights FILE          what is in a picture
   weights import FILE_OR_NAME [-o FILE]              load another project's weights, or published ones
   weights list                                       the published weights that can be used by name
+  weights average FILE FILE ... -o FILE              the mean of several runs' weights
   export WEIGHTS --to onnx|openvino|...              a file for another runtime, proved against PyTorch
   models [--all]                                     the named nets, or the whole family: size, cost, accuracy
   data mini-city DIR                                 draw a small street data set in Cityscapes layout
   data check CONFIG_OR_DIR [--output DIR]            what a data set holds and all that is wrong with it
+  data pack CONFIG_OR_DIR OUTPUT                     decode a data set once: training reads crops from it
   benchmark table [--evaluate --data.root DIR]       the mmsegmentation table with our numbers beside it
   benchmark metrics                                  how long scoring takes, beside other projects
+  benchmark loader [--data.root DIR]                 how fast training samples are made, beside mmsegmentation's
+  benchmark training                                 how fast nets train, beside plain loops of other projects
   benchmark latency|peers|throughput|decode|paper    how fast the nets are here, stage by stage, beside other projects
 
 segmv3 COMMAND --help lists the flags of a command, segmv3 --version prints the version.
@@ -68,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except (MemoryError, RuntimeError) as error:  # torch has an error of its own for every allocator
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         return _fail("environment: out of memory; use smaller images, crops or batches", 4)
     except BrokenPipeError:  # whoever read our output has left

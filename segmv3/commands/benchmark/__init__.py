@@ -10,6 +10,8 @@ _COMMANDS = {
     "throughput": "images per second: batches, a folder, a video",
     "decode": "from low-resolution logits to labels, beside torch",
     "paper": "the MobileNetV3 paper's claims about speed",
+    "loader": "training samples per second: from files, from a cache, by mmsegmentation's steps",
+    "training": "whole training steps, beside the plain loops of other projects",
     "table": "the mmsegmentation table with our numbers beside it",
     "metrics": "how long scoring takes, beside other projects",
 }
