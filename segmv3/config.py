@@ -347,6 +347,9 @@ class Config:
     compile: Compile = "off"
     """Whether torch.compile makes the step: "auto" measures some steps each way and keeps the faster. Only with "off"
     does an interrupted run end in the same bits as an unbroken one."""
+    recompute: bool = False
+    """Whether the net's layers keep only their inputs and run again in the backward pass, with the same result: a
+    larger batch fits, for a third more arithmetic (arXiv 1604.06174). Only with `compile` off."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -374,6 +377,8 @@ class Classification:
     """Arithmetic of the training step (bf16, fp16 = autocast; fp16 needs a GPU); loss and evaluation are fp32."""
     compile: Compile = "off"
     """Whether torch.compile makes the step, as for segmentation."""
+    recompute: bool = False
+    """Whether layers run again in the backward pass to need less memory, as for segmentation."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -525,6 +530,11 @@ def _common_rules(config: Config | Classification) -> list[_Rule]:
         (all(0 <= b < 1 for b in getattr(optim, "betas", ())), "optim.betas", "must be at least 0 and below 1"),
         (0 <= getattr(optim, "momentum", 0) < 1, "optim.momentum", "must be at least 0 and below 1"),
         (0 <= getattr(optim, "alpha", 0) < 1, "optim.alpha", "must be at least 0 and below 1"),
+        (
+            config.compile == "off" or not config.recompute,
+            "recompute",
+            "needs compile off: a compiled step chooses for itself what to compute again",
+        ),
         (0 <= config.seed < 2**63, "seed", "must be at least 0 and below 2^63"),
     ]
 

@@ -78,6 +78,8 @@ def test_the_cases_of_some_nets():
     assert [case.kind for case in plain] == ["torchvision", "torchvision", "mmsegmentation"]  # one sibling of two nets
     assert all(case.precision == "fp32" and not case.compile for case in plain)
     assert {case.kind for case in cases(["lraspp_large_d8"], (64, 128), 2, ["fp32"], [False], peers=False)} == {"ours"}
+    ways = cases(["lraspp_large_d8"], (64, 128), 2, ["fp32"], [False, True], [False, True], peers=False)
+    assert [(case.compile, case.recompute) for case in ways] == [(False, False), (False, True), (True, False)]
 
 
 def test_each_row_stands_beside_the_fastest_plain_loop_of_its_kind():
@@ -110,6 +112,7 @@ def test_the_command_prints_a_table_and_leaves_a_receipt(tmp_path, monkeypatch, 
     output = tmp_path / "steps.json"
     nets = ["--net", "lraspp_small_d8", "lraspp_small_d8_mmseg"]
     command = ["training", *nets, "--size", "64", "128", "--batch", "2", "--precision", "bf16", "--no-memory"]
+    command += ["--recompute", "off", "on"]
     assert main(["benchmark", *command, *QUICK, "--output", str(output)]) == 0
     shown = capsys.readouterr().out
     rules = [line for line in shown.splitlines() if "───" in line]
@@ -121,6 +124,7 @@ def test_the_command_prints_a_table_and_leaves_a_receipt(tmp_path, monkeypatch, 
     rows = {row["name"]: row for row in receipt["rows"]}
     assert rows["mmsegmentation's lraspp_small_d8 (our copy), plain loop"]["reason"].startswith("cannot be used")
     ours = rows["segmv3 lraspp_small_d8, bf16"]
+    assert rows["segmv3 lraspp_small_d8, bf16, recomputed"]["recompute"] and not ours["recompute"]
     assert ours["images_per_second"] == pytest.approx(2000 / ours["median_ms"], rel=0.01)
     assert ours["times_plain"] > 0 and ours["floor_ms"] > 0 and ours["bound"] == "memory"
     assert rows["torchvision LR-ASPP Small, plain loop, channels_last"]["precision"] == "fp32"
@@ -167,6 +171,7 @@ def test_steps_run_on_cuda(precision, tmp_path):
         (["--repeat", "0"], "--repeat is 0"),
         (["--budget", "0"], "--budget is 0"),
         (["--compile", "on", "on"], "--compile names one twice"),
+        (["--compile", "on", "--recompute", "on"], "--recompute on needs --compile off"),
         (["--precision", "fp16", "--device", "cpu", "--force"], "--precision fp16 trains on a GPU only"),
     ],
 )

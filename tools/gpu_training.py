@@ -83,7 +83,7 @@ def measurements(arguments: argparse.Namespace) -> list[Part]:
         benchmark("peers", "peers", *size, "--no-memory"),
         benchmark("throughput", "throughput", *nets[:2], *size, *halves, *batches, *frames),
         benchmark("throughput_mmseg", "throughput", *mmseg, *size, *halves, *batches, *frames),
-        benchmark("training_step", "training", *steps),
+        benchmark("training_step", "training", "--recompute", "off", "on", *steps),
         benchmark("training_plus", "training", "--net", "lraspp_large_plus", "lraspp_small_plus", "--no-peers", *steps),
         benchmark("loader", "loader", *loader),
     ]

@@ -4,6 +4,7 @@ All train on the same drawn crops, uint8 and held on the device, so that no load
 momentum, and the loss at the size of the crop.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from segmv3.labels import IGNORE
 from segmv3.models import zoo
 from segmv3.training.losses import cross_entropy
 from segmv3.training.optim import build_optimizer
+from segmv3.training.recompute import recompute
 
 Step = Callable[[], None]
 """One whole training step: forward, loss, backward, optimiser."""
@@ -52,6 +54,7 @@ class Case:
     """Our step with the named net, our step with torchvision's sibling of it, or a plain loop."""
     precision: TrainingPrecision = "fp32"
     compile: bool = False
+    recompute: bool = False
     channels_last: bool = True
 
     @property
@@ -100,6 +103,8 @@ def _ours(case: Case, images: Tensor, labels: Tensor) -> Step:
     net = zoo.create_model(case.settings, CLASSES)
     net.check_trainable(case.batch, case.size)
     net = net.to(images.device).to(memory_format=torch.channels_last).train()
+    if case.recompute:
+        recompute(net)
     optimizer = build_optimizer(net, SGD())
     low_logits = torch.compile(net.low_logits) if case.compile else net.low_logits
     dtype = _DTYPES.get(case.precision)
@@ -158,10 +163,15 @@ def cases(
     batch: int,
     precisions: Sequence[TrainingPrecision],
     compiled: Sequence[bool],
+    recomputed: Sequence[bool] = (False,),
     *,
     peers: bool = True,
 ) -> list[Case]:
-    """Ours in every arithmetic, eager and compiled, and the plain loops with nets of their kind."""
+    """Ours in every arithmetic, eager, compiled and recomputed, and the plain loops with nets of their kind.
+
+    Args: recomputed: compiled steps are never.
+    """
+    ways = [(c, r) for c, r in itertools.product(compiled, recomputed) if not (c and r)]
     found: dict[str, Case] = {}
 
     def add(case: Case) -> None:
@@ -169,12 +179,13 @@ def cases(
 
     for net in nets:
         for precision in precisions:
-            for compile in compiled:
-                suffix = f"{precision}{', compiled' if compile else ''}"
-                add(Case(f"segmv3 {net}, {suffix}", net, size, batch, precision=precision, compile=compile))
+            for compile, again in ways:
+                suffix = f"{precision}{', compiled' if compile else ''}{', recomputed' if again else ''}"
+                how = (precision, compile, again)
+                add(Case(f"segmv3 {net}, {suffix}", net, size, batch, "ours", *how))
                 if peers and not isinstance(zoo.net(net).head, LRASPPDecoder):
                     kin = f"segmv3, torchvision's {_size(net)} net, {suffix}"
-                    add(Case(kin, net, size, batch, "same net", precision, compile))
+                    add(Case(kin, net, size, batch, "same net", *how))
         if not peers:
             continue
         if isinstance(zoo.net(net).head, LRASPPDecoder):
@@ -238,6 +249,7 @@ class Row:
             "batch": case.batch,
             "precision": case.precision,
             "compile": case.compile,
+            "recompute": case.recompute,
             "channels_last": case.channels_last,
         }
         if not self.times:

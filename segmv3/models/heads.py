@@ -86,6 +86,24 @@ class LRASPPHead(nn.Module):
         return resize(self.deep_classifier(self.gated(deep)), low) + self.low_classifier(low)
 
 
+class _Fuse(nn.Sequential):
+    """1x1 convolution, BN and ReLU of an enlarged map and a projected skip."""
+
+    def forward(self, x: Tensor, skip: Tensor, project: nn.Module) -> Tensor:  # type: ignore[override]
+        # Enlarged map and skip are convolved one by one and added: put together they would be the largest map of
+        # the whole net. For the same reason each map is let go before the next layer needs memory.
+        conv, *layers = self
+        weight = cast(nn.Conv2d, conv).weight
+        x = resize(x, skip)
+        split = x.shape[1]
+        fused = F.conv2d(x, weight[:, :split].contiguous())
+        del x
+        fused += F.conv2d(project(skip), weight[:, split:].contiguous())
+        for layer in layers:
+            fused = layer(fused)
+        return fused
+
+
 class LRASPPDecoderHead(nn.Module):
     """LR-ASPP as mmsegmentation builds it: a small decoder brings the gated features up through two skips."""
 
@@ -102,7 +120,8 @@ class LRASPPDecoderHead(nn.Module):
             for channels_in, channels_out in zip(skips, head.skip_channels, strict=True)
         )
         self.fuse = nn.ModuleList(
-            conv_bn(head.channels + extra, head.channels, norm=norm, activation="relu") for extra in head.skip_channels
+            _Fuse(*conv_bn(head.channels + extra, head.channels, norm=norm, activation="relu"))
+            for extra in head.skip_channels
         )
         self.dropout = nn.Dropout2d(head.dropout)
         self.classifier = nn.Conv2d(head.channels, num_classes, 1)
@@ -112,19 +131,7 @@ class LRASPPDecoderHead(nn.Module):
         *skips, deep = features
         x = self.project(self.gated(deep))
         for skip, project, fuse in zip(skips[::-1], reversed(self.skips), reversed(self.fuse), strict=True):
-            conv, *layers = cast(nn.Sequential, fuse)
-            weight = cast(nn.Conv2d, conv).weight
-            # Enlarged map and skip are convolved one by one and added: put together they would be the largest map of
-            # the whole net. For the same reason each map is let go before the next layer needs memory.
-            x = resize(x, skip)
-            split = x.shape[1]
-            fused = F.conv2d(x, weight[:, :split].contiguous())
-            del x
-            fused += F.conv2d(project(skip), weight[:, split:].contiguous())
-            for layer in layers:
-                fused = layer(fused)
-            x = fused
-            del fused
+            x = fuse(x, skip, project)
         return self.classifier(self.dropout(x))
 
 

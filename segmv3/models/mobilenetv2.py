@@ -24,6 +24,14 @@ _TAILS = {
 }
 
 
+class _Block(InvertedResidual):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """-> the expanded map after the depthwise convolution, and the output."""
+        filtered = self.conv[:-2](x)
+        y = self.conv[-2:](filtered)
+        return filtered, x + y if self.use_res_connect else y
+
+
 class MobileNetV2Backbone(nn.Module):
     """Normalised image in, the tapped feature maps and the deep one (the last block's output) out.
 
@@ -36,11 +44,11 @@ class MobileNetV2Backbone(nn.Module):
         norm = partial(nn.BatchNorm2d, eps=net.bn_eps, momentum=bn_momentum)
         stages = _STAGES + _TAILS[net.tail]
         layers = TorchvisionMobileNetV2(
-            width_mult=net.width, inverted_residual_setting=stages, norm_layer=norm
+            width_mult=net.width, inverted_residual_setting=stages, block=_Block, norm_layer=norm
         ).features[:-1]  # the closing 1280-channel layer only serves classification
         self.stem = layers[0]
         self.blocks = nn.ModuleList(layers[1:])
-        blocks = list(cast(Iterable[InvertedResidual], self.blocks))
+        blocks = list(cast(Iterable[_Block], self.blocks))
         self._strides = strides = [2]
         for block, (stride, dilation) in zip(
             blocks, dilated([b.stride for b in blocks], net.output_stride), strict=True
@@ -66,9 +74,7 @@ class MobileNetV2Backbone(nn.Module):
         wanted = (*self.taps, *also)
         x = self.stem(x)
         maps = {(0, False): x}
-        for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks), 1):
-            filtered = block.conv[:-2](x)
-            y = block.conv[-2:](filtered)
-            x = x + y if block.use_res_connect else y
+        for i, block in enumerate(cast(Iterable[_Block], self.blocks), 1):
+            filtered, x = block(x)
             maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in wanted}
         return (*(maps[place] for place in self.taps), x, *(maps[place] for place in also))

@@ -237,16 +237,11 @@ class InvertedResidual(nn.Module):
         self.activate = make_activation(block.activation) if block.squeeze_first else nn.Identity()
         self.project = conv_bn(block.expanded, block.out, norm=norm, activation=None)
 
-    def filter(self, x: Tensor) -> Tensor:
-        """The expanded map after the depthwise conv and before SE: what DeepLab's decoder taps."""
-        return self.depthwise(self.expand(x))
-
-    def finish(self, x: Tensor, filtered: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """-> the expanded map after the depthwise conv and before SE, which DeepLab's decoder taps, and the output."""
+        filtered = self.depthwise(self.expand(x))
         y = self.project(self.activate(self.squeeze(filtered)))
-        return x + y if self.shortcut else y
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(x, self.filter(x))
+        return filtered, x + y if self.shortcut else y
 
 
 class MobileNetV3Backbone(nn.Module):
@@ -291,7 +286,6 @@ class MobileNetV3Backbone(nn.Module):
         x = self.stem(x)
         maps = {(0, False): x}
         for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks), 1):
-            filtered = block.filter(x)
-            x = block.finish(x, filtered)
+            filtered, x = block(x)
             maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in wanted}
         return (*(maps[place] for place in self.taps), self.last(x), *(maps[place] for place in also))

@@ -30,6 +30,7 @@ from segmv3.training.compiling import Compilation
 from segmv3.training.console import RunConsole, RunLog
 from segmv3.training.optim import build_optimizer, lr_at, set_lr
 from segmv3.training.photometric import adjust
+from segmv3.training.recompute import recompute
 from segmv3.training.run import Run
 from segmv3.training.signals import StopRequest
 from segmv3.training.sync_bn import synchronise
@@ -154,6 +155,8 @@ class _Training:
         self.trained = task.trained(self.net).to(memory_format=torch.channels_last)
         if fabric.world_size > 1:
             self.trained = synchronise(self.trained, fabric.device)
+        if config.recompute:
+            recompute(self.net)
         self.compilation = Compilation(
             self.trained,
             task.entry,

@@ -38,6 +38,8 @@ class Training(Measurement):
     """Arithmetic of our steps; the plain loops are fp32. Without: fp32; on a GPU bf16."""
     compile: tuple[Literal["off", "on"], ...] = ()
     """Whether torch.compile makes our steps. Without: off; on a GPU off and on."""
+    recompute: tuple[Literal["off", "on"], ...] = ("off",)
+    """Whether layers run again in the backward pass, to need less memory; never in compiled steps."""
     peers: bool = True
     """Time torchvision's LR-ASPP and mmsegmentation's net in plain loops, too."""
     budget: int = 20
@@ -57,9 +59,9 @@ def run(arguments: list[str]) -> None:
             for size in options.size:
                 for batch in options.batch:
                     what = f"{size[0]}x{size[1]}, batch {batch}"
-                    compiled = [value == "on" for value in options.compile]
+                    ways = [[value == "on" for value in flag] for flag in (options.compile, options.recompute)]
                     rows = time_steps(
-                        cases(options.net, size, batch, options.precision, compiled, peers=options.peers),
+                        cases(options.net, size, batch, options.precision, *ways, peers=options.peers),
                         session.place,
                         options.repeat,
                         budget=options.budget,
@@ -82,9 +84,11 @@ def _check(options: Training) -> None:
     refuse_repeat(options.budget, "budget")
     if any(batch < 1 for batch in options.batch):
         raise ConfigError(f"--batch is {' '.join(map(str, options.batch))}; each must be at least 1")
-    for flag in ("net", "batch", "precision", "compile"):
+    for flag in ("net", "batch", "precision", "compile", "recompute"):
         if len(set(getattr(options, flag))) < len(getattr(options, flag)):
             raise ConfigError(f"--{flag} names one twice")
+    if options.recompute == ("on",) and options.compile == ("on",):
+        raise ConfigError("--recompute on needs --compile off")
 
 
 def _filled(options: Training, place: Place) -> Training:
