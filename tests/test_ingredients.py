@@ -159,11 +159,14 @@ def test_a_teacher_of_ours_is_followed(config, tmp_path):
     total, count = channel_distillation(low, net.low_logits(images), 3.0)
     assert term.weight == 2 and term.count == count == 8 and torch.allclose(term.total, total)
     assert task.teacher is not None and not task.teacher.net.training
-    train(replace(taught, schedule=replace(config.schedule, steps=3)), tmp_path / "run", device="cpu", threads=1)
+    short = replace(taught, schedule=replace(config.schedule, steps=3))
+    train(short, tmp_path / "run", device="cpu", threads=1)
     assert not any("teacher" in name for name in state_of(tmp_path / "run")["model"])
+    moved = (tmp_path / "teacher.safetensors").rename(tmp_path / "moved.safetensors")
+    train(replace(short, distill=replace(short.distill, teacher=str(moved))), tmp_path / "run", device="cpu")
     teach(tmp_path / "teacher.safetensors", tuple(f"class_{i}" for i in range(4)))  # numbered: taken by their order
     with pytest.raises(ConfigError, match="other settings: teacher "):
-        train(replace(taught, schedule=replace(config.schedule, steps=3)), tmp_path / "run", device="cpu")
+        train(short, tmp_path / "run", device="cpu")
 
 
 def test_a_teacher_of_smp_sees_what_it_was_trained_on(config, tmp_path):

@@ -16,8 +16,11 @@ from segmv3.checkpoint import differences, saved_steps
 from segmv3.errors import ConfigError, OutputError
 from segmv3.files import make_folder, write_bytes
 
-# where the pixels lie and who reads them change no batch, what is computed again no gradient
-FREE = ("data.root", "data.cache", "data.extra_images", "data.extra_labels", "data.workers", "recompute")
+# where files lie (what they hold is compared) and who reads them change no batch, what is computed again no gradient
+FREE = (
+    *("data.root", "data.cache", "data.extra_images", "data.extra_labels", "distill.teacher"),
+    *("data.workers", "recompute"),
+)
 
 
 class Run:
