@@ -131,9 +131,9 @@ class _Entry(nn.Module):
 
 def test_synchronised_bn_asks_the_other_process_twice_and_counts_once(tmp_path):
     multiprocessing.spawn(in_a_process, ("lraspp_small_d8", tmp_path), nprocs=2)
-    plain, again = torch.load(tmp_path / "0.pt")
+    plain, again = torch.load(tmp_path / "0.pt", weights_only=True)
     assert_same(plain, again)
-    other = torch.load(tmp_path / "1.pt")[1]
+    other = torch.load(tmp_path / "1.pt", weights_only=True)[1]
     name = "net.backbone.stem.1.running_var"
     assert torch.equal(again[name], other[name])
     assert not torch.equal(again["losses"], other["losses"])

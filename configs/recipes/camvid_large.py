@@ -5,10 +5,7 @@ Run:     segmv3 data pack data/camvid data/camvid-pack
          on a GPU: --precision bf16 --compile auto
 Net:     lraspp_large_plus with the 1/4 features, for poles of one to three pixels: 2,962,747 parameters
          with 11 classes, 1.00 GMACs at 360x480
-Recipe:  1,000 epochs of AdamW at batch 8, cosine, crops of the image size at scales 0.5 to 2, no ImageNet weights: what
-         small nets take on this little data (LMFFNet's and DABNet's scripts: 1,000 epochs, Adam 1e-3, class weights);
-         class weights sqrt(median / frequency), the square root of SegNet's (arXiv 1511.00561), which would weight
-         bicycles 100 times as much as the road; a moving average of the weights
+Recipe:  that of camvid_best, so that the difference is the net's
 Protocol: trained on the 367 frames, scored on val, which lies near them (docs/camvid.md): it flatters
 Cost:    on one H200-class GPU: unmeasured; on two CPU cores: unmeasured (the log's first lines tell)
 Score:   not measured
@@ -17,15 +14,10 @@ Score:   not measured
 from dataclasses import replace
 from pathlib import Path
 
-from segmv3.config import AdamW, Config, Data, Loss, LRASPPPlus, Schedule
+from segmv3.config import LRASPPPlus, load_config
 from segmv3.models.zoo import NETS
 
-config = Config(
+config = replace(
+    load_config(Path(__file__).with_name("camvid_best.py")),
     model=replace(NETS["lraspp_large_plus"], head=LRASPPPlus(finest=4)),
-    data=Data(dataset="camvid", root=Path("data/camvid"), batch_size=8, crop_size=(360, 480)),
-    loss=Loss(class_weights=(0.52, 0.44, 2.14, 0.38, 1.0, 0.68, 1.96, 2.0, 0.87, 2.65, 3.92)),
-    optim=AdamW(lr=2e-3, weight_decay=0.05),
-    schedule=Schedule(
-        steps=45_900, policy="cosine", min_lr=1e-5, warmup_steps=500, eval_every=2295, save_every=459, ema=0.999
-    ),
 )

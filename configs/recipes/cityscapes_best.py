@@ -17,36 +17,14 @@ Cost:    on one H200-class GPU: unmeasured (segmv3 benchmark training says the h
 Score:   not measured (no Cityscapes at hand)
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from segmv3.config import SGD, Config, Data, Loss, Schedule
-from segmv3.models.zoo import NETS
+from segmv3.config import Loss, load_config
 
-config = Config(
-    model=NETS["lraspp_large_d8"],
-    data=Data(
-        dataset="cityscapes",
-        root=Path("data/cityscapes"),
-        batch_size=16,
-        crop_size=(768, 768),
-        scale_range=(0.4, 1.6),
-        photometric="randaugment",
-        class_uniform=0.5,
-        copy_paste=0.3,
-        workers=8,
-    ),
+long = load_config(Path(__file__).with_name("cityscapes_long.py"))
+config = replace(
+    long,
+    data=replace(long.data, photometric="randaugment", class_uniform=0.5, copy_paste=0.3),
     loss=Loss(ohem=0.9, min_kept=0.0625, auxiliary=0.4),
-    optim=SGD(lr=0.05, momentum=0.9, weight_decay=1e-4, decay_bn_and_bias=False),
-    schedule=Schedule(
-        steps=320_000,
-        policy="poly",
-        power=0.9,
-        min_lr=0,
-        warmup_steps=3000,
-        eval_every=8000,
-        save_every=2000,
-        ema=0.9998,
-    ),
-    precision="bf16",
-    compile="auto",
 )

@@ -5,48 +5,16 @@ Run:     segmv3 data pack data/cityscapes data/cityscapes-pack
          or torchrun --nproc-per-node 4 -- tools/train.py configs/recipes/cityscapes_plus.py ... on four GPUs
          from ImageNet weights: --model.pretrained torchvision/mobilenet_v3_large --optim.lr 0.01 --optim.head-lr 10
 Net:     lraspp_large_plus: 2,960,451 parameters, 9.68 GMACs at 1024x2048
-Recipe:  that of cityscapes_best, so that the difference is the net's: cityscapes_long's, and
-         - OHEM 0.9, at least a sixteenth of the pixels (PIDNet's threshold, BiSeNet's minimum: arXiv 2206.02066,
-           1808.00897): +0.2 to +0.9 elsewhere (BiSeNetV2, RegSeg)
-         - auxiliary heads, weight 0.4 (PSPNet, arXiv 1612.01105): BiSeNetV2 gained 3.5 by its own
-         - half of the crops around a class drawn uniformly (arXiv 1812.01593; RegSeg), pieces of rare classes pasted
-           in (arXiv 2012.07177), RandAugment's colours (arXiv 1909.13719; RegSeg): no published figure for each alone
-         What each of them gives these nets has not been measured on Cityscapes.
+Recipe:  that of cityscapes_best, so that the difference is the net's
 Cost:    on one H200-class GPU: unmeasured (segmv3 benchmark training says the hours of 320,000 steps);
          on two CPU cores: out of reach
 Score:   not measured (no Cityscapes at hand)
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from segmv3.config import SGD, Config, Data, Loss, Schedule
+from segmv3.config import load_config
 from segmv3.models.zoo import NETS
 
-config = Config(
-    model=NETS["lraspp_large_plus"],
-    data=Data(
-        dataset="cityscapes",
-        root=Path("data/cityscapes"),
-        batch_size=16,
-        crop_size=(768, 768),
-        scale_range=(0.4, 1.6),
-        photometric="randaugment",
-        class_uniform=0.5,
-        copy_paste=0.3,
-        workers=8,
-    ),
-    loss=Loss(ohem=0.9, min_kept=0.0625, auxiliary=0.4),
-    optim=SGD(lr=0.05, momentum=0.9, weight_decay=1e-4, decay_bn_and_bias=False),
-    schedule=Schedule(
-        steps=320_000,
-        policy="poly",
-        power=0.9,
-        min_lr=0,
-        warmup_steps=3000,
-        eval_every=8000,
-        save_every=2000,
-        ema=0.9998,
-    ),
-    precision="bf16",
-    compile="auto",
-)
+config = replace(load_config(Path(__file__).with_name("cityscapes_best.py")), model=NETS["lraspp_large_plus"])
