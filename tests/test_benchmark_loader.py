@@ -28,6 +28,7 @@ def test_pipelines_stand_beside_mmsegmentations_steps(cityscapes, tmp_path, caps
     assert receipt["dataset"] == [{"title": "Cityscapes", "images": 3, "size": [48, 64]}]
     timed = [each for each in receipt["pipelines"] if "reason" not in each]
     assert len(timed) >= 3 and all(each["minimum"] <= each["median"] for each in timed)
+    assert receipt["decoders"] == [{"files": "PNG", "library": "libspng"}] and "decodes plain PNG files by libspng" in shown
     assert receipt["settings"]["data"] == {"root": str(cityscapes)} and receipt["batches"] == []
 
 
@@ -44,6 +45,7 @@ def test_batches_of_workers_are_counted(folder, capsys):
         (["--images", "0"], "--images is 0"),
         (["--seconds", "0"], "--seconds is 0"),
         (["--crop", "0", "24"], "--crop is 0 24"),
+        (["--device", "cuda"], "timed on the CPU only"),
         (["--force", "--data.root", "nowhere"], "nowhere"),
     ],
 )

@@ -1,4 +1,6 @@
 import io
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +129,17 @@ def test_a_path_may_be_text(tmp_path):
         segmv3.read_image(str(tmp_path / "nothing.png"))
 
 
-def test_plain_png_files_are_decoded_as_pillow_does(tmp_path):
+@pytest.fixture(params=["libspng", "OpenCV"])
+def decoder(request, monkeypatch):
+    if request.param == "OpenCV":
+        monkeypatch.setitem(sys.modules, "pyspng", None)
+    images.png_library.cache_clear()
+    yield request.param
+    images.png_library.cache_clear()
+
+
+def test_plain_png_files_are_decoded_as_pillow_does(decoder, tmp_path):
+    assert images.png_library() == decoder
     rng = np.random.default_rng(0)
     for number, (shape, more) in enumerate((((9, 7, 3), {}), ((9, 7), {}), ((9, 7, 3), {"gamma": 0.45}), ((1, 1), {}))):
         pixels = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -151,6 +163,16 @@ def test_plain_png_files_are_decoded_as_pillow_does(tmp_path):
             broken = bytearray(data)
             broken[place] ^= 1
             assert images._plain_png(bytes(broken), color=True) is None
+
+
+def test_pixels_that_are_no_picture_under_right_checksums_are_damage(decoder, tmp_path):
+    header = (8).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", b"no deflate stream"), (b"IEND", b"")):
+        data += len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(DataError, match="x.png is damaged"):
+        read_image(tmp_path / "x.png")
 
 
 def test_unusual_png_files_are_left_to_pillow(tmp_path):

@@ -291,6 +291,13 @@ def test_failures_are_recorded_and_three_in_a_row_end_it(config, tmp_path, prete
     assert run(config, replace(space, trials=9), tmp_path / "sweep")["trials"][8]["state"] == "complete"
 
 
+def test_workers_beyond_memory_are_refused_before_a_trial(config, tmp_path):
+    greedy = replace(config, data=replace(config.data, workers=100_000))
+    with pytest.raises(ConfigError, match=r"data\.workers 100000: .* at most \d+ fit"):
+        run(greedy, read(LR, config, tmp_path), tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_folder_belongs_to_one_sweep(config, tmp_path, pretence, monkeypatch):
     space = replace(read(LR, config, tmp_path), trials=1)
     run(config, space, tmp_path / "sweep")

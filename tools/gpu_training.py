@@ -69,7 +69,8 @@ def measurements(arguments: argparse.Namespace) -> list[Part]:
 
     def benchmark(name: str, command: str, *flags: str) -> Part:
         receipt = output / f"{name}.json"
-        return Part(name, segmv3("benchmark", command, *flags, *on, "--output", receipt, "--overwrite"), receipt)
+        where = on[2:] if command == "loader" else on  # the loader works on the CPU and takes no device
+        return Part(name, segmv3("benchmark", command, *flags, *where, "--output", receipt, "--overwrite"), receipt)
 
     tests = [f"tests/test_{name}.py" for name in ("decode", "losses", "runtime", "benchmark_training")]
     batches = ["--batch", "1"] if tiny else ["--batch", "1", "16"]

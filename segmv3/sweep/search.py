@@ -25,6 +25,7 @@ import numpy as np
 
 from segmv3.checkpoint import saved_steps
 from segmv3.config import Config, Device, to_dict
+from segmv3.data.loader import refuse_workers_beyond_memory
 from segmv3.errors import (
     CheckpointError,
     ConfigError,
@@ -79,6 +80,7 @@ def sweep(
     _import_optuna()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("a sweep runs in one process; start it without torchrun")
+    refuse_workers_beyond_memory(config.data)  # else every trial would fail by it
     task = task_of(config)
     searched = {name: asdict(setting) for name, setting in space.settings.items()}
     settings = {

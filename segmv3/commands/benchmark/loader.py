@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,15 +46,14 @@ class Loader(Measurement):
 def run(arguments: list[str]) -> None:
     options = parse(Loader, "segmv3 benchmark loader", arguments)
     _check(options)
-    with measuring("loader", options, arguments) as session:
-        from dataclasses import replace
-
+    with measuring("loader", replace(options, device="cpu"), arguments) as session:
         from segmv3.benchmark.loader import pipelines, time_loader, time_parts, time_peer_loader, time_pipelines
         from segmv3.config import Data
         from segmv3.data.datasets import open_dataset
         from segmv3.data.loader import refuse_workers_beyond_memory
         from segmv3.data.mini_city import write_mini_city
         from segmv3.data.pack import pack
+        from segmv3.images import png_library
         from segmv3.doctor import layout_of
 
         root = Path(options.data.root) if options.data.root else session.place.folder / "mini-city"
@@ -91,6 +90,9 @@ def run(arguments: list[str]) -> None:
             if timing.reason:
                 session.say(f"{timing.name} {timing.reason}")
         session.show("where the time goes, one core", _parts(parts))
+        library = png_library()
+        hint = "" if library == "libspng" else '; libspng is faster: pip install "segmv3[png]"'
+        session.say(f"segmv3 decodes plain PNG files by {library}{hint}")
         batches = {}
         if options.workers:
             batches = ours
@@ -103,11 +105,14 @@ def run(arguments: list[str]) -> None:
             pipelines=[_facts(timing) for timing in timings],
             parts=[_facts(timing) for timing in parts],
             batches=[{"from": name, "per_second": rate} for name, rate in batches.items()],
+            decoders=[{"files": "PNG", "library": library}],
         )
         session.finish()
 
 
 def _check(options: Loader) -> None:
+    if options.device == "cuda":
+        raise ConfigError("the loader is timed on the CPU only; leave --device cuda out")
     if min(options.crop) < 1:
         raise ConfigError(f"--crop is {options.crop[0]} {options.crop[1]}; height and width must be at least 1")
     refuse_repeat(options.images, "images")
