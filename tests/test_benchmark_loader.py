@@ -28,7 +28,10 @@ def test_pipelines_stand_beside_mmsegmentations_steps(cityscapes, tmp_path, caps
     assert receipt["dataset"] == [{"title": "Cityscapes", "images": 3, "size": [48, 64]}]
     timed = [each for each in receipt["pipelines"] if "reason" not in each]
     assert len(timed) >= 3 and all(each["minimum"] <= each["median"] for each in timed)
-    assert receipt["decoders"] == [{"files": "PNG", "library": "libspng"}] and "decodes plain PNG files by libspng" in shown
+    assert (
+        receipt["decoders"] == [{"files": "PNG", "library": "libspng"}]
+        and "decodes plain PNG files by libspng" in shown
+    )
     assert receipt["settings"]["data"] == {"root": str(cityscapes)} and receipt["batches"] == []
 
 

@@ -181,14 +181,10 @@ def test_the_loss_is_made_of_its_settings(config):
     full = F.interpolate(low, (32, 48), mode="bilinear", align_corners=False)
     weights = (0.001, 0.0, 0.002, 0.003)
 
-    class Net(torch.nn.Module):
-        def low_logits(self, images):
-            return images
-
     def loss(**settings):
         task = SegmentationTask(replace(config, loss=Loss(**settings)))
         task.prepare(first=True, everywhere=lambda value: value)
-        return task.loss(Net(), low, labels)
+        return task.loss(lambda images: images, low, labels)
 
     [term] = loss(class_weights=weights, label_smoothing=0.1)
     total, count = term.total, term.count
@@ -268,6 +264,27 @@ def test_gradients_are_clipped(config, tmp_path):
     torch.manual_seed(config.seed)
     fresh = dict(create_model(config.model, 4).named_parameters())
     assert all(torch.allclose(state["model"][name], value, atol=1e-9) for name, value in fresh.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_net_calculates_as_asked_for_and_the_loss_in_float32(config, tmp_path, monkeypatch, precision):
+    of_net, of_loss = set(), set()
+
+    def watch(layer, inputs, output):
+        if layer.training and isinstance(layer, torch.nn.Conv2d):
+            of_net.add(output.dtype)
+
+    def watched(low, *arguments, **settings):
+        of_loss.add(low.dtype)
+        return cross_entropy(low, *arguments, **settings)
+
+    monkeypatch.setattr(tasks, "cross_entropy", watched)
+    hook = torch.nn.modules.module.register_module_forward_hook(watch)
+    try:
+        train(replace(config, precision=precision, loss=Loss(auxiliary=0.4)), tmp_path / "run", device="cpu", threads=1)
+    finally:
+        hook.remove()
+    assert of_net == {torch.bfloat16 if precision == "bf16" else torch.float32} and of_loss == {torch.float32}
 
 
 def test_bf16_trains_too(config, tmp_path):

@@ -280,7 +280,7 @@ class _Training:
         for number, (images, targets, photometric) in enumerate(_parts(batch, parts), 1):
             images = adjust(images, photometric) if photometric else images
             with self.fabric.no_backward_sync(self.model, enabled=number < parts):
-                terms = self.task.loss(self.model, images.contiguous(memory_format=torch.channels_last), targets)
+                terms = self.task.loss(self._outputs, images.contiguous(memory_format=torch.channels_last), targets)
                 if known is not None:
                     counts = known
                 else:  # of the only part; or of parts that nobody could count before: their means are averaged
@@ -295,6 +295,12 @@ class _Training:
                 self.fabric.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).sum()
+
+    def _outputs(self, images: Tensor) -> Tensor | list[Tensor]:
+        """What the net gives in a training step, float32, calculated in the precision of the config."""
+        with self.fabric.autocast():  # on one device Fabric itself does so for a module's `forward` alone
+            outputs = getattr(self.model, self.task.entry)(images)
+        return self.fabric.strategy.precision.convert_output(outputs)
 
     def _update(self) -> bool:
         """Step the optimiser; whether it moved: fp16's loss scaler skips a step whose gradients overflow."""

@@ -39,6 +39,8 @@ from segmv3.training.summary import evenly_spaced, write_classification_summary,
 from segmv3.training.teacher import open_teacher
 
 Net = Segmenter | ImageClassifier
+Outputs = Callable[[Tensor], Tensor | list[Tensor]]
+"""What the net gives for N x 3 x H x W images in a training step: float32, a list with auxiliary heads."""
 Progress = Callable[[int, int], None]
 OpenProgress = Callable[[str], AbstractContextManager[Progress]]
 
@@ -120,8 +122,8 @@ class Task(Protocol):
     def trained(self, net: Net) -> nn.Module:
         """The net with whatever else only training has."""
 
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> list[Term]:
-        """The loss of a batch; `model` is what `trained` gave."""
+    def loss(self, outputs: Outputs, images: Tensor, targets: Tensor) -> list[Term]:
+        """The loss of a batch; `outputs` calls `entry` of what `trained` gave."""
 
     def counts(self, targets: Tensor) -> Tensor | None:
         """The counts of the terms of a batch by its targets alone, float64; None where only the net can tell."""
@@ -203,9 +205,9 @@ class SegmentationTask:
         assert isinstance(net, Segmenter)
         return WithAuxiliaryHeads(net) if self.config.loss.auxiliary else net
 
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> list[Term]:
+    def loss(self, outputs: Outputs, images: Tensor, targets: Tensor) -> list[Term]:
         settings, distill = self.config.loss, self.config.distill
-        found = model.low_logits(images)  # type: ignore[operator]
+        found = outputs(images)
         low, *auxiliary = found if isinstance(found, list) else [found]
         terms = [Term(*self._cross_entropy(low, targets))]
         terms += [Term(*self._cross_entropy(logits, targets), settings.auxiliary) for logits in auxiliary]
@@ -313,8 +315,10 @@ class ClassificationTask:
     def trained(self, net: Net) -> nn.Module:
         return net
 
-    def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> list[Term]:
-        return [Term(*class_cross_entropy(model(images), targets, self.config.label_smoothing))]
+    def loss(self, outputs: Outputs, images: Tensor, targets: Tensor) -> list[Term]:
+        logits = outputs(images)
+        assert isinstance(logits, Tensor)
+        return [Term(*class_cross_entropy(logits, targets, self.config.label_smoothing))]
 
     def counts(self, targets: Tensor) -> Tensor | None:
         return targets.new_full((1,), len(targets), dtype=torch.float64)
