@@ -4,7 +4,7 @@ Run:     python tools/train.py configs/lraspp_small_d8_camvid.py --data.root dat
 Net:     467,086 parameters with 11 classes
 Recipe:  100 epochs of AdamW at batch 8, crops of the image size, cosine; no ImageNet weights
 Cost:    about 36 minutes on two CPU cores
-Score:   61.10 % on val single scale, 64.54 % with six scales and flip (one seed; docs/camvid.md)
+Score:   61.10 % on val single scale, 64.54 % with six scales and flip (one seed; docs/results/camvid.md)
 """
 
 from pathlib import Path

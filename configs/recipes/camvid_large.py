@@ -6,7 +6,7 @@ Run:     segmv3 data pack data/camvid data/camvid-pack
 Net:     lraspp_large_plus with the 1/4 features, for poles of one to three pixels: 2,962,747 parameters
          with 11 classes, 1.00 GMACs at 360x480
 Recipe:  that of camvid_best, so that the difference is the net's
-Protocol: trained on the 367 frames, scored on val, which lies near them (docs/camvid.md): it flatters
+Protocol: trained on the 367 frames, scored on val, which lies near them (docs/results/camvid.md): it flatters
 Cost:    on one H200-class GPU: unmeasured; on two CPU cores: unmeasured (the log's first lines tell)
 Score:   not measured
 """

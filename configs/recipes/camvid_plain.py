@@ -4,7 +4,7 @@ Run:     segmv3 train configs/recipes/camvid_plain.py
 Net:     torchvision's LR-ASPP on MobileNetV3-Small: 1,076,414 parameters with 11 classes, 0.42 GMACs at 360x480
 Recipe:  what a short script does: AdamW, cross-entropy, flips, 40 epochs; no scales, no jitter, no class weights.
          It stands for the plain loop that the other recipes are measured against
-Protocol: trained on the 367 frames, scored on val, which lies near them (docs/camvid.md): it flatters
+Protocol: trained on the 367 frames, scored on val, which lies near them (docs/results/camvid.md): it flatters
 Cost:    on one H200-class GPU: unmeasured; on two CPU cores: unmeasured
 Score:   not measured
 """
