@@ -1,12 +1,18 @@
 """Writing files so that they are complete or not there, and never half."""
 
+import contextlib
 import errno
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from segmv3.errors import OutputError, ResourceError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -76,6 +82,32 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
     return path
+
+
+@contextlib.contextmanager
+def alone(lock: Path, in_use: Callable[[], None]) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock when it ends, however it ends.
+
+    A POSIX lock, which data workers do not inherit: one that outlives a killed run by seconds would keep it from being
+    resumed. There is none on Windows, nor on network file systems that know no locks.
+
+    Args: in_use: called when another process is there; what it raises ends the wait.
+    Raises: OutputError when the file cannot be written.
+    """
+    try:
+        file = lock.open("ab")
+    except OSError as error:
+        raise OutputError(f"{lock} cannot be written ({error.strerror or error})") from None
+    with file:
+        if sys.platform != "win32":
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # POSIX allows both
+                in_use()
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            except OSError:
+                pass
+        yield
 
 
 def cache_folder() -> Path:

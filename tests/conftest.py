@@ -2,6 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@contextmanager
+def locked_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds a lock until it ends; within one process POSIX locks keep nobody out."""
+    pytest.importorskip("fcntl")
+    code = f"import fcntl, sys; f = open({str(path)!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{code}; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "1\n"
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def paint(seed: int, size: tuple[int, int], classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -147,8 +147,25 @@ def test_memory_and_floor_stand_in_the_row(tmp_path, monkeypatch):
     )  # GMACs at 1024x2048; squeezes do not shrink with it
 
 
+def test_each_shape_is_compiled_for_itself(tmp_path, monkeypatch):
+    shapes = []
+
+    def backend(graph, inputs):
+        shapes.append([tuple(each.shape) for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 4][-1:])
+        assert not any(isinstance(each, torch.SymInt) for each in inputs)
+        return graph.forward
+
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend=backend, **options))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)  # of 8, as three more nets would reach it
+    names = [f"batch {batch}" for batch in (1, 2, 3)]
+    steps = [Case(name, "lraspp_small_d8", (32, 64), n, compile=True) for n, name in enumerate(names, 1)]
+    rows = training.time_steps(steps, Place("cpu", 1, tmp_path), 1, memory=False)
+    assert [row.reason for row in rows] == ["", "", ""] and len(shapes) == 3
+
+
 def test_compiled_steps_run_where_torch_compiles(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     step = Case("ours", "lraspp_small_d8", (32, 64), 2, compile=True).open(Place("cpu", 1, tmp_path))
     step()
 

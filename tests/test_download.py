@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import locked_elsewhere
 
 from segmv3 import files
 from segmv3.errors import CheckpointError, OutputError, ResourceError
@@ -309,23 +310,18 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     assert files.cache_folder() == tmp_path / "mine"
 
 
-def test_two_downloads_at_once_are_one(server, tmp_path):
-    arrived, said, paths = threading.Event(), [], []
+def test_a_download_waits_for_another_and_uses_what_it_brought(server, tmp_path):
+    path, said = fetch(published(server)), []
+    path.unlink()
+    with locked_elsewhere(path.parent / ".lock") as other:
 
-    def slow(handler, number):
-        arrived.set()
-        while not said:  # until the second one waits
-            pass
-        return False
+        def brings(line):
+            said.append(line)
+            path.write_bytes(FILE)
+            other.kill()
 
-    server.behave = slow
-    first = threading.Thread(target=lambda: paths.append(fetch(published(server), say=said.append)))
-    first.start()
-    assert arrived.wait(5)
-    paths.append(fetch(published(server), say=said.append))
-    first.join()
-    assert len(paths) == 2 and paths[0].read_bytes() == FILE
-    assert len(server.requests) == 1 and "waiting for another download" in said[0]
+        assert fetch(published(server), say=brings).read_bytes() == FILE
+    assert len(server.requests) == 1 and len(said) == 1 and "waiting for another download" in said[0]
 
 
 def test_a_full_disk_keeps_what_arrived(server, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import crash
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from segmv3 import checkpoint
 from segmv3.config import SGD, AdamW, Classifier, Distill, Loss, RMSProp, Schedule
@@ -434,6 +437,8 @@ def test_a_step_that_overflows_is_skipped(config, tmp_path, scaled, monkeypatch,
     state = state_of(tmp_path / "run")
     assert state["step"] == 4 and state["scaler"]["scale"] == 2.0**15
     assert all(int(each["step"]) == 3 for each in state["optimizer"]["state"].values())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert sum(line["skipped"] for line in lines if line["event"] == "train") == 1
 
 
 def test_gradients_that_always_overflow_end_the_run(config, tmp_path, scaled, monkeypatch):
@@ -479,6 +484,20 @@ def test_a_compiler_that_fails_is_said_and_left(monkeypatch):
         with auto.step():
             assert auto._module.low_logits(3) == 6
     assert auto.used is False and len(said) == 3 and "eager from here on" in said[2]
+
+
+def test_a_compiler_that_fails_on_the_backward_pass_is_left_too(monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no kernel for this gradient")
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=broken)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    module, said = Doubling(), list[str]()
+    compiled = compilation(module, "on", said)
+    x = torch.ones(2, requires_grad=True)
+    module.low_logits(x).sum().backward()
+    assert x.grad.tolist() == [2, 2] and compiled.used is False
+    assert len(said) == 1 and "no kernel for this gradient" in said[0]
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [(0.5, True), (2.0, False)])

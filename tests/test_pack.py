@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import paint
+from conftest import locked_elsewhere, paint
 
 from segmv3.cli import main
 from segmv3.config import Data
@@ -43,7 +43,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in cache.iterdir()}
+    return {path.name: path.read_bytes() for path in cache.iterdir() if path.name != ".lock"}
 
 
 def test_pixels_come_back_as_the_files_have_them(dataset, cache):
@@ -279,6 +279,24 @@ def test_a_damaged_image_stops_packing_and_is_named(dataset, cache, folder):
         pack(dataset, cache)
     with pytest.raises(DataError, match="is not finished"):
         open_packed(dataset, cache)
+
+
+def test_a_second_process_waits_and_compares(dataset, cache):
+    pack(dataset, cache)
+    index, said = cache / "train.json", []
+    finished = index.read_bytes()
+    index.unlink()
+    with locked_elsewhere(cache / ".lock") as other:
+
+        def finishes(line):
+            said.append(line)
+            index.write_bytes(finished)
+            other.kill()
+
+        before = (cache / "train.pixels").stat().st_mtime_ns
+        assert len(pack(dataset, cache, say=finishes)) == len(dataset)
+    assert said == [f"data: waiting for another process that packs into {cache}"]
+    assert (cache / "train.pixels").stat().st_mtime_ns == before
 
 
 # --- the command ---

@@ -153,14 +153,28 @@ def test_parts_are_kept_stopped_and_gone_on_with(gpu, tmp_path):
         part("run, seed 0", write, receipt=receipt, group="run"),
         part("slow, seed 0", "import time; time.sleep(60)", group="slow"),
     ]
-    state = gpu.work(parts, asked(tmp_path, part=0.04))
+    state = gpu.State(tmp_path, "--device cpu")
+    gpu.work(parts, state, asked(tmp_path, part=0.04))
     found = {name: entry["status"] for name, entry in state.parts.items()}
     assert found == {"quick": "done", "wrong": "failed", "run, seed 0": "done", "slow, seed 0": "stopped"}
     assert state.parts["wrong"]["said"] == "no such thing"
-    again = gpu.work(parts[:1], asked(tmp_path))
+    again = gpu.State(tmp_path, "--device cpu")
+    gpu.work(parts[:1], again, asked(tmp_path))
     assert again.parts["quick"] == state.parts["quick"]  # not run again
     table = (tmp_path / "results.md").read_text()
     assert "| quick | done |" in table and "| run | 61.50 | 1 seed | 1 | 61.50 |" in table
+
+
+def test_a_benchmark_that_was_stopped_does_not_keep_the_others_waiting(gpu, tmp_path, capsys):
+    parts = [
+        gpu.Part(name, [sys.executable, "-c", code], tmp_path / f"{name}.json")
+        for name, code in (("slow", "import time; time.sleep(60)"), ("quick", "print('ready')"))
+    ]
+    state = gpu.State(tmp_path, "--device cpu")
+    gpu.work(parts[:1], state, asked(tmp_path, part=0.02))
+    assert state.parts["slow"]["status"] == "stopped"
+    gpu.work(parts, state, asked(tmp_path, part=0.02))
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["slow", "quick", "slow"]
 
 
 def test_the_gpu_run_refuses_what_it_cannot_use(tmp_path):
@@ -175,5 +189,10 @@ def test_the_gpu_run_refuses_what_it_cannot_use(tmp_path):
     ):
         done = run(*flags)
         assert done.returncode == 2 and says in done.stderr
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "results.json").write_text('{"kind": "--device cpu --tiny", "parts": {}}')
+    refused = run("--list")
+    assert refused.returncode == 2 and "holds results of --device cpu --tiny; choose another folder" in refused.stderr
+    (tmp_path / "out" / "results.json").unlink()
     shown = run("--list").stdout
     assert "to do    training_step" in shown and "to do    tests" in shown

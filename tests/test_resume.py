@@ -12,12 +12,14 @@ from pathlib import Path
 
 import crash
 import pytest
+from conftest import locked_elsewhere
 
 from segmv3 import checkpoint
 from segmv3.config import Schedule
-from segmv3.errors import ConfigError, OutputError
+from segmv3.errors import ConfigError, OutputError, ResourceError
 from segmv3.training.console import RunConsole
 from segmv3.training.loop import train
+from segmv3.training.signals import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,50 @@ def test_other_settings_are_shown_and_refused(config, tmp_path):
     changed = replace(config, optim=replace(config.optim, lr=0.5), data=replace(config.data, workers=1))
     with pytest.raises(ConfigError, match=r"other settings: optim\.lr 0\.001 -> 0\.5\. Use another --run"):
         train(changed, tmp_path / "run", device="cpu")
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(config, tmp_path):
+    train(config, tmp_path / "run", device="cpu")
+    (tmp_path / "run" / "report.html").unlink()
+    before = state_files(tmp_path / "run")
+    with (
+        locked_elsewhere(tmp_path / "run" / "run.lock"),
+        pytest.raises(OutputError, match=r"another process trains in .*run; wait for it, stop it, or use another"),
+    ):
+        train(config, tmp_path / "run", device="cpu")
+    assert state_files(tmp_path / "run") == before
+    train(config, tmp_path / "run", device="cpu")
+
+
+def state_files(run):
+    return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_a_full_disk_at_the_first_evaluation_is_gone_on_from(config, tmp_path, monkeypatch):
+    config = replace(config, schedule=replace(config.schedule, eval_every=4, save_every=4))
+
+    def full(*_):
+        raise ResourceError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", full)
+        with pytest.raises(ResourceError):
+            train(config, tmp_path / "run", device="cpu", threads=1)
+    assert not (tmp_path / "run" / "best.safetensors").exists()  # weights without a state could not be gone on from
+    train(config, tmp_path / "run", device="cpu", threads=1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals to lose")
+@pytest.mark.parametrize(("before", "asked"), [(signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, 0)])
+def test_nohup_is_obeyed(before, asked):
+    handler = signal.signal(signal.SIGHUP, before)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal == asked
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def test_a_folder_of_something_else_is_left_alone(config, tmp_path):

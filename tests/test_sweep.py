@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import locked_elsewhere
 
 from segmv3.cli import main
 from segmv3.config import Config, load_config
@@ -320,13 +321,13 @@ def test_a_folder_belongs_to_one_sweep(config, tmp_path, pretence, monkeypatch):
 
 
 def test_two_processes_do_not_share_a_folder(config, tmp_path, pretence):
-    fcntl = pytest.importorskip("fcntl")
     space = replace(read(LR, config, tmp_path), trials=1)
     run(config, space, tmp_path / "sweep")
-    with (tmp_path / "sweep" / "sweep.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="in use by another sweep"):
-            run(config, space, tmp_path / "sweep")
+    with (
+        locked_elsewhere(tmp_path / "sweep" / "sweep.lock"),
+        pytest.raises(OutputError, match="in use by another sweep"),
+    ):
+        run(config, space, tmp_path / "sweep")
 
 
 # --- the page ---

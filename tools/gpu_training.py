@@ -126,15 +126,22 @@ def training_runs(arguments: argparse.Namespace) -> list[Part]:
 
 
 class State:
-    """What became of each part, kept in results.json."""
+    """What became of each part, kept in results.json.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes: kind: the flags that results of one folder share; others are refused.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.file = folder, folder / "results.json"
         known = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.kind: str = known.get("kind", kind)
         self.parts: dict[str, dict[str, Any]] = known.get("parts", {})
 
     def done(self, part: Part) -> bool:
         return self.parts.get(part.name, {}).get("status") == "done"
+
+    def stopped(self, part: Part) -> bool:
+        return self.parts.get(part.name, {}).get("status") == "stopped"
 
     def note(self, part: Part, code: int, stopped: bool, seconds: float, tail: str) -> str:
         status = "done" if code == 0 else "stopped" if stopped else "failed"
@@ -146,7 +153,7 @@ class State:
                 "group": part.group,
             }
         temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"parts": self.parts}, indent=1))
+        temporary.write_text(json.dumps({"kind": self.kind, "parts": self.parts}, indent=1))
         temporary.replace(self.file)
         return status
 
@@ -160,10 +167,12 @@ class Running:
     stopped: bool = False
 
 
-def work(parts: list[Part], arguments: argparse.Namespace) -> State:
+def work(parts: list[Part], state: State, arguments: argparse.Namespace) -> None:
     """Run what is not done yet, measurements one by one, training runs `--jobs` at a time, until the time is up."""
-    state, end = State(arguments.output), time.monotonic() + 60 * arguments.minutes
-    waiting = deque(part for part in parts if not state.done(part))
+    end = time.monotonic() + 60 * arguments.minutes
+    todo = [part for part in parts if not state.done(part)]
+    # a benchmark that was stopped starts again from nothing: last, or it would keep the rest waiting in every call
+    waiting = deque(sorted(todo, key=lambda part: bool(part.receipt) and not part.group and state.stopped(part)))
     running: list[Running] = []
     while waiting or running:
         most = arguments.jobs if waiting and waiting[0].group and all(r.part.group for r in running) else 1
@@ -189,7 +198,6 @@ def work(parts: list[Part], arguments: argparse.Namespace) -> State:
                 status = state.note(each.part, code, each.stopped, now - each.began, _tail(each.log))
                 print(f"{each.part.name}: {status}, {now - each.began:.0f} s", flush=True)
                 write_table(state)
-    return state
 
 
 def _start(part: Part, output: Path) -> Running:
@@ -301,13 +309,16 @@ def main() -> int:
     if not parts:
         parser.error("--only names no part; --list shows them (training needs --data.root)")
     arguments.output.mkdir(parents=True, exist_ok=True)
+    kind = f"--device {arguments.device}{' --tiny' if arguments.tiny else ''}"
+    state = State(arguments.output, kind)
+    if state.kind != kind:  # a trial's figures would stand among the GPU's
+        parser.error(f"--output: {arguments.output} holds results of {state.kind}; choose another folder for {kind}")
     if arguments.list:
-        known = State(arguments.output).parts
         for part in parts:
-            print(f"{known.get(part.name, {}).get('status', 'to do'):<8} {part.name}")
+            print(f"{state.parts.get(part.name, {}).get('status', 'to do'):<8} {part.name}")
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop what runs, note it, leave
-    state = work(parts, arguments)
+    work(parts, state, arguments)
     left = [part for part in parts if not state.done(part)]
     broken = [part.name for part in left if state.parts.get(part.name, {}).get("status") == "failed"]
     print(f"{len(parts) - len(left)} of {len(parts)} parts done; see {arguments.output / 'results.md'}")

@@ -6,7 +6,8 @@ momentum, and the loss at the size of the crop.
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -106,7 +107,7 @@ def _ours(case: Case, images: Tensor, labels: Tensor) -> Step:
     if case.recompute:
         recompute(net)
     optimizer = build_optimizer(net, SGD())
-    low_logits = torch.compile(net.low_logits) if case.compile else net.low_logits
+    low_logits = torch.compile(net.low_logits, dynamic=False) if case.compile else net.low_logits
     dtype = _DTYPES.get(case.precision)
     scaler = torch.amp.GradScaler(images.device.type, enabled=case.precision == "fp16")
 
@@ -282,6 +283,34 @@ def time_steps(
 
     Args: budget: seconds for the turns of each. memory: on a GPU it is always known. say: told what is being done.
     """
+    with _compiled_one_by_one(sum(case.compile for case in found)):
+        return _rows(found, place, repeat, budget, memory, say, progress)
+
+
+@contextmanager
+def _compiled_one_by_one(count: int) -> Iterator[None]:
+    """Every case as in a process of its own, where there is one net with one shape.
+
+    Dynamo counts by code, which all nets share: from the second shape on it would compile for any shape, from the ninth
+    on nothing at all, silently.
+    """
+    if not count:
+        yield
+        return
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=count + 1, fail_on_recompile_limit_hit=True):
+        yield
+
+
+def _rows(
+    found: Sequence[Case],
+    place: Place,
+    repeat: int,
+    budget: float | None,
+    memory: bool,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> list[Row]:
     reasons: dict[Case, str] = {}
     peaks: dict[Case, float] = {}
     measures: dict[Case, Callable[[], float]] = {}

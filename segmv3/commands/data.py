@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -199,6 +200,7 @@ def _pack(arguments: list[str]) -> None:
                 half=options.half,
                 overwrite=options.overwrite,
                 progress=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+                say=partial(console.print, highlight=False, soft_wrap=True),
             )
             digest = version(packed.images, packed.classes.names, packed.half)
             console.print(

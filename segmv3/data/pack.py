@@ -27,7 +27,7 @@ from segmv3.data.datasets import Dataset, Pair, open_dataset, open_extra
 from segmv3.data.loader import read_ahead
 from segmv3.errors import DataError, OutputError, ResourceError
 from segmv3.files import _why as write_error
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import alone, make_folder, write_bytes
 from segmv3.images import UInt8Array
 from segmv3.labels import LabelTable
 
@@ -197,26 +197,45 @@ def _difference(dataset: Dataset, packed: PackedDataset, classes: tuple[str, ...
 
 
 def pack(
-    dataset: Dataset, folder: Path, *, half: bool = False, overwrite: bool = False, progress: Progress | None = None
+    dataset: Dataset,
+    folder: Path,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
 ) -> PackedDataset:
     """Write the cache of a split, or go on with one where it stopped; a finished one is read and compared.
 
     Args: half: images at half the height and width, averaged over the area; labels by nearest neighbour, as in every
         other resize of training: each class keeps its share of the pixels, where a majority would thin out poles
-        and signs. overwrite: replace the cache of another version. progress: called with (images done, all).
+        and signs. overwrite: replace the cache of another version. progress: called with (images done, all). say: told
+        when another process packs into the folder; this one waits for it and compares.
     Raises: DataError for a file that cannot be read or a cache of another version, OutputError or ResourceError
         when it cannot be written; what was written is gone on with the next time, and nothing of it is used.
     """
-    if overwrite:
-        for path in (_index_file, _pixel_file, _part_file, _journal_file):
-            path(folder, dataset.split).unlink(missing_ok=True)
-    if _index_file(folder, dataset.split).is_file():
-        packed = open_packed(dataset, folder)
-        if packed.half != half:
-            raise OutputError(f"{folder} holds '{dataset.split}' at {_size(packed.half)} size; choose another folder")
-        verify(packed, progress)
-        return packed
+    finished = _index_file(folder, dataset.split)
+    if finished.is_file() and not overwrite:
+        return _compared(dataset, folder, half, progress)
     make_folder(folder)
+    with alone(folder / ".lock", lambda: say(f"data: waiting for another process that packs into {folder}")):
+        if overwrite:
+            for path in (_index_file, _pixel_file, _part_file, _journal_file):
+                path(folder, dataset.split).unlink(missing_ok=True)
+        elif finished.is_file():  # by the process that was waited for
+            return _compared(dataset, folder, half, progress)
+        return _written(dataset, folder, half, progress)
+
+
+def _compared(dataset: Dataset, folder: Path, half: bool, progress: Progress | None) -> PackedDataset:
+    packed = open_packed(dataset, folder)
+    if packed.half != half:
+        raise OutputError(f"{folder} holds '{dataset.split}' at {_size(packed.half)} size; choose another folder")
+    verify(packed, progress)
+    return packed
+
+
+def _written(dataset: Dataset, folder: Path, half: bool, progress: Progress | None) -> PackedDataset:
     images = _write_pixels(dataset, folder, half, progress)
     os.replace(_part_file(folder, dataset.split), _pixel_file(folder, dataset.split))  # noqa: PTH105 (crash tests)
     packed = PackedDataset(dataset.title, dataset.split, dataset.classes, dataset.pairs, folder, half, images)

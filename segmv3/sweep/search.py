@@ -6,16 +6,14 @@ study.journal     Optuna's own record
 trial_0000, ...   the runs; states to resume from are deleted when a trial ends
 """
 
-import contextlib
 import json
 import os
 import shlex
 import shutil
 import signal
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -36,7 +34,7 @@ from segmv3.errors import (
     ResourceError,
     is_out_of_memory,
 )
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import alone, make_folder, write_bytes
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
 from segmv3.sweep.space import Choices, Range, Space, flags, with_values
 from segmv3.training.console import RunConsole, RunLog
@@ -95,7 +93,7 @@ def sweep(
     }
     _check(folder, settings)
     make_folder(folder)
-    with _alone(folder), RunConsole(space.trials) as console:
+    with alone(folder / "sweep.lock", partial(_refuse_company, folder)), RunConsole(space.trials) as console:
         if not (folder / "settings.json").is_file():
             write_bytes(folder / "settings.json", _text(settings, indent=2).encode())
         facts = {
@@ -358,18 +356,8 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     refuse_others(file, settings, [f"config.{name}" for name in FREE], "--output")
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process a folder; the system lets go of the lock when it ends, however it ends."""
-    with (folder / "sweep.lock").open("ab") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(f"{folder} is in use by another sweep; wait for it or stop it") from None
-        yield
+def _refuse_company(folder: Path) -> None:
+    raise OutputError(f"{folder} is in use by another sweep; wait for it or stop it")
 
 
 def _import_optuna() -> None:

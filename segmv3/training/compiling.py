@@ -3,11 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from segmv3.config import Compile
 from segmv3.errors import is_out_of_memory
@@ -38,6 +39,7 @@ class Compilation:
         self._seconds: list[float] = []
         self._works = self._failed = False
         if mode != "off":
+            torch.compiler.reset()  # else another net or crop of this process makes it one for any shape, or none
             self._compiled = torch.compile(self._eager)
             setattr(module, method, self._call)
 
@@ -71,13 +73,18 @@ class Compilation:
         compiled = len(self._seconds) >= _EAGER_STEPS if self.used is None else self.used
         if not compiled or self._failed or not self._module.training:
             return self._eager(*inputs)
+        # the backward pass is compiled with the forward one, here, where a failure can still be answered
+        early = functorch.patch(force_non_lazy_backward_lowering=True) if not self._works else nullcontext()
         try:
-            outputs = self._compiled(*inputs)
+            with early:
+                outputs = self._compiled(*inputs)
         except Exception as error:  # compilers raise all there is
             if self._works or is_out_of_memory(error):
                 raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            self._say(f"compile: {reason.strip()[:160]}; the run goes on without")
+            lines = [line.strip() for line in str(error).splitlines()]
+            # Dynamo begins with "backend='inductor' raised:"
+            reason = next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
+            self._say(f"compile: {reason[:160]}; the run goes on without")
             self._failed = True
             if self.used:
                 self.used = False

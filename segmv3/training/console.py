@@ -96,6 +96,8 @@ class RunConsole:
             f"loss {entry['loss']:.3f}  lr {entry['lr']:.2e}  {entry['images_per_second']:.1f} img/s  "
             f"data wait {entry['wait']:.0%}"
         )
+        if entry.get("skipped"):
+            status += f"  {entry['skipped']} skipped (fp16 overflow)"
         if self.live and self._train is not None:
             self._progress.update(self._train, status=status)
         else:

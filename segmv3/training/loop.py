@@ -8,7 +8,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -84,10 +84,10 @@ def train(
         fabric.barrier()  # nobody writes before everybody has looked
         if fabric.is_global_zero:
             task.check(console.task)
-            run.start(settings)
-        fabric.barrier()
-        task.prepare(first=fabric.is_global_zero, everywhere=lambda value: training.reduce(value, "sum"))
-        return training.complete()
+        with run.claimed(settings) if fabric.is_global_zero else nullcontext():
+            fabric.barrier()
+            task.prepare(first=fabric.is_global_zero, everywhere=lambda value: training.reduce(value, "sum"))
+            return training.complete()
 
 
 def _refuse_workers(config: Config | Classification, fabric: Fabric) -> None:
@@ -191,6 +191,8 @@ class _Training:
             while True:
                 self.seconds = time.monotonic() - began
                 if self._evaluation_is_due():
+                    if not self.saved_step:  # weights without a state to go on from could not be resumed
+                        self._save()
                     self._evaluate(stop)
                     self._save()
                     if self.on_evaluation:
@@ -208,6 +210,7 @@ class _Training:
                     if schedule.clip_norm:
                         self._clip(schedule.clip_norm)
                     moved = self._update()
+                    meter.skipped += not moved
                     self.optimizer.zero_grad()
                 if self.average and moved:
                     self.average.update(self.net, self.step)
@@ -395,6 +398,8 @@ class _Training:
             "images_per_second": round(images / meter.seconds(), 2),
             "wait": round(wait, 4),
         }
+        if self.scaler:
+            entry["skipped"] = meter.skipped
         if self.fabric.is_global_zero:
             self.log.add(**entry)
         if self.board:
@@ -472,6 +477,8 @@ class _Meter:
         self.first_step = step
         self.losses: list[Tensor] = []
         self.waited = 0.0
+        self.skipped = 0
+        """Steps whose gradients overflowed in fp16."""
         self._began = time.monotonic()
 
     def add(self, loss: Tensor) -> None:

@@ -32,13 +32,14 @@ class _Recomputed(nn.Module):
 def _statistics_kept(part: nn.Module) -> Iterator[None]:
     """The second pass sees the same batch: BN has counted it already.
 
-    With momentum 0 the running statistics stay, to the bit. Without them (`track_running_stats`) the graph of the
-    second pass would be another one.
+    With momentum 0 the running statistics stay, to the bit, and a counter that is thrown away counts:
+    `nn.SyncBatchNorm` insists on one. Without the statistics (`track_running_stats`) the graph of the second pass would
+    be another one.
     """
     norms = [module for module in part.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, torch.zeros((), dtype=torch.long)
     try:
         yield
     finally:

@@ -3,18 +3,20 @@
 config.json       the resolved settings, written first
 log.jsonl         losses and scores by step
 state/            training states to resume from
+run.lock          held by the process that trains here
 best.safetensors  the weights with the highest validation score, and metrics.json with all their scores
 report.html       the page about the run, with its pictures in figures/
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from segmv3.checkpoint import differences, saved_steps
 from segmv3.errors import ConfigError, OutputError
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import alone, make_folder, write_bytes
 
 # where files lie (what they hold is compared) and who reads them change no batch, what is computed again no gradient
 FREE = (
@@ -28,6 +30,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.lock_file = folder / "run.lock"
         self.settings_file = folder / "config.json"
         self.log_file = folder / "log.jsonl"
         self.states = folder / "state"
@@ -44,14 +47,25 @@ class Run:
             refuse_others(self.settings_file, settings, FREE, "--run")
             if self.best.is_file() and not self.finished() and not saved_steps(self.states):
                 raise ConfigError(f"{self.folder} holds weights but no training state to go on from; use another --run")
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif self.folder.exists() and (
+            not self.folder.is_dir() or any(path != self.lock_file for path in self.folder.iterdir())
+        ):
             raise OutputError(f"{self.folder} is not empty and holds no run; choose another --run")
 
-    def start(self, settings: dict[str, Any]) -> None:
-        """Claim the folder."""
+    @contextmanager
+    def claimed(self, settings: dict[str, Any]) -> Iterator[None]:
+        """Hold the folder: two processes that train in it would spoil each other's files.
+
+        Raises: OutputError when another one does.
+        """
         make_folder(self.folder)
-        if not self.settings_file.is_file():
-            write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
+        with alone(self.lock_file, self._refuse_company):
+            if not self.settings_file.is_file():
+                write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
+            yield
+
+    def _refuse_company(self) -> None:
+        raise OutputError(f"another process trains in {self.folder}; wait for it, stop it, or use another --run")
 
     def finished(self) -> bool:
         """Whether the run came to its end: the report is what it writes last."""

@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class StopRequest:
@@ -26,6 +27,8 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python lets no other thread set handlers
         for number in _ASKING:
+            if number == _HANGUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: the run outlives its terminal
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 

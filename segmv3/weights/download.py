@@ -5,7 +5,6 @@ What is in the cache was checked before it got its name and is checked again whe
 network.
 """
 
-import contextlib
 import errno
 import hashlib
 import http.client
@@ -14,9 +13,8 @@ import re
 import shutil
 import socket
 import ssl
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from segmv3.errors import CheckpointError, OutputError, ResourceError
-from segmv3.files import cache_folder, make_folder
-
-if sys.platform != "win32":
-    import fcntl
+from segmv3.files import alone, cache_folder, make_folder
 
 _MAX_BYTES = 500_000_000
 _CHUNK = 1 << 18
@@ -78,7 +73,7 @@ def fetch(
         what = "is damaged in the cache" if path.exists() else "is not in the cache"
         raise CheckpointError(f"{published.name} {what}; run without --offline, or put {published.url} at {path}")
     make_folder(path.parent)
-    with _alone(path.parent / ".lock", say):
+    with alone(path.parent / ".lock", lambda: say(f"checkpoint: waiting for another download into {path.parent}")):
         if not _is_intact(path, published):  # another process may have brought it in the meantime
             if path.exists():
                 say(f"checkpoint: {path} is damaged; fetching it again")
@@ -100,26 +95,6 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One download at a time; the system lets go of the lock when a process ends, however it ends.
-
-    On Windows two processes can spoil each other's `.part`, which then fails its digest.
-    """
-    try:
-        file = lock.open("ab")
-    except OSError as error:
-        raise OutputError(f"{lock} cannot be written ({error.strerror or error}); set SEGMV3_CACHE") from None
-    with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"checkpoint: waiting for another download into {lock.parent}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _download(published: Published, path: Path, progress: Progress | None, say: Callable[[str], None]) -> None:
