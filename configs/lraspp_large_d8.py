@@ -1,7 +1,7 @@
 """MobileNetV3-Large with LR-ASPP on Cityscapes fine, from scratch.
 
 Run:     python tools/train.py configs/lraspp_large_d8.py --data.root data/cityscapes
-         torchrun --nproc-per-node 4 tools/train.py configs/lraspp_large_d8.py
+         torchrun --nproc-per-node 4 -- tools/train.py configs/lraspp_large_d8.py
 Net:     1,507,198 parameters, 9.31 GMACs at 1024x2048 (paper, table 7 row 8: 72.36 % on val, from scratch)
 Recipe:  mmsegmentation's for its M-V3-D8 scratch row (67.87 %), for all of its 320,000 steps, with a warm-up
          because there are no ImageNet weights to start from

@@ -1,7 +1,7 @@
 """MobileNetV3-Small with LR-ASPP on Cityscapes fine, from scratch.
 
 Run:     python tools/train.py configs/lraspp_small_d8.py --data.root data/cityscapes
-         torchrun --nproc-per-node 4 tools/train.py configs/lraspp_small_d8.py
+         torchrun --nproc-per-node 4 -- tools/train.py configs/lraspp_small_d8.py
 Net:     468,830 parameters, 2.67 GMACs at 1024x2048 (paper, table 7 row 11: 68.38 % on val, from scratch)
 Recipe:  mmsegmentation's for its M-V3s-D8 scratch row (62.74 %), for all of its 320,000 steps, with a warm-up
          because there are no ImageNet weights to start from

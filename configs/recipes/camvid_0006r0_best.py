@@ -15,12 +15,12 @@ Score:   not measured in full; 36.1 % after 100 epochs with 64 filters in the he
 from dataclasses import replace
 from pathlib import Path
 
-from segmv3.config import Loss, load_config
+from segmv3.config import load_config
 
 best = load_config(Path(__file__).with_name("camvid_best.py"))
 config = replace(
     best,
     data=replace(best.data, root=Path("data/camvid-0006R0")),
-    loss=Loss(class_weights=(0.58, 0.43, 2.35, 0.42, 1.0, 0.89, 2.33, 2.05, 0.96, 2.65, 3.75)),
+    loss=replace(best.loss, class_weights=(0.58, 0.43, 2.35, 0.42, 1.0, 0.89, 2.33, 2.05, 0.96, 2.65, 3.75)),
     schedule=replace(best.schedule, steps=33_300, eval_every=1665, save_every=333),
 )

@@ -30,8 +30,8 @@ config = Config(
         crop_size=(360, 480),
         photometric="randaugment",
     ),
-    loss=Loss(class_weights=(0.52, 0.44, 2.14, 0.38, 1.0, 0.68, 1.96, 2.0, 0.87, 2.65, 3.92)),
-    optim=AdamW(lr=2e-3, weight_decay=0.05),
+    loss=Loss(class_weights=(0.52, 0.44, 2.14, 0.38, 1.0, 0.68, 1.96, 2.0, 0.87, 2.65, 3.92), auxiliary=0.4),
+    optim=AdamW(lr=8e-3, weight_decay=0.05),
     schedule=Schedule(
         steps=45_900, policy="cosine", min_lr=1e-5, warmup_steps=500, eval_every=2295, save_every=459, ema=0.999
     ),

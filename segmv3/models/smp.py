@@ -1,12 +1,12 @@
 """Our backbones as encoders of segmentation-models-pytorch (0.5 or newer), for its U-Net, FPN, DeepLabV3+ and others.
 
     import segmentation_models_pytorch as smp
-    import segmv3
     from segmv3.models.smp import register
+    from segmv3.weights.opening import open_segmenter
 
     register()
     model = smp.DeepLabV3Plus("segmv3_large_d8", encoder_weights=None, classes=19)
-    trained = segmv3.load("best.safetensors").model  # an lraspp_large_d8; names and shapes agree
+    trained, _ = open_segmenter("best.safetensors")  # an lraspp_large_d8; names and shapes agree
     model.encoder.backbone.load_state_dict(trained.backbone.state_dict())
 
 `encoder_weights=None` is needed: smp's default asks for ImageNet weights, which these names do not offer. Images are
