@@ -6,9 +6,11 @@ storing labels is one `LabelTable`; the Cityscapes facts come from `cityscapessc
 
 import colorsys
 import json
+import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,10 +84,12 @@ class LabelTable:
         shown = ", ".join(map(str, illegal[:8])) + (", ..." if len(illegal) > 8 else "")
         text = f"{path} has ids {{{shown}}}; expected {_ranges(self.legal)} ({self.kind})."
         city_ids, city_train_ids = cityscapes_label_ids(), cityscapes_label_train_ids()
-        if self != city_ids and found <= city_ids.legal and len(city_ids.legal) > len(self.legal):
-            text += " These look like labelIds: name the file *_labelIds.png, or list them in classes.json."
+        if self == city_train_ids and found <= city_ids.legal:
+            text += " These look like labelIds: name the file *_labelIds.png."
         elif self == city_ids and found <= city_train_ids.legal:
             text += " These look like labelTrainIds: name the file *_labelTrainIds.png."
+        elif self not in (city_ids, city_train_ids):
+            text += f" List {'it' if len(illegal) == 1 else 'them'} in {self.kind}, or mend the label."
         return text
 
 
@@ -139,6 +143,38 @@ def cityscapes_label_train_ids() -> LabelTable:
     return LabelTable("labelTrainIds", (*((i, i) for i in range(19)), (IGNORE, IGNORE)))
 
 
+def class_name(name: object) -> str:
+    """A class name as it is kept: in Unicode's normal form C, without spaces around it.
+
+    What cannot be seen, or changes how other text is shown, is refused: two names that look alike must be one. Every
+    reader of names (classes files, folders of pictures, weight files) asks here.
+
+    Args:
+        name: what a file holds in the place of a name.
+
+    Raises: ValueError saying what is wrong with it, by code point.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a class name must be text, found {_shown(name)}")
+    kept = unicodedata.normalize("NFC", name).strip(" ")
+    if not kept:
+        raise ValueError("a class name is empty")
+    if len(kept) > _LONGEST_NAME:
+        raise ValueError(
+            f"a class name has {len(kept):,} characters ({ascii(kept[:20])[1:-1]}...), at most 100 are taken"
+        )
+    for character in kept:
+        if (unicodedata.category(character) in _UNSEEN and character != " ") or character in _BLANK_LETTERS:
+            what = unicodedata.name(character, "a control character" if character < "\xa0" else "no text")
+            raise ValueError(f"the class name {kept!a} holds U+{ord(character):04X} ({what}): write it anew without")
+    return kept
+
+
+_LONGEST_NAME = 100
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})  # control, format, surrogate; line, paragraph, other spaces
+_BLANK_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # fillers, the empty Braille pattern and the like
+
+
 def read_classes(root: Path) -> tuple[Classes, LabelTable]:
     """Read the classes file of a data folder.
 
@@ -146,49 +182,106 @@ def read_classes(root: Path) -> tuple[Classes, LabelTable]:
     `"ignore": true` is left out of loss and score, `rgb` may be missing. `classes.txt` holds one name a line,
     the first being id 0. Stored id 255 always means ignore.
 
-    Raises: DataError when there is no such file, or it cannot be understood.
+    Raises: DataError when there is no such file, it cannot be understood, or it leaves less than two classes.
     """
     for path, parse in ((root / "classes.json", _parse_json), (root / "classes.txt", _parse_text)):
-        if path.is_file():
-            try:
-                entries = parse(path.read_text(encoding="utf-8-sig"))
-            except UnicodeDecodeError:
-                raise DataError(f"{path} is not UTF-8 text; save it as such") from None
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                raise DataError(f"{path} cannot be understood ({error!r}); see data/README.md") from None
-            return _classes_of(entries, path)
+        if path.exists() or path.is_symlink():
+            return _classes_of(parse(_text_of(path), path), path)
     raise DataError(f"no classes.json or classes.txt in {root}; see data/README.md for its form")
 
 
-def _parse_text(text: str) -> list[dict]:
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    return [{"id": i, "name": name} for i, name in enumerate(names)]
+def _text_of(path: Path) -> str:
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path} is no file of class names: it must be a file of less than 1 MB")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text; save it as such") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
-def _parse_json(text: str) -> list[dict]:
-    entries = json.loads(text)["classes"]
-    return [{**entry, "id": int(entry["id"]), "name": str(entry["name"])} for entry in entries]
+_MAX_BYTES = 1_000_000
 
 
-def _classes_of(entries: list[dict], path: Path) -> tuple[Classes, LabelTable]:
-    ids = [entry["id"] for entry in entries]
-    if len(set(ids)) != len(ids) or any(not 0 <= i <= 255 for i in ids):
-        raise DataError(f"{path}: ids must be different and between 0 and 255, found {ids}")
-    kept = [entry for entry in entries if not entry.get("ignore") and entry["id"] != IGNORE]
-    if not 1 <= len(kept) < _ILLEGAL:
-        raise DataError(f"{path} names {len(kept)} classes; between 1 and {_ILLEGAL - 1} are possible")
-    names = tuple(entry["name"] for entry in kept)
-    if len(set(names)) != len(names):
-        raise DataError(f"{path}: two classes have the same name")
+def _parse_text(text: str, path: Path) -> list[dict[str, Any]]:
+    """Lines end with a line feed, as editors show them; any other break is part of a name, which is then refused."""
+    lines = (line.strip(" \t\r") for line in text.replace("\r\n", "\n").split("\n"))
+    return [{"id": i, "name": name} for i, name in enumerate(filter(None, lines))]
+
+
+def _parse_json(text: str, path: Path) -> list[dict[str, Any]]:
+    def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(items)) < len(items):
+            raise ValueError("a key stands twice in one object")
+        return dict(items)
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        entries = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+        entries = entries.get("classes") if isinstance(entries, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be understood ({error}); see data/README.md") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        form = '{"classes": [{"id": 0, "name": "road"}, ...]}'
+        raise DataError(f"{path} cannot be understood; its form is {form}, see data/README.md")
+    return entries
+
+
+def _classes_of(entries: list[dict[str, Any]], path: Path) -> tuple[Classes, LabelTable]:
+    if len(entries) > 256:
+        raise DataError(f"{path} names {len(entries):,} classes; there are 256 ids")
+    names: dict[int, str] = {}
+    kept: list[dict[str, Any]] = []
+    for entry in entries:
+        number, ignored = entry.get("id"), entry.get("ignore")
+        if type(number) is not int or not 0 <= number <= 255:  # a bool is an int, too
+            raise DataError(f"{path}: an id must be a whole number between 0 and 255, found {_shown(number)}")
+        if number in names:
+            raise DataError(f"{path}: ids must be different, and {number} stands twice")
+        if not isinstance(ignored, bool | None):
+            raise DataError(f'{path}: "ignore" of id {number} must be true or false, found {_shown(ignored)}')
+        try:
+            names[number] = class_name(entry.get("name"))
+        except ValueError as error:
+            raise DataError(f"{path}: id {number}: {error}") from None
+        if number == IGNORE and not ignored:
+            raise DataError(
+                f"{path}: id 255 of class {names[number]!r} always means ignore; store the class under another id, "
+                'here and in the label files, or mark it "ignore": true'
+            )
+        if not ignored:
+            kept.append(entry)
+    return _kept_classes(kept, names, path)
+
+
+def _kept_classes(kept: list[dict[str, Any]], names: dict[int, str], path: Path) -> tuple[Classes, LabelTable]:
+    """Of the entries that are not ignored; `names` are those of all, by id."""
+    if not 2 <= len(kept) < _ILLEGAL:
+        only = f" ({names[kept[0]['id']]}): a net of one class is always right" if len(kept) == 1 else ""
+        raise DataError(f"{path} leaves {len(kept)} classes to learn{only}; between 2 and {_ILLEGAL - 1} are possible")
+    learned = tuple(names[entry["id"]] for entry in kept)
+    if twice := next((name for i, name in enumerate(learned) if name in learned[:i]), None):
+        raise DataError(f"{path}: two classes have the same name, {twice}")
     colors = tuple(_color(entry.get("rgb"), i, len(kept), path) for i, entry in enumerate(kept))
-    table = {entry["id"]: IGNORE for entry in entries} | {IGNORE: IGNORE}
-    table |= {entry["id"]: i for i, entry in enumerate(kept)}
-    return Classes(names, colors), LabelTable(path.name, tuple(sorted(table.items())))
+    table = dict.fromkeys((*names, IGNORE), IGNORE) | {entry["id"]: i for i, entry in enumerate(kept)}
+    return Classes(learned, colors), LabelTable(path.name, tuple(sorted(table.items())))
 
 
 def _color(rgb: object, index: int, count: int, path: Path) -> Color:
     if rgb is None:
         return _spaced_color(index, count)
-    if not (isinstance(rgb, list) and len(rgb) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in rgb)):
-        raise DataError(f"{path}: rgb must be three numbers from 0 to 255, found {rgb!r}")
+    if not (isinstance(rgb, list) and len(rgb) == 3 and all(type(v) is int and 0 <= v <= 255 for v in rgb)):
+        raise DataError(f"{path}: rgb must be three numbers from 0 to 255, found {_shown(rgb)}")
     return tuple(rgb)
+
+
+def _shown(value: object) -> str:
+    """A value of a file in a message: short, and on one line."""
+    try:
+        text = ascii(value)
+    except (RecursionError, ValueError):  # nested too deep; an integer of over 4,300 digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 40 else text[:40] + "..."
