@@ -4,6 +4,7 @@ The commands are modules of `segmv3.commands`, imported when they are asked for.
 inside them, so that `segmv3 --help` answers at once.
 """
 
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import segmv3
-from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, is_out_of_memory
+from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, is_out_of_memory, printable
 
 _COMMANDS = (
     *("train", "sweep", "evaluate", "compare", "submit", "predict", "classify"),
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what goes wrong is one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding has not
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _on_sigterm)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -99,11 +102,11 @@ def _last_message(error: Segmv3Error) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     return code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
     """Our own warnings are for the user, one line; other packages' are not."""
     if issubclass(category, Segmv3Warning):
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)

@@ -446,8 +446,10 @@ def has_type(value: Any, kind: Any) -> bool:
         if kinds[-1] is Ellipsis:
             return isinstance(value, tuple) and all(has_type(each, kinds[0]) for each in value)
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(has_type, value, kinds))
+    if type(value) is int and kind in (int, float):
+        return abs(value) < 2**63
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) is float and math.isfinite(value)
     return type(value) is kind if kind in (int, bool) else isinstance(value, kind)
 
 

@@ -107,5 +107,12 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def printable(text: object) -> str:
+    """A text as one line that a terminal cannot obey: control and bidi characters, line breaks, invisible spaces and
+    bytes that are no UTF-8 are shown as Python writes them (`\\x1b`)."""
+    line = str(text)
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 class Segmv3Warning(UserWarning):
     """Something a user should know that does not stop the work."""

@@ -7,7 +7,7 @@ independent either, so that an interval says how much the score depends on which
 labelled; it cannot speak for other cities.
 """
 
-import json
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from segmv3.errors import DataError
 from segmv3.labels import IGNORE
+from segmv3.records import read_json, typed
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Interval = tuple[float, float]
 
 _BLOCK = 100  # resamples summed at a time; bounds the memory, changes no number
+_MOST_PIXELS = 2**53  # up to here sums of pixels are exact in float64
 FEWEST_IMAGES = 6
 """Below it no difference is called one: even if all of 5 images agree, chance alone does that in 6 % of cases."""
 
@@ -162,12 +164,56 @@ def read_result(path: Path) -> Result:
     Raises: DataError when it is missing, damaged, not such a file, or has no (or other) per-image counts.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path} is not JSON; name a file of segmv3 evaluate --output") from None
+        content = read_json(path)
+    except ValueError as error:
+        raise DataError(f"{path} {error}; name a file of segmv3 evaluate --output") from None
     return as_result(content, str(path))
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Image(_Named):
+    counts: list[Any]
+    """Rows of (truth id, predicted id, pixels); a file of 500 images has too many to look at one by one."""
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is used of a result file; where something was not recorded it is None."""
+
+    dataset: str
+    split: str
+    classes: list[_Named]
+    confusion_matrix: list[Any]
+    per_image: list[_Image]
+    size: tuple[int, int] | None = None
+    images: int | None = None
+    images_in_split: int | None = None
+    scales: tuple[float, ...] | None = None
+    flip: bool | None = None
+    sliding_window: tuple[int, int] | None = None
+    weights: str | None = None
+    weights_sha256: str | None = None
+    config: str | None = None
+    recipe: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    device_name: str | None = None
+    fps: float | None = None
+    memory_gb: float | None = None
+
+
+def _whole(values: list[Any], *shape: int) -> IntArray:
+    """Raises: ValueError for anything but whole numbers of at least 0 in this shape."""
+    with contextlib.suppress(ValueError):
+        numbers = np.array(values) if values else np.empty(0, np.int64)
+        if numbers.dtype == np.int64 and (numbers >= 0).all():
+            return numbers.reshape(*shape)
+    raise ValueError("its pixel counts are not whole numbers in rows of one length")
 
 
 def as_result(content: Any, source: str) -> Result:
@@ -178,17 +224,18 @@ def as_result(content: Any, source: str) -> Result:
     if "per_image" not in content:
         raise DataError(f"{source} has no per-image counts; write it again with segmv3 evaluate --output")
     try:
-        classes = tuple(str(row["name"]) for row in content["classes"])
-        names = tuple(str(image["name"]) for image in content["per_image"])
-        images = tuple(np.array(image["counts"], np.int64).reshape(-1, 3) for image in content["per_image"])
-        total = np.array(content["confusion_matrix"], np.int64).reshape(len(classes), len(classes))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise DataError(f"{source} is damaged; write it again with segmv3 evaluate --output") from None
+        known = typed(content, _Content)
+        classes = tuple(each.name for each in known.classes)
+        names = tuple(image.name for image in known.per_image)
+        images = tuple(_whole(image.counts, -1, 3) for image in known.per_image)
+        total = _whole(known.confusion_matrix, len(classes), len(classes))
+    except ValueError as error:
+        raise DataError(f"{source} is damaged ({error}); write it again with segmv3 evaluate --output") from None
     doubled = next((name for name, before in zip(sorted(names)[1:], sorted(names), strict=False) if name == before), "")
     if doubled:
         raise DataError(f"{source} has image {doubled} twice; write it again with segmv3 evaluate --output")
     rows = np.concatenate([np.empty((0, 3), np.int64), *images])
-    fits = bool(((rows >= 0) & (rows < [len(classes), len(classes), np.iinfo(np.int64).max])).all())
+    fits = (rows < [len(classes), len(classes), _MOST_PIXELS]).all() and rows[:, 2].sum(dtype=float) < _MOST_PIXELS
     if not fits or not np.array_equal(_confusion(rows, len(classes)), total):
         raise DataError(
             f"{source} contradicts itself: its per-image counts are not those of its confusion matrix; "
@@ -297,7 +344,11 @@ _SCORES = {"classes", "absent", "confusion_matrix", "per_image", "dataset", "spl
 
 def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What two results were measured with, where it differs; any text or switch in the file is a setting."""
-    others = [key for key in [*a, *b] if isinstance(a.get(key, b.get(key)), str | bool) and key not in _SCORES]
+    others = [
+        key
+        for key in [*a, *b]
+        if key not in _SCORES and all(isinstance(each.get(key), str | bool | None) for each in (a, b))
+    ]
     keys = dict.fromkeys([*_SETTINGS, *others])
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 

@@ -39,7 +39,7 @@ def stage_bars(rows: Sequence[Row], theme: Theme) -> UInt8Array:
         f"{cut(row.name)}  {row.case.size[0]}x{row.case.size[1]}\n{row.backend} {row.precision}, {row.threads} threads"
         for row in rows
     ]
-    axes.set_yticks(places, names, color=theme.ink, fontsize=SMALL, parse_math=False)
+    axes.set_yticks(places, names, color=theme.ink, fontsize=SMALL)
     axes.set_xlim(0, 1.14 * longest)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_xlabel("median milliseconds", color=theme.muted, fontsize=NORMAL)

@@ -4,6 +4,7 @@ A result file is what `segmv3 evaluate --output` writes. It fills a row when it 
 val at 1024x2048 and its weights are those of the row: see `weights_of`.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import segmv3
 from segmv3 import checkpoint
 from segmv3.config import Precision
 from segmv3.data.datasets import Dataset
-from segmv3.errors import DataError
+from segmv3.errors import DataError, printable
 from segmv3.evaluation import LabelsFunction, count_images, multi_scale, scores_of_images, single_scale
 from segmv3.inference import MULTI_SCALES
 from segmv3.models.count import NetFacts
@@ -242,11 +243,16 @@ def reasons(table: Sequence[Line]) -> list[str]:
 
 def markdown(table: Sequence[Line], results: Results) -> str:
     """The table as a page, with the reasons below."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *map(cells, table)]
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(map(_plain, cells(line)) for line in table)]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    below = [*reasons(table), *(f"Left out: {line}" for line in results.left_out)]
+    below = map(_plain, [*reasons(table), *(f"Left out: {line}" for line in results.left_out)])
     bullets = "".join(f"- {line}\n" for line in below)
     return f"# Cityscapes val\n\n{text}\n\n{NOTES}\n" + (f"\n{bullets}" if bullets else "")
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))
 
 
 # --- measuring ---

@@ -97,14 +97,12 @@ def _evaluate(arguments: list[str]) -> None:
     if output:
         refuse_existing(output, options.overwrite)
     refuse_limit(options.limit)
-    from rich.console import Console
-    from rich.progress import Progress
-
     from segmv3.classification import accuracies, check_classes, count_hits, differing_view
     from segmv3.data.imagefolder import open_pictures
     from segmv3.files import make_folder, write_bytes
     from segmv3.report.tables import classification_summary
     from segmv3.runtime import use_device
+    from segmv3.screen import Screen
     from segmv3.weights.opening import open_classifier
 
     device = use_device(options.device, options.threads)
@@ -116,8 +114,8 @@ def _evaluate(arguments: list[str]) -> None:
     if output:
         make_folder(output.parent)
     count = min(options.limit or len(pictures), len(pictures))
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = Screen()
+    with console.progress() as progress:
         bar = progress.add_task(f"evaluate {options.split}", total=count)
         hits = count_hits(
             model.to(device),
@@ -135,10 +133,10 @@ def _evaluate(arguments: list[str]) -> None:
         "device": device.type,
         "segmv3": segmv3.__version__,
     }
-    console.print(classification_summary(result), highlight=False, soft_wrap=True)
-    console.print(f"weights {options.weights}, SHA-256 {card.sha256}", highlight=False, soft_wrap=True)
     if output:
         write_bytes(output, json.dumps(result, indent=2).encode())
+    console.say(classification_summary(result))
+    console.say(f"weights {options.weights}, SHA-256 {card.sha256}")
 
 
 def _predict(arguments: list[str]) -> None:
@@ -150,6 +148,7 @@ def _predict(arguments: list[str]) -> None:
     from segmv3.classification import as_trained, probabilities
     from segmv3.images import read_image
     from segmv3.runtime import use_device
+    from segmv3.screen import print_line
     from segmv3.weights.opening import open_classifier
 
     device = use_device(options.device, options.threads)
@@ -158,6 +157,6 @@ def _predict(arguments: list[str]) -> None:
     data = as_trained(card, ImageFolder(root=Path()))
     for path in options.images:
         best = probabilities(model, read_image(path), data, device=device).topk(min(options.top, model.num_classes))
-        print(path)
+        print_line(str(path))
         for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            print(f"  {share:6.1%}  {card.names[index]}")
+            print_line(f"  {share:6.1%}  {card.names[index]}")

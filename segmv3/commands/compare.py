@@ -43,20 +43,19 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"--seed is {options.seed}; it must be at least 0")
     if options.output:
         refuse_existing(options.output, options.overwrite)
-    from rich.console import Console
-
     from segmv3.files import make_folder, write_bytes
+    from segmv3.screen import Screen
     from segmv3.uncertainty import compare, read_result
 
     a, b = read_result(options.a), read_result(options.b)
     comparison = compare(a, b, resamples=options.resamples, seed=options.seed)
-    console = Console()
-    console.print(_table(comparison))
-    for line in (_measured("a", a), _measured("b", b), _settings(comparison)):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if options.output:
         make_folder(options.output.parent)
         write_bytes(options.output, json.dumps(_content(a, b, comparison), indent=2, allow_nan=False).encode())
+    console = Screen()
+    console.print(_table(comparison))
+    for line in (_measured("a", a), _measured("b", b), _settings(comparison)):
+        console.say(line)
 
 
 def _table(comparison: "Comparison") -> "Table":

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -110,13 +109,11 @@ def run(arguments: list[str]) -> None:
 
 def _mini_city(arguments: list[str]) -> None:
     options = parse(MiniCity, "segmv3 data mini-city", arguments)
-    from rich.console import Console
-    from rich.progress import Progress
-
     from segmv3.data.mini_city import write_mini_city
+    from segmv3.screen import Screen
 
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = Screen()
+    with console.progress() as progress:
         bar = progress.add_task("mini-city", total=options.train + options.val)
         write_mini_city(
             options.root,
@@ -126,11 +123,9 @@ def _mini_city(arguments: list[str]) -> None:
             seed=options.seed,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    console.print(
+    console.say(
         f"{options.root}: {options.train} train and {options.val} val scenes of "
-        f"{options.size[0]}x{options.size[1]}, seed {options.seed}",
-        highlight=False,
-        soft_wrap=True,
+        f"{options.size[0]}x{options.size[1]}, seed {options.seed}"
     )
 
 
@@ -138,16 +133,13 @@ def _check(arguments: list[str]) -> None:
     options, data = _what_to_check(arguments)
     if options.output:
         _refuse_output(options.output, data.root, options.overwrite)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from segmv3.doctor import default_splits, examine, write_examination
-    from segmv3.report.doctor import classes_table, findings_text, splits_table, verdict
+    from segmv3.report.doctor import classes_table, findings_lines, splits_table, verdict
+    from segmv3.screen import Screen
 
     splits = tuple(dict.fromkeys(options.split)) or default_splits(data)
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = Screen()
+    with console.progress() as progress:
         bars = {split: progress.add_task(f"check {split}", total=None, visible=False) for split in splits}
         examination = examine(
             data,
@@ -155,17 +147,19 @@ def _check(arguments: list[str]) -> None:
             lambda split, done, total: progress.update(bars[split], completed=done, total=total, visible=True),
         )
     result = examination.result
-    console.print(f"{result['dataset']} in {result['root']}", highlight=False, markup=False, soft_wrap=True)
+    page = write_examination(examination, options.output) if options.output else None
+    console.say(f"{result['dataset']} in {result['root']}")
     console.print(splits_table(result))
     console.print(classes_table(result))
     if result["findings"]:
-        console.print(findings_text(result) + "\n", highlight=False, markup=False, soft_wrap=True)
-    page = write_examination(examination, options.output) if options.output else None
+        for line in findings_lines(result):
+            console.say(line)
+        console.print()
     if page:
-        console.print(f"wrote {page}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"wrote {page}")
     if not result["usable"]:
         raise DataError(verdict(result))
-    console.print(verdict(result), highlight=False, markup=False, soft_wrap=True)
+    console.say(verdict(result))
 
 
 def _what_to_check(arguments: list[str]) -> tuple[Check, Data]:
@@ -182,16 +176,13 @@ def _what_to_check(arguments: list[str]) -> tuple[Check, Data]:
 
 def _pack(arguments: list[str]) -> None:
     options, data = _what_to_pack(arguments)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from segmv3.data.datasets import open_dataset
     from segmv3.data.pack import pack, version
+    from segmv3.screen import Screen
 
     datasets = [open_dataset(data, split) for split in dict.fromkeys(options.split)]
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = Screen()
+    with console.progress() as progress:
         for dataset in datasets:
             bar = progress.add_task(f"pack {dataset.split}", total=len(dataset))
             packed = pack(
@@ -200,14 +191,12 @@ def _pack(arguments: list[str]) -> None:
                 half=options.half,
                 overwrite=options.overwrite,
                 progress=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
-                say=partial(console.print, highlight=False, soft_wrap=True),
+                say=console.say,
             )
             digest = version(packed.images, packed.classes.names, packed.half)
-            console.print(
+            console.say(
                 f"{options.output}: {len(packed):,} images of {dataset.title} {dataset.split}, "
-                f"{packed.images[-1].end / 1e6:,.1f} MB, all checksums agree, version {digest[:12]}",
-                highlight=False,
-                soft_wrap=True,
+                f"{packed.images[-1].end / 1e6:,.1f} MB, all checksums agree, version {digest[:12]}"
             )
 
 

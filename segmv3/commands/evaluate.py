@@ -18,7 +18,6 @@ from segmv3.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
 
     from segmv3.checkpoint import Card
     from segmv3.data.datasets import Dataset, Pair
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from segmv3.inference import Size
     from segmv3.models.segmenter import Segmenter
     from segmv3.report import Sample
+    from segmv3.screen import Screen
     from segmv3.uncertainty import Calibration
 
     Counted = tuple[ImageCounts, Calibration | None]
@@ -80,14 +80,13 @@ def run(arguments: list[str]) -> None:
         rest,
         {"model": config.model, "data": config.data},
     )
-    from rich.console import Console
-
     from segmv3.evaluation import processes
     from segmv3.runtime import use_device
+    from segmv3.screen import Screen
 
     device = use_device(options.device, options.threads)
     with processes(device) as group:
-        console = Console(quiet=group.rank > 0)
+        console = Screen(quiet=group.rank > 0)
         dataset, model, card = group.agree(lambda: _open(options, writes=group.rank == 0))
         with _predictions_folder(options, group) as folder:
             share = group.agree(lambda: _count(options, dataset, model.to(device), device, group, console, folder))
@@ -185,11 +184,10 @@ def _count(
     model: Segmenter,
     device: torch.device,
     group: Processes,
-    console: Console,
+    console: Screen,
     folder: Path | None,
 ) -> list[Counted]:
     """Run the net over this process's share of the images."""
-    from rich.progress import Progress
 
     from segmv3 import official
     from segmv3.data.loader import shard
@@ -215,7 +213,7 @@ def _count(
         instances=has_instances(dataset),
         keep=keep,
     )
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with console.progress() as progress:
         images = list(progress.track(counted, total=len(mine), description=f"evaluate {options.split}"))
     return list(zip(images, calibrations if confident else [None] * len(images), strict=True))
 
@@ -264,7 +262,7 @@ def _finish(
     card: Card,
     device: torch.device,
     shares: list[list[Counted]],
-    console: Console,
+    console: Screen,
     folder: Path | None,
 ) -> None:
     """On the first process: add up, compare, print and write."""
@@ -300,27 +298,26 @@ def _finish(
         "processes": len(shares),
         "segmv3": segmv3.__version__,
     }
+    if options.output:  # before anything is shown: a terminal that fails must not cost the scores
+        if options.calibration:
+            write_png(_plot(options.output), reliability(result["calibration"], LIGHT))
+        write_bytes(options.output, _as_json(result).encode())
     console.print(scores_table(result))
     if "categories" in result:
         console.print(categories_table(result))
     if len(result.get("cities", ())) > 1:
         console.print(cities_table(result))
-    console.print(summary(result), highlight=False, soft_wrap=True)
-    console.print(f"weights {options.weights}, SHA-256 {card.sha256}", highlight=False, soft_wrap=True)
+    for line in summary(result):
+        console.say(line)
+    console.say(f"weights {options.weights}, SHA-256 {card.sha256}")
     if options.calibration:
         measured = result["calibration"]
-        console.print(
+        console.say(
             f"ECE {measured['ece']:.2f} % over {measured['pixels']:,} labelled pixels: mean confidence "
-            f"{measured['confidence']:.2f} %, pixel accuracy {measured['accuracy']:.2f} %",
-            highlight=False,
-            soft_wrap=True,
+            f"{measured['confidence']:.2f} %, pixel accuracy {measured['accuracy']:.2f} %"
         )
     if options.report:
         _write_page(options, options.report, result, dataset, model.to(device), device, console)
-    if options.output:
-        if options.calibration:
-            write_png(_plot(options.output), reliability(result["calibration"], LIGHT))
-        write_bytes(options.output, _as_json(result).encode())
 
 
 def _interval(result: dict[str, Any]) -> list[float] | None:
@@ -349,10 +346,9 @@ def _write_page(
     dataset: Dataset,
     model: Segmenter,
     device: torch.device,
-    console: Console,
+    console: Screen,
 ) -> None:
     """Write the page; the net runs again, over the images that are shown."""
-    from rich.progress import Progress
 
     from segmv3.evaluation import count_images
     from segmv3.report import Sample, write_evaluation_page
@@ -369,19 +365,18 @@ def _write_page(
             indices=[places[name] for name in names],
             keep=lambda _, labels: predictions.append(labels),
         )
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        with console.progress() as progress:
             for image in progress.track(counted, total=len(names), description="draw the page"):
                 yield Sample(image.name, *dataset.read(image.index), predictions.pop())
 
     page = write_evaluation_page(folder, result, dataset.classes, samples_of)
-    console.print(f"report {page}", highlight=False, soft_wrap=True)
+    console.say(f"report {page}")
 
 
 def _compare(
-    dataset: Dataset, images: list[ImageCounts], result: dict[str, Any], folder: Path, console: Console
+    dataset: Dataset, images: list[ImageCounts], result: dict[str, Any], folder: Path, console: Screen
 ) -> dict[str, Any]:
     """Let the Cityscapes script score the predictions too. Raises: OfficialError when it finds something else."""
-    from rich.progress import Progress
 
     from segmv3 import official
 
@@ -389,7 +384,7 @@ def _compare(
     missing = next((path for path in predictions if not path.is_file()), None)
     if missing:
         raise DataError(f"{missing} was written on another machine; --official needs all processes on one")
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with console.progress() as progress:
         bar = progress.add_task("Cityscapes script", total=len(images))
         said = official.script_scores(
             predictions,

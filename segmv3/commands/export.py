@@ -13,10 +13,10 @@ from segmv3.commands.options import parse, refuse_limit
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from segmv3.export import Exported, Pictures
+    from segmv3.screen import Screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,12 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"--size is {options.size[0]} {options.size[1]}; height and width must be at least 1")
     if options.images and options.data.root:
         raise ConfigError("--images and --data.root are two ways to name images; choose one of them")
-    from rich.console import Console
-
     from segmv3.export import export
     from segmv3.runtime import use_device
+    from segmv3.screen import Screen
 
     use_device("cpu", options.threads)
-    console = Console()
+    console = Screen()
     with console.status("find the images") as status:
         exported = export(
             options.weights,
@@ -89,7 +88,7 @@ def run(arguments: list[str]) -> None:
             pictures=_pictures(options),
             overwrite=options.overwrite,
             command=shlex.join(["segmv3", "export", *arguments]),
-            say=status.update,
+            say=lambda text: status.update(console.render_str(text)),
         )
     _report(exported, console)
 
@@ -107,7 +106,7 @@ def _pictures(options: Export) -> Pictures | None:
     return None
 
 
-def _report(exported: Exported, console: Console) -> None:
+def _report(exported: Exported, console: Screen) -> None:
     facts, agreement = exported.facts, exported.agreement
     console.print(_table(exported))
     lines = []
@@ -125,7 +124,7 @@ def _report(exported: Exported, console: Console) -> None:
     files = " and ".join(str(file) for file in exported.files)
     lines.append(f"wrote {files} ({exported.megabytes:.1f} MB), receipt {exported.receipt}")
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)
 
 
 def _table(exported: Exported) -> Table:

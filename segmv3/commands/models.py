@@ -15,10 +15,9 @@ class Models:
 
 def run(arguments: list[str]) -> None:
     options = parse(Models, "segmv3 models", arguments)
-    from rich.console import Console
-
     from segmv3.models.count import describe_nets
     from segmv3.models.family import count_family
     from segmv3.report.tables import family_table, models_table
+    from segmv3.screen import Screen
 
-    Console().print(family_table(count_family()) if options.all else models_table(describe_nets()))
+    Screen().print(family_table(count_family()) if options.all else models_table(describe_nets()))

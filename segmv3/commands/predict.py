@@ -33,14 +33,12 @@ class Predict(OnDevice):
 
 def run(arguments: list[str]) -> None:
     options = parse(Predict, "segmv3 predict", arguments)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from segmv3.images import UInt8Array
     from segmv3.prediction import predict_source
     from segmv3.runtime import load
+    from segmv3.screen import Screen
 
-    console = Console()
+    console = Screen()
     with console.status("getting the net ready"):
         predict = load(
             options.weights,
@@ -57,8 +55,7 @@ def run(arguments: list[str]) -> None:
         seconds.append(time.perf_counter() - start)
         return labels
 
-    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with console.progress() as progress:
         bar = progress.add_task("predict", total=None)
         start = time.perf_counter()
         written = predict_source(
@@ -75,4 +72,4 @@ def run(arguments: list[str]) -> None:
     how = f"{predict.backend} {predict.precision}"
     if len(seconds) > 1:
         how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total:.0%} of the time in the net"
-    console.print(f"wrote {files} to {options.output} ({how})", highlight=False, soft_wrap=True)
+    console.say(f"wrote {files} to {options.output} ({how})")

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
     from segmv3.images import UInt8Array
     from segmv3.models.segmenter import Segmenter
+    from segmv3.screen import Screen
     from segmv3.submission import DryRun, Target
 
 
@@ -50,15 +50,12 @@ def run(arguments: list[str]) -> None:
     path, config, rest = config_file("submit", arguments)
     options = parse(Submit, f"segmv3 submit {path}", rest, {"model": config.model, "data": config.data})
     _check_flags(options)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from segmv3.screen import Screen
     from segmv3.submission import open_target
 
     target = open_target(options.data.root, options.split or ("val" if options.dry_run else "test"))
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = Screen()
+    with console.progress() as progress:
         if options.check:
             _check(options.check, target, progress, console)
         else:
@@ -78,16 +75,16 @@ def _check_flags(options: Submit) -> None:
         raise ConfigError("--dry-run needs ground truth, which 'test' has not; leave --split out for val")
 
 
-def _check(source: Path, target: "Target", progress: "Progress", console: "Console") -> None:
+def _check(source: Path, target: "Target", progress: "Progress", console: "Screen") -> None:
     from segmv3.submission import check_submission
 
     bar = progress.add_task("check", total=len(target.images))
     check = check_submission(source, target, progress=lambda done, total: progress.update(bar, completed=done))
     ids = ", ".join(map(str, check.ids))
-    _say(console, f"{source}: {check.files:,} predictions of {target.title} {target.split}, label ids {ids}: complete")
+    console.say(f"{source}: {check.files:,} predictions of {target.title} {target.split}, label ids {ids}: complete")
 
 
-def _submit(options: Submit, target: "Target", progress: "Progress", console: "Console") -> None:
+def _submit(options: Submit, target: "Target", progress: "Progress", console: "Screen") -> None:
     from segmv3 import checkpoint
     from segmv3.inference import MULTI_SCALES
     from segmv3.labels import cityscapes_classes
@@ -117,20 +114,19 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "C
     )
     mode = f"scales {', '.join(f'{scale:g}' for scale in scales)} + flip" if len(scales) > 1 else "single scale"
     earlier = f"; {taken_over:,} of an earlier run verified and kept" if taken_over else ""
-    _say(console, f"predicted with {mode}, {options.precision}, on {device.type}{earlier}")
-    _say(console, f"weights {options.weights}, SHA-256 {card.sha256}")
+    console.say(f"predicted with {mode}, {options.precision}, on {device.type}{earlier}")
+    console.say(f"weights {options.weights}, SHA-256 {card.sha256}")
     _check(folder, target, progress, console)
     archive = options.output / f"{target.split}.zip"
     digest = write_zip(folder, archive, overwrite=options.overwrite)
-    _say(console, f"{archive}: {archive.stat().st_size / 1e6:,.1f} MB, SHA-256 {digest}, read back and equal")
+    console.say(f"{archive}: {archive.stat().st_size / 1e6:,.1f} MB, SHA-256 {digest}, read back and equal")
     if dataset:
         bar = progress.add_task("official script", total=None)
         result = dry_run(
             folder, dataset, progress=lambda done, total: progress.update(bar, completed=done, total=total)
         )
         console.print(_table(result))
-        _say(
-            console,
+        console.say(
             f"official script: {result.official:.4f} %, segmv3: {result.ours:.4f} % mIoU on {len(dataset):,} images "
             f"of {dataset.title} {dataset.split}, from the written PNGs",
         )
@@ -169,7 +165,3 @@ def _table(result: "DryRun") -> "Table":
     table.add_section()
     table.add_row("mean", f"{result.official:.4f}", f"{result.ours:.4f}")
     return table
-
-
-def _say(console: "Console", line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)

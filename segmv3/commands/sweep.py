@@ -37,9 +37,8 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"--hours is {options.hours:g}; it must be above 0")
     space = read_space(options.space, options.config)
     space = replace(space, trials=options.trials or space.trials, hours=options.hours or space.hours)
-    from rich.console import Console
-
     from segmv3.report.sweep import PAGE, best_table
+    from segmv3.screen import Screen
     from segmv3.sweep.search import sweep
 
     result = sweep(
@@ -51,7 +50,7 @@ def run(arguments: list[str]) -> None:
         device=options.device,
         threads=options.threads,
     )
-    console = Console()
+    console = Screen()
     best = result["best"]
     if best:
         console.print(best_table(result))
@@ -59,4 +58,4 @@ def run(arguments: list[str]) -> None:
     else:
         lines = ["no trial was scored"]
     for line in (*lines, f"wrote {options.output / PAGE}"):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.say(line)

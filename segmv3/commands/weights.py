@@ -72,9 +72,9 @@ def run(arguments: list[str]) -> None:
 def _list(options: List) -> None:
     """Print the table of published files."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from segmv3.screen import Screen
     from segmv3.weights.names import published
 
     entries = published().values()
@@ -91,7 +91,7 @@ def _list(options: List) -> None:
         table.add_column(column, no_wrap=column != "published accuracy")
     for entry in entries:
         table.add_row(entry.name, entry.accuracy, f"{entry.sha256[:8]} of {len(entry.sha256)}")
-    Console().print(table)
+    Screen().print(table)
 
 
 def _average(options: Average) -> None:
@@ -100,10 +100,11 @@ def _average(options: Average) -> None:
     for source in options.sources:
         if options.output.exists() and source.exists() and options.output.samefile(source):
             raise OutputError(f"{options.output} is one of the sources; choose another --output")
+    from segmv3.screen import print_line
     from segmv3.weights.averaging import average
 
     average(options.sources, options.output)
-    print(f"wrote {options.output}: the mean of {len(options.sources)} weight files; nothing has scored it yet")
+    print_line(f"wrote {options.output}: the mean of {len(options.sources)} weight files; nothing has scored it yet")
 
 
 def _import(options: Import) -> None:
@@ -124,6 +125,7 @@ def _import(options: Import) -> None:
     from segmv3.labels import Classes
     from segmv3.models.count import parameters
     from segmv3.models.zoo import create_model, net, net_name
+    from segmv3.screen import print_line
     from segmv3.weights.opening import colored, open_weights
     from segmv3.weights.transfer import differing_settings, modules, transfer
 
@@ -135,21 +137,21 @@ def _import(options: Import) -> None:
             imported.names if isinstance(imported.net, Classifier) else colored(imported.names)
         )
         loaded, new, unused = len(imported.tensors) - len(imported.new), len(imported.new), len(imported.unused)
-        print(f"{imported.title}: {loaded} tensors loaded, {new} new{' (zeros)' if new else ''}, {unused} unused")
+        print_line(f"{imported.title}: {loaded} tensors loaded, {new} new{' (zeros)' if new else ''}, {unused} unused")
     else:
         labelled = () if isinstance(imported.net, Classifier) else imported.names
         number = options.num_classes if options.num_classes is not None else len(labelled) or 19
         model = create_model(target, number)
         classes = colored(labelled) if len(labelled) == number else None
         fit = transfer(imported, model, new_head=options.new_head)
-        print(f"{options.into}: {fit}")
+        print_line(f"{options.into}: {fit}")
         facts = {"untrained": modules(fit.new)} if fit.new else {}
         if differing := differing_settings(imported.net, target):
-            print(f"trained with {', '.join(differing)}; {options.into} differs there")
+            print_line(f"trained with {', '.join(differing)}; {options.into} differs there")
     for note in imported.notes:
-        print(note)
+        print_line(note)
     checkpoint.save(model, output, classes=classes, origin=imported.origin, **facts)
     kind = "classifier" if isinstance(model.config, Classifier) else net_name(model.config)
-    print(f"wrote {output}: {kind}, {model.num_classes:,} classes, {parameters(model):,} parameters")
+    print_line(f"wrote {output}: {kind}, {model.num_classes:,} classes, {parameters(model):,} parameters")
     if licence := imported.origin.get("licence"):
-        print(f"licence: {licence}")
+        print_line(f"licence: {licence}")

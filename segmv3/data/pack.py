@@ -4,14 +4,16 @@
     CACHE/train.json      the index: sizes, offsets and checksums of the images, classes, what they were made of
 
 The index is written last, once the pixels were flushed and read back: without it nothing in the folder is used.
-Until then they are called `train.pixels.part`, with a journal beside them from which packing goes on.
+Until then they are called `train.pixels.part`, with a journal beside them from which packing goes on. The checksum of
+an image is looked at again when a run first reads it.
 """
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -30,6 +32,8 @@ from segmv3.files import _why as write_error
 from segmv3.files import alone, make_folder, write_bytes
 from segmv3.images import UInt8Array
 from segmv3.labels import LabelTable
+from segmv3.records import from_json, read_json, read_regular, typed
+from segmv3.screen import print_line
 
 Progress = Callable[[int, int], None]
 
@@ -68,11 +72,27 @@ class PackedDataset(Dataset):
     half: bool
     images: tuple[Packed, ...]
 
+    def __post_init__(self) -> None:
+        _ = self._seen  # before a worker is forked
+
     def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
-        """The pixels of one pair where they lie: read-only views, of which only what is touched is loaded.
+        """The pixels of one pair where they lie: read-only views, compared with their checksum the first time.
 
         Returns: image uint8 H x W x 3 RGB, labels uint8 H x W of train ids with 255 = ignore.
+        Raises: DataError when they were changed since they were packed.
         """
+        if not self._seen[index]:
+            if not self.intact(index):
+                path = _pixel_file(self.folder, self.split)
+                raise DataError(f"{path} is damaged at {self.images[index].name}; remove {self.folder} and pack again")
+            self._seen[index] = 1
+        return self._views(index)
+
+    def intact(self, index: int) -> bool:
+        """Whether the pixels of a pair are those that were packed."""
+        return _digest(*self._views(index)) == self.images[index].digest
+
+    def _views(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         each = self.images[index]
         middle = each.offset + 3 * each.height * each.width
         image = self._pixels[each.offset : middle].reshape(each.height, each.width, 3)
@@ -87,8 +107,13 @@ class PackedDataset(Dataset):
     def _pixels(self) -> UInt8Array:
         return np.memmap(_pixel_file(self.folder, self.split), np.uint8, "r").view(np.ndarray)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}  # a worker maps its own
+    @cached_property
+    def _seen(self) -> mmap.mmap:
+        """A byte for each image that was found intact, shared with the processes that are forked afterwards."""
+        return mmap.mmap(-1, len(self.images))
+
+    def __getstate__(self) -> dict[str, Any]:  # a spawned worker maps its own
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pixels", "_seen")}
 
 
 # --- reading ---
@@ -110,20 +135,23 @@ def open_packed(dataset: Dataset, folder: Path) -> PackedDataset:
     Raises: DataError when there is none, it is damaged, or it was made of other images, labels or classes.
     """
     path = _index_file(folder, dataset.split)
-    if not path.is_file():
+    if not path.exists():
         begun = _journal_file(folder, dataset.split).is_file()
         state = "is not finished" if begun else f"holds no packed '{dataset.split}'"
         raise DataError(f"the cache {folder} {state}; run segmv3 data pack for it")
     index = _read_index(path)
-    images = tuple(map(_entry, index["images"]))
     pixels = _pixel_file(folder, dataset.split)
     found = pixels.stat().st_size if pixels.is_file() else 0
-    if found != index["bytes"]:
-        raise DataError(f"{pixels} has {found:,} bytes of {index['bytes']:,}; remove {folder} and pack again")
+    if found != index.images[-1].end:
+        raise DataError(f"{pixels} has {found:,} bytes of {index.images[-1].end:,}; remove {folder} and pack again")
     packed = PackedDataset(
-        dataset.title, dataset.split, dataset.classes, dataset.pairs, folder, bool(index["half"]), images
+        dataset.title, dataset.split, dataset.classes, dataset.pairs, folder, index.half, index.images
     )
-    _refuse_other_version(dataset, packed, tuple(index["classes"]["names"]))
+    if difference := _difference(dataset, packed, index.classes.names):
+        raise DataError(
+            f"the cache {folder} is of another version of '{dataset.split}': {difference}; "
+            "pack again into another folder"
+        )
     return packed
 
 
@@ -133,15 +161,8 @@ def verify(packed: PackedDataset, progress: Progress | None = None) -> None:
     Raises: DataError naming the first damaged image.
     """
 
-    def intact(index: int) -> bool:
-        return _digest(*packed.read(index)) == packed.images[index].digest
-
-    for index, good in enumerate(read_ahead(intact, range(len(packed.images)))):
-        if not good:
-            pixels = _pixel_file(packed.folder, packed.split)
-            raise DataError(
-                f"{pixels} is damaged at {packed.images[index].name}; remove {packed.folder} and pack again"
-            )
+    packed._seen[:] = bytes(len(packed.images))
+    for index, _ in enumerate(read_ahead(packed.read, range(len(packed.images)))):
         if progress:
             progress(index + 1, len(packed.images))
 
@@ -152,34 +173,54 @@ def version(images: tuple[Packed, ...], classes: tuple[str, ...], half: bool) ->
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Names:
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is used of the index file."""
+
+    half: bool
+    classes: _Names
+    images: tuple[Packed, ...]
+
+
+def _read_index(path: Path) -> _Index:
     try:
-        index = json.loads(path.read_bytes())
-        checksum = index.pop("checksum")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} is damaged; remove {path.parent} and pack again") from None
-    if index.get("format") != _FORMAT:
-        raise DataError(f"{path} has format {index.get('format')}, not {_FORMAT}; pack again into another folder")
-    if checksum != _checksum(index):
-        raise DataError(f"{path} was altered; remove {path.parent} and pack again")
+        content = typed(read_json(path), dict)
+        number = typed(content.get("format"), int, "format")
+        if number != _FORMAT:
+            raise DataError(f"{path} has format {number}, not {_FORMAT}; pack again into another folder")
+        if content.pop("checksum", None) != _checksum(content):
+            raise DataError(f"{path} was altered; remove {path.parent} and pack again")
+        index = typed(content, _Index)
+        _refuse_gaps(index.images)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); remove {path.parent} and pack again") from None
     return index
 
 
-def _refuse_other_version(dataset: Dataset, packed: PackedDataset, classes: tuple[str, ...]) -> None:
-    if difference := _difference(dataset, packed, classes):
-        raise DataError(
-            f"the cache {packed.folder} is of another version of '{dataset.split}': {difference}; "
-            "pack again into another folder"
-        )
+def _refuse_gaps(images: Sequence[Packed]) -> None:
+    """Raises: ValueError unless images have pixels and lie one after the other, the first one at 0."""
+    end = 0
+    for each in images:
+        if min(each.height, each.width) < 1 or each.offset != end:
+            raise ValueError(f"{each.name} does not lie where it should")
+        end = each.end
+    if not images:
+        raise ValueError("it holds no image")
 
 
 def _difference(dataset: Dataset, packed: PackedDataset, classes: tuple[str, ...]) -> str:
     """What the data set has that the cache has not, or the other way round; empty when they agree."""
     if classes != dataset.classes.names:
         return f"its {len(classes)} classes are not the {len(dataset.classes)} of the data set"
-    here, there = {pair.name for pair in dataset.pairs}, {each.name for each in packed.images}
+    here, there = [pair.name for pair in dataset.pairs], [each.name for each in packed.images]
     if here != there:
-        return f"it has {len(there):,} images, the data set {len(here):,} (first difference: {min(here ^ there)})"
+        first = min(set(here) ^ set(there), default="their order")
+        return f"it has {len(there):,} images, the data set {len(here):,} (first difference: {first})"
     changed = [i for i, pair in enumerate(dataset.pairs) if _source(pair) != packed.images[i].source]
 
     def same(index: int) -> bool:  # a copy of the files has other dates, and the same pixels
@@ -203,7 +244,7 @@ def pack(
     half: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> PackedDataset:
     """Write the cache of a split, or go on with one where it stopped; a finished one is read and compared.
 
@@ -219,12 +260,15 @@ def pack(
         return _compared(dataset, folder, half, progress)
     make_folder(folder)
     with alone(folder / ".lock", lambda: say(f"data: waiting for another process that packs into {folder}")):
-        if overwrite:
-            for path in (_index_file, _pixel_file, _part_file, _journal_file):
-                path(folder, dataset.split).unlink(missing_ok=True)
-        elif finished.is_file():  # by the process that was waited for
-            return _compared(dataset, folder, half, progress)
-        return _written(dataset, folder, half, progress)
+        try:
+            if overwrite:
+                for path in (_index_file, _pixel_file, _part_file, _journal_file):
+                    path(folder, dataset.split).unlink(missing_ok=True)
+            elif finished.is_file():  # by the process that was waited for
+                return _compared(dataset, folder, half, progress)
+            return _written(dataset, folder, half, progress)
+        except OSError as error:  # a folder or a link where a file should be
+            raise write_error(error, Path(error.filename or folder), 0) from None
 
 
 def _compared(dataset: Dataset, folder: Path, half: bool, progress: Progress | None) -> PackedDataset:
@@ -259,8 +303,10 @@ def _written(dataset: Dataset, folder: Path, half: bool, progress: Progress | No
 def _write_pixels(dataset: Dataset, folder: Path, half: bool, progress: Progress | None) -> tuple[Packed, ...]:
     """All images of the split in the file `.part`, flushed to the disk."""
     part, pixels = _part_file(folder, dataset.split), _pixel_file(folder, dataset.split)
-    if pixels.exists():  # it stopped between the last rename and the index
+    if pixels.is_file():  # it stopped between the last rename and the index
         pixels.replace(part)
+    if part.is_symlink():  # to write through it would spoil another file
+        part.unlink()
     journal = _journal_file(folder, dataset.split)
     head = json.dumps({"format": _FORMAT, "half": half, "classes": dataset.classes.names})
     images = _written_before(dataset, part, journal, head)
@@ -297,24 +343,23 @@ def _written_before(dataset: Dataset, part: Path, journal: Path, head: str) -> l
     """The first images that an earlier run wrote, as far as they are whole and still those of the data set."""
     good: list[Packed] = []
     try:
-        first, *lines = journal.read_text().splitlines()
+        first, *lines = read_regular(journal).decode().splitlines()
         if first != head:
             return []
+        written = part.stat().st_size
         with part.open("rb") as file:
             for line, pair in zip(lines, dataset.pairs, strict=False):
-                each = _entry(json.loads(line))
+                each = typed(from_json(line), Packed)
+                if min(each.height, each.width) < 1 or each.bytes > written - file.tell():
+                    break
                 if (each.name, each.source, each.offset) != (pair.name, _source(pair), file.tell()):
                     break
                 if hashlib.blake2b(file.read(each.bytes), digest_size=16).hexdigest() != each.digest:
                     break
                 good.append(each)
-    except (OSError, ValueError, TypeError, KeyError):  # nothing written, or a journal that ends in half a line
+    except (OSError, ValueError):  # nothing written, or a journal that ends in half a line
         pass
     return good
-
-
-def _entry(values: dict[str, Any]) -> Packed:
-    return Packed(**values | {"source": tuple(values["source"])})
 
 
 def _line(each: Packed) -> str:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from segmv3.errors import printable
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, Classes, Color
 
@@ -115,6 +116,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def shorten(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
     """The text, or its beginning and "…" when it is wider than `room` pixels."""
+    text = printable(text)
     if face.getlength(text) <= room:
         return text
     while text and face.getlength(text + "…") > room:

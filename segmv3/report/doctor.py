@@ -87,7 +87,7 @@ def classes_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def findings_text(result: dict[str, Any]) -> str:
+def findings_lines(result: dict[str, Any]) -> list[str]:
     """Every finding with the first of its files, errors first; paths are below the root."""
     lines = []
     for finding in result["findings"]:
@@ -95,7 +95,7 @@ def findings_text(result: dict[str, Any]) -> str:
         lines += [f"    {_line(file, result)}" for file in finding["files"][:_LINES]]
         if len(finding["files"]) > _LINES:
             lines.append(f"    and {len(finding['files']) - _LINES:,} more")
-    return "\n".join(lines)
+    return lines
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -198,9 +198,7 @@ def share_bars(result: dict[str, Any], theme: Theme) -> UInt8Array:
     figure = new_figure(500, 60 + max(31, 15 * len(splits) + 8) * max(len(rows), 2))
     axes = figure.add_subplot()
     plain(axes, theme, grid="x")
-    axes.set_yticks(
-        range(len(rows)), [cut(row["name"]) for row in rows], color=theme.ink, fontsize=NORMAL, parse_math=False
-    )
+    axes.set_yticks(range(len(rows)), [cut(row["name"]) for row in rows], color=theme.ink, fontsize=NORMAL)
     top = max([row["splits"][split]["share"] for row in rows for split in splits], default=1.0)
     for number, split in enumerate(splits):
         places = np.arange(len(rows)) + (number - (len(splits) - 1) / 2) * thick

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segmv3.errors import printable
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes, Color
@@ -303,7 +304,7 @@ def _sample(sample: Sample, classes: Classes) -> str:
 
 
 def safe(value: Any) -> str:
-    return escape(str(value), quote=True)
+    return escape(printable(value), quote=True)
 
 
 def percent_of(value: float, decimals: int = 1) -> str:

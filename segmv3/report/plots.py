@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from segmv3.errors import printable
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes, Color
 from segmv3.media.draw import colorize, draw_errors, font, legend, occurring, shorten
@@ -90,7 +91,7 @@ def iou_bars(scores: dict, classes: Classes, theme: Theme) -> UInt8Array:
     axes = figure.add_subplot()
     plain(axes, theme, grid="x")
     names = [cut(row["name"]) for row in rows]
-    axes.set_yticks(range(len(rows)), names, color=theme.ink, fontsize=NORMAL, parse_math=False)
+    axes.set_yticks(range(len(rows)), names, color=theme.ink, fontsize=NORMAL)
     colors = dict(zip(classes.names, classes.colors, strict=True))
     _bars(axes, [number(row["iou"]) for row in rows], [colors.get(row["name"]) for row in rows], theme)
     mean = number(scores["miou"])
@@ -206,6 +207,7 @@ def pixels_of(figure: Figure, theme: Theme) -> UInt8Array:
     family = _font_family()
     for text in figure.findobj(Text):
         text.set_fontfamily(family)
+        text.set_parse_math(False)  # a $ in a name is a $
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     with warnings.catch_warnings():  # a class name may be in a script that no font here has: boxes, not noise
@@ -370,6 +372,7 @@ def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, 
 
 
 def cut(name: str, length: int = _NAME_LENGTH) -> str:
+    name = printable(name)
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
@@ -417,8 +420,8 @@ def _heat(share: FloatArray, theme: Theme) -> UInt8Array:
 def _matrix_labels(axes: Axes, names: list[str], theme: Theme) -> None:
     size = NORMAL if len(names) <= 24 else max(min(NORMAL, 810 / len(names)), 3.5)
     slanted = len(names) <= 24
-    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
-    axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, rotation=45 if slanted else 90)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=45 if slanted else 90)
     if slanted:
         for label in axes.get_xticklabels():
             label.set(ha="left", rotation_mode="anchor")

@@ -175,7 +175,7 @@ def _layer(trial: dict[str, Any], best: int | None) -> int:
 def _choice_axis(axes: Axes, labels: list[str], theme: Theme) -> None:
     crowded = sum(map(len, labels)) > _LABEL_LETTERS
     texts = [cut(label, 16) for label in labels]
-    axes.set_xticks(range(len(labels)), texts, fontsize=SMALL, color=theme.muted, parse_math=False)
+    axes.set_xticks(range(len(labels)), texts, fontsize=SMALL, color=theme.muted)
     if crowded:
         for label in axes.get_xticklabels():
             label.set(rotation=30, ha="right", rotation_mode="anchor")

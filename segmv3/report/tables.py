@@ -69,7 +69,7 @@ def cities_table(scores: dict[str, Any]) -> Table:
     return table
 
 
-def summary(scores: dict[str, Any]) -> str:
+def summary(scores: dict[str, Any]) -> list[str]:
     """The score and everything it depends on in one line; what else was measured in further ones."""
     count = f"{scores['images']:,} images"
     if scores["images"] < scores["images_in_split"]:
@@ -81,7 +81,7 @@ def summary(scores: dict[str, Any]) -> str:
     )
     if scores["absent"]:
         text += f"; left out of the mean as absent: {', '.join(scores['absent'])}"
-    return "\n".join([text, *_further_scores(scores)])
+    return [text, *_further_scores(scores)]
 
 
 def interval(scores: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from segmv3.errors import (
     is_out_of_memory,
 )
 from segmv3.files import alone, make_folder, write_bytes
+from segmv3.records import typed
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
 from segmv3.sweep.space import Choices, Range, Space, flags, with_values
 from segmv3.training.console import RunConsole, RunLog
@@ -327,6 +328,15 @@ def _suggest(trial: "optuna.Trial", name: str, setting: Choices | Range) -> Any:
     return trial.suggest_float(name, setting.low, setting.high, step=setting.step, log=setting.log)
 
 
+def _drawn_from(setting: Choices | Range | None, distribution: Any) -> bool:
+    """Whether Optuna's record of where a value came from is that of `_suggest`."""
+    if isinstance(setting, Choices):
+        return getattr(distribution, "choices", None) == tuple(map(_text, setting.values))
+    return all(
+        getattr(distribution, key, None) == getattr(setting, key, NotImplemented) for key in ("low", "high", "log")
+    )
+
+
 def _value(setting: Choices | Range, param: Any) -> Any:
     """What the config gets for a parameter of Optuna, which knows choices by their text alone."""
     if isinstance(setting, Range):
@@ -377,6 +387,8 @@ def _open_study(folder: Path, space: Space) -> "optuna.Study":
     from optuna.storages.journal import JournalFileBackend
 
     journal = folder / "study.journal"
+    if journal.exists() and not journal.is_file():
+        raise OutputError(f"{journal} is no file; choose another --output")
     if journal.is_file():
         whole = journal.read_bytes()
         if not whole.endswith(b"\n"):  # the process was killed in the middle of a line
@@ -385,10 +397,37 @@ def _open_study(folder: Path, space: Space) -> "optuna.Study":
     pruner = optuna.pruners.MedianPruner() if space.pruner == "median" else optuna.pruners.NopPruner()
     try:
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=storage, study_name="sweep", direction="maximize", pruner=pruner, load_if_exists=True
         )
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{journal} is damaged ({error}); start again with another --output") from None
+        _refuse_others_trials(study, space)
     except OSError as error:
         raise OutputError(f"{journal} cannot be used ({error.strerror or error})") from None
+    except Exception as error:  # Optuna trusts its record: a changed one raises whatever comes of it
+        reason = f"{type(error).__name__}: {error}"[:120]
+        raise CheckpointError(f"{journal} is damaged ({reason}); start again with another --output") from None
+    return study
+
+
+def _refuse_others_trials(study: "optuna.Study", space: Space) -> None:
+    """Raises: ValueError for trials that this sweep cannot have made."""
+    if [each.name for each in study.directions] != ["MAXIMIZE"]:
+        raise ValueError("it is of another search")
+    settings = space.settings
+    for trial in study.get_trials(deepcopy=False):
+        whole = trial.distributions.keys() == settings.keys() or trial.state.name == "RUNNING"
+        if not whole or not all(_drawn_from(settings.get(name), each) for name, each in trial.distributions.items()):
+            raise ValueError(f"trial {trial.number} is of another space")
+        told = trial.intermediate_values.items()
+        typed([[step, score] for step, score in told], list[tuple[int, float]], f"trial {trial.number}")
+        notes = typed(trial.user_attrs, _Notes, f"trial {trial.number}")
+        if notes.same_as is not None and not 0 <= notes.same_as < trial.number:
+            raise ValueError(f"trial {trial.number} repeats none before it")
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """What a trial is given beside its score."""
+
+    same_as: int | None = None
+    problem: str | None = None

@@ -18,8 +18,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from segmv3.config import Config, has_type
 from segmv3.errors import ConfigError
+from segmv3.records import read_regular
 
 _MOST_CORNERS = 4096
+_LARGEST = 1_000_000
 _MISSING = object()
 
 
@@ -76,11 +78,20 @@ def read_space(path: Path, config: Config) -> Space:
         that is no valid config.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValueError as error:  # TOML's own errors, and text that is not UTF-8
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+        data = read_regular(path, _LARGEST)
+    except ValueError as error:
+        raise ConfigError(f"{path} {error}") from None
+    try:
+        try:
+            content = tomllib.loads(data.decode())
+        except ValueError as error:  # TOML's own errors, and text that is not UTF-8
+            raise ConfigError(f"{path} is not TOML: {error}") from None
+        return _space(content, path, config)
+    except (RecursionError, ArithmeticError):
+        raise ConfigError(f"{path} is nested too deeply, or a number in it is too large") from None
+
+
+def _space(content: dict[str, Any], path: Path, config: Config) -> Space:
     search = content.pop("sweep", {})
     settings = {}
     for name, table in _tables(content, path):
@@ -310,4 +321,4 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if value is None or isinstance(value, str | Path):
         return f'"{value or "none"!s}"'
-    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple | list) else str(value)
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple | list) else str(value)[:60]

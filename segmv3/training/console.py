@@ -1,18 +1,16 @@
 """What a person sees of a run: a progress line on a terminal, plain lines elsewhere, and log.jsonl."""
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 
 from segmv3.files import append_line, write_bytes
+from segmv3.screen import Screen, Words
 
 _LINE_SECONDS = 30.0
 
@@ -41,31 +39,15 @@ class RunLog:
         append_line(self.path, json.dumps(entry))
 
 
-class _Console(Console):
-    """Goes quiet when whoever read our output has left: `segmv3 train | head` must not end the run."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 class RunConsole:
     """Progress of a run, shown while it is open. Silent on every process but the first."""
 
     def __init__(self, steps: int, *, quiet: bool = False) -> None:
-        self.console = _Console(quiet=quiet)
+        self.console = Screen(quiet=quiet)
         self.live = self.console.is_terminal
         self.steps = steps
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=quiet or not self.live,
-            transient=True,
-        )
+        columns = (Words(style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(), Words("status"))
+        self._progress = self.console.progress(*columns, TimeRemainingColumn(), disable=quiet or not self.live)
         self._train: TaskID | None = None
 
     def __enter__(self) -> "RunConsole":
@@ -80,7 +62,7 @@ class RunConsole:
         self._train = self._progress.add_task(title, total=self.steps, completed=done, status="")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.say(text)
 
     def step(self, done: int) -> None:
         if self._train is not None:

@@ -24,6 +24,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from segmv3.errors import CheckpointError, OutputError, ResourceError
 from segmv3.files import alone, cache_folder, make_folder
+from segmv3.screen import print_line
 
 _MAX_BYTES = 500_000_000
 _CHUNK = 1 << 18
@@ -59,7 +60,7 @@ def fetch(
     *,
     offline: bool = False,
     progress: Progress | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Path:
     """The file in the cache, after it was downloaded if need be; a download that was cut is continued.
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 
 from segmv3.config import Classifier
 from segmv3.errors import CheckpointError
+from segmv3.screen import Screen, Words, print_line
 from segmv3.weights.download import Published, fetch
 from segmv3.weights.formats import DLI14, FASTSEG, MMSEG, TIMM, TORCHVISION
 from segmv3.weights.importing import Imported, import_weights
@@ -164,7 +164,7 @@ def published() -> dict[str, Published]:
     return {entry.name: entry for entry in entries}
 
 
-def find(name: str, *, offline: bool = False, say: Callable[[str], None] = print) -> Imported:
+def find(name: str, *, offline: bool = False, say: Callable[[str], None] = print_line) -> Imported:
     """The weights of a published name, downloaded unless they are in the cache, with a bar on a terminal.
 
     Raises: CheckpointError when there is no such name (it gives the nearest), or the file cannot be had.
@@ -175,9 +175,8 @@ def find(name: str, *, offline: bool = False, say: Callable[[str], None] = print
         hint = f"did you mean {' or '.join(near)}?" if near else "segmv3 weights list shows them"
         raise CheckpointError(f"{name} is neither a file nor a published name; {hint}")
     entry = entries[name]
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    columns = (Words(), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Screen(stderr=True).progress(*columns) as bar:
         task = bar.add_task(f"download {name}", total=None, visible=False)
         path = fetch(
             entry,

@@ -12,6 +12,7 @@ from segmv3.errors import CheckpointError, Segmv3Warning
 from segmv3.labels import Classes, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
+from segmv3.screen import print_line
 from segmv3.weights.importing import Imported, import_weights
 from segmv3.weights.names import find
 
@@ -19,7 +20,7 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".pdparams")
 
 
 def open_weights(
-    source: Path | str, *, variant: str | None = None, offline: bool = False, say: Callable[[str], None] = print
+    source: Path | str, *, variant: str | None = None, offline: bool = False, say: Callable[[str], None] = print_line
 ) -> Imported:
     """Read a weight file of segmv3 or of another project, or fetch a published one by name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.shared import Root, columns, milliseconds, refuse_repeat, say, show
+from segmv3.commands.benchmark.shared import Root, columns, milliseconds, refuse_repeat, show
 from segmv3.commands.options import parse, refuse_limit
 from segmv3.errors import ConfigError
 
@@ -38,20 +38,18 @@ def run(arguments: list[str]) -> None:
     refuse_repeat(options.repeat)
     if options.limit and not options.data.root:
         raise ConfigError("--limit belongs to --data.root DIR")
-    from rich.console import Console
-    from rich.progress import Progress
-
     from segmv3.benchmark.metrics import random_maps, street_maps, time_shares, time_updates
     from segmv3.config import Data
     from segmv3.doctor import layout_of
     from segmv3.evaluation import open_labelled
     from segmv3.runtime import use_device
+    from segmv3.screen import Screen
 
     root = options.data.root
     dataset = open_labelled(Data(dataset=layout_of(root), root=root), options.split) if root else None
     use_device("cpu", options.threads)
-    console = Console()
-    say(console, _machine(options.size))
+    console = Screen()
+    console.say(_machine(options.size))
     for make in (random_maps, street_maps):
         with console.status("drawing label maps"):
             maps = make(options.size)
@@ -61,7 +59,7 @@ def run(arguments: list[str]) -> None:
         show(console, f"{maps.title} labels, {options.repeat} updates each, in turns", _table(timings), reasons)
     if dataset is None:
         return
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with console.progress() as progress:
         bar = progress.add_task("decode and score", total=None)
         shares = time_shares(
             dataset,
@@ -70,8 +68,7 @@ def run(arguments: list[str]) -> None:
         )
     each = [1000 * value / shares.images for value in (shares.label, shares.prediction, shares.scoring)]
     count = "1 image" if shares.images == 1 else f"{shares.images:,} images"
-    say(
-        console,
+    console.say(
         f"{count} of {dataset.title} {dataset.split} with cached predictions, one thread: reading the label "
         f"{each[0]:.2f} ms, the prediction {each[1]:.2f} ms, scoring {each[2]:.2f} ms an image; "
         f"decoding takes {shares.decoding:.1f} %, scoring {100 - shares.decoding:.1f} % of the time",

@@ -15,12 +15,12 @@ from segmv3.errors import ConfigError
 from segmv3.files import make_folder
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from segmv3.benchmark.nets import Place
     from segmv3.benchmark.receipt import Conditions
     from segmv3.benchmark.timing import Progress
+    from segmv3.screen import Screen
 
 WIDTH = 100
 """Columns that every table fits; a narrower terminal folds its lines, which is better than cutting numbers."""
@@ -56,7 +56,7 @@ class Session:
 
     kind: str
     options: Measurement
-    console: Console
+    console: Screen
     place: Place
     conditions: Conditions
     kept: dict[str, list[Any]] = field(default_factory=dict)
@@ -65,13 +65,11 @@ class Session:
     @contextmanager
     def progress(self) -> Iterator[tuple[Callable[[str], None], Progress]]:
         """A line with a bar: a function that says what is being done, and one for how much of it is."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        bar = Progress(
-            *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
-        )
-        with bar:
+        from segmv3.screen import Words
+
+        with self.console.progress(Words(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
             task = bar.add_task("", total=None)
             doing = ""
 
@@ -87,7 +85,7 @@ class Session:
             yield tell, advance
 
     def say(self, line: str) -> None:
-        say(self.console, line)
+        self.console.say(line)
 
     def show(self, title: str, table: Table, note: str = "") -> None:
         """A table between its title and a note."""
@@ -154,9 +152,8 @@ def measuring(kind: str, options: Measurement, arguments: Sequence[str]) -> Iter
             raise ConfigError(f"--output is {options.output}; a receipt is a file *.json")
         refuse_existing(options.output, options.overwrite)
         make_folder(options.output.parent)  # now, not after the measurement
-    from rich.console import Console
-
     from segmv3.benchmark.timing import refuse_busy
+    from segmv3.screen import Screen
 
     used = refuse_busy(force=options.force)
     import torch
@@ -169,7 +166,7 @@ def measuring(kind: str, options: Measurement, arguments: Sequence[str]) -> Iter
     with tempfile.TemporaryDirectory(prefix="segmv3-benchmark-") as folder:
         place = Place("cuda" if device.type == "cuda" else "cpu", torch.get_num_threads(), Path(folder))
         conditions = Conditions(shlex.join(["segmv3", "benchmark", kind, *arguments]), used)
-        session = Session(kind, options, Console(), place, conditions)
+        session = Session(kind, options, Screen(), place, conditions)
         session.say(_machine(place))
         try:
             yield session
@@ -251,23 +248,19 @@ def columns(*titles: str, text: Sequence[str] = ()) -> Table:
     return table
 
 
-def show(console: Console, title: str, table: Table, note: str = "") -> None:
+def show(console: Screen, title: str, table: Table, note: str = "") -> None:
     """A table between its title and a note; rich would wrap both at the width of the table."""
-    from rich.console import Console
+    from segmv3.screen import Screen
 
-    say(console, f"\n{title}")
+    console.print()
+    console.say(title)
     # a console of its own: one that is narrower would cut columns, whatever width it is asked for
-    Console(file=console.file, width=max(console.width, WIDTH)).print(table, crop=False)
-    if note:
-        say(console, note)
+    Screen(file=console.file, width=max(console.width, WIDTH)).print(table, crop=False)
+    for line in note.split("\n") if note else ():
+        console.say(line)
 
 
 def milliseconds(seconds: float) -> str:
     """With three digits that count: 0.85, 12.3, 1,234."""
     value = 1000 * seconds
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def say(console: Console, line: str) -> None:
-    """One line, as it is."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)

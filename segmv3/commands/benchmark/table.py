@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.shared import WIDTH, Root, say
+from segmv3.commands.benchmark.shared import WIDTH, Root
 from segmv3.commands.options import parse, refuse_existing, refuse_limit
 from segmv3.config import Device, Precision
 from segmv3.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table as RichTable
 
     from segmv3.benchmark.table import Line
     from segmv3.data.datasets import Dataset
+    from segmv3.screen import Screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +49,24 @@ class Table:
 def run(arguments: list[str]) -> None:
     options = parse(Table, "segmv3 benchmark table", arguments)
     _check_table(options)
-    from rich.console import Console
-
     from segmv3.benchmark.table import NOTES, lines, markdown, read_results, reasons
     from segmv3.files import make_folder, write_bytes
     from segmv3.models.count import describe_nets
+    from segmv3.screen import Screen
 
-    console = Console()
+    console = Screen()
     if options.output:
         make_folder(options.output.parent)
     failures = _evaluate(options, console) if options.evaluate else {}
     results = read_results(options.results)
     table = lines(results, describe_nets(), failures)
-    console.print(_rendered(table), width=max(console.width, WIDTH), no_wrap=True, crop=False)
-    for line in (NOTES, *reasons(table), *(f"left out: {line}" for line in results.left_out)):
-        say(console, line)
     if options.output:
         write_bytes(options.output, markdown(table, results).encode())
-        say(console, f"wrote {options.output}")
+    console.print(_rendered(table), width=max(console.width, WIDTH), no_wrap=True, crop=False)
+    for line in (NOTES, *reasons(table), *(f"left out: {line}" for line in results.left_out)):
+        console.say(line)
+    if options.output:
+        console.say(f"wrote {options.output}")
 
 
 def _check_table(options: Table) -> None:
@@ -86,9 +86,8 @@ def _check_table(options: Table) -> None:
         raise DataError(f"{options.results} is a file; --results names a folder of result files")
 
 
-def _evaluate(options: Table, console: Console) -> dict[str, str]:
+def _evaluate(options: Table, console: Screen) -> dict[str, str]:
     """Evaluate all weights with both modes. Returns: why some could not be, by published name."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from segmv3.benchmark.table import ROWS, recipe_of
     from segmv3.config import Data
@@ -106,13 +105,12 @@ def _evaluate(options: Table, console: Console) -> dict[str, str]:
     todo = [one for one in todo if not _is_there(options, one[0], one[1], one[2], dataset)]
     make_folder(options.results)
     failures: dict[str, str] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with console.progress() as progress:
         for name, source, flip in todo:
             if name in failures:
                 continue
             try:
-                _measure(options, name, source, flip, dataset, progress)
+                _measure(options, name, source, flip, dataset, progress, console)
             except CheckpointError as error:
                 failures[name] = str(error)
     return failures
@@ -137,7 +135,9 @@ def _is_there(options: Table, name: str, source: str | Path, flip: bool, dataset
     return True
 
 
-def _measure(options: Table, name: str, source: str | Path, flip: bool, dataset: Dataset, progress: Progress) -> None:
+def _measure(
+    options: Table, name: str, source: str | Path, flip: bool, dataset: Dataset, progress: Progress, console: Screen
+) -> None:
     from segmv3.benchmark.table import measure, result_file
     from segmv3.files import write_bytes
     from segmv3.runtime import use_device
@@ -156,7 +156,7 @@ def _measure(options: Table, name: str, source: str | Path, flip: bool, dataset:
     if isinstance(source, Path):
         result["recipe"] = name
     write_bytes(path, json.dumps(result).encode())
-    say(progress.console, f"wrote {path}: mIoU {result['miou']:.2f} % on {result['images']:,} images")
+    console.say(f"wrote {path}: mIoU {result['miou']:.2f} % on {result['images']:,} images")
 
 
 _WIDE = ("their mem (GB)", "mem (GB)")

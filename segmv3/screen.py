@@ -1,0 +1,58 @@
+"""What a person sees on a terminal: tables, bars and lines in which a name is text and never markup."""
+
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+from segmv3.errors import printable
+
+
+class Screen(Console):
+    """A console for which `[sky]`, `:smile:` and escape sequences in a name are letters.
+
+    It goes quiet when whoever read our output has left: `segmv3 evaluate | head` must not end the work.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Also for the cells, headers and captions of tables; a line break is one."""
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+    def say(self, line: str) -> None:
+        """Print one line, however long it is."""
+        self.print(printable(line), soft_wrap=True)
+
+    def progress(self, *columns: ProgressColumn, **options: Any) -> Progress:
+        """A bar on a terminal, gone when it is done.
+
+        Args:
+            columns: what to show; by default a title, the bar, the count and the time left.
+        """
+        shown = columns or (Words(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*shown, console=self, transient=True, **{"disable": not self.is_terminal} | options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_line(line: str) -> None:
+    """Print one line where no bar is open."""
+    Screen().say(line)
+
+
+class Words(ProgressColumn):
+    """A column of a bar that shows its title, or another text of the task."""
+
+    def __init__(self, field: str = "", style: str = "") -> None:
+        super().__init__()
+        self.field, self.style = field, style
+
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.fields[self.field] if self.field else task.description), self.style)
