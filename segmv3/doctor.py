@@ -18,19 +18,13 @@ import numpy as np
 
 import segmv3
 from segmv3.config import Data
-from segmv3.data.check import Facts, Files, Found, Problem, damage, message, problems_of, read_files, train_counts
-from segmv3.data.datasets import Dataset, Pair, open_dataset
+from segmv3.data.check import Problem, damage, fault_of, id_names, message, problems_of, train_counts
+from segmv3.data.datasets import Dataset, Pair, Split, find_split, folders_of, paired, strays
+from segmv3.data.facts import Facts, Files, Found, read_files
 from segmv3.errors import DataError
 from segmv3.files import make_folder, write_bytes
-from segmv3.images import SUFFIXES, UInt8Array, read_ids, read_image
-from segmv3.labels import (
-    Classes,
-    LabelTable,
-    cityscapes_classes,
-    cityscapes_label_ids,
-    cityscapes_label_train_ids,
-    read_classes,
-)
+from segmv3.images import UInt8Array, read_ids, read_image
+from segmv3.labels import IGNORE, Classes, LabelTable
 from segmv3.media.draw import WRONG, colorize
 from segmv3.report.doctor import LabelledImage, Pictures, write_check_page
 
@@ -162,8 +156,7 @@ def layout_of(root: Path) -> Layout:
 
 def default_splits(data: Data) -> tuple[str, ...]:
     """train and val, and test where there is one."""
-    places = ("leftImg8bit/test",) if data.dataset == "cityscapes" else ("test/images", "images/test")
-    has_test = any((data.root / place).is_dir() for place in places)
+    has_test = any(images.is_dir() for images, _ in folders_of(data, "test"))
     return ("train", "val", "test") if has_test else ("train", "val")
 
 
@@ -200,7 +193,7 @@ def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int
             }
             for i, name in enumerate(classes.names)
         ],
-        "ids": _id_names(seen, classes),
+        "ids": id_names({table for each in seen for table in each.tables.values()}, classes),
         "findings": [finding.as_json() for finding in findings],
         "segmv3": segmv3.__version__,
     }
@@ -282,65 +275,32 @@ def _list_splits(data: Data, splits: Sequence[str]) -> list[Listing]:
     listings: list[Listing] = []
     first_error: DataError | None = None
     for split in splits:
+        found = find_split(data, split)
+        left_out = tuple(Finding("warning", "left out", split, text) for text in found.left_out)
         try:
-            dataset = open_dataset(data, split)
+            dataset = paired(found)
         except DataError as error:
             first_error = first_error or error
-            listings.append(_salvage(data, split, error))
+            listings.append(_salvage(found, error, left_out))
         else:
-            listings.append(Listing(split, dataset.title, dataset.classes, dataset.pairs, (), (), ()))
+            listings.append(Listing(split, dataset.title, dataset.classes, dataset.pairs, (), (), left_out))
     if first_error and not any(listing.files for listing in listings):
         raise first_error
     return listings
 
 
-def _salvage(data: Data, split: str, error: DataError) -> Listing:
-    """Everything of a split that `open_dataset` refuses at its first fault.
-
-    Raises: DataError when the classes are not known: nothing can be said then.
-    """
-    if not data.root.is_dir() or not split or Path(split).name != split:
-        raise error
-    if data.dataset == "cityscapes":
-        classes = cityscapes_classes()
-        images = by_stem(_image_files(data.root / "leftImg8bit" / split), "_leftImg8bit")
-        label_files = _image_files(data.root / "gtFine" / split)
-        kinds = [("_gtFine_labelTrainIds", cityscapes_label_train_ids()), ("_gtFine_labelIds", cityscapes_label_ids())]
-    else:
-        classes, table = read_classes(data.root)
-        places = ((data.root / split / "images", data.root / split / "labels"),
-                  (data.root / "images" / split, data.root / "labels" / split))  # fmt: skip
-        image_root, label_root = next((place for place in places if place[0].is_dir()), places[0])
-        images = by_stem(_image_files(image_root), "")
-        label_files = _image_files(label_root)
-        kinds = [("", table)]
-    labels: dict[str, tuple[list[Path], LabelTable]] = {}
-    for suffix, table in kinds:
-        labels |= {stem: (paths, table) for stem, paths in by_stem(label_files, suffix).items()}
-    both = sorted(images.keys() & labels.keys())
-    pairs = tuple(Pair(stem, images[stem][0], labels[stem][0][0], labels[stem][1]) for stem in both)
-    lone_images = tuple(images[stem][0] for stem in sorted(images.keys() - labels.keys()))
-    lone_labels = tuple((labels[stem][0][0], labels[stem][1]) for stem in sorted(labels.keys() - images.keys()))
-    findings = [*_pairing_findings(split, images, {s: paths for s, (paths, _) in labels.items()})]
-    if data.dataset == "cityscapes":
+def _salvage(found: Split, error: DataError, left_out: tuple[Finding, ...]) -> Listing:
+    """Everything of a split that does not fit together, which `paired` refuses at its first fault."""
+    split, images, labels = found.name, found.images, found.labels
+    pairs = tuple(Pair(name, images[name][0], *labels[name][0]) for name in sorted(images.keys() & labels.keys()))
+    lone_images = tuple(images[name][0] for name in sorted(images.keys() - labels.keys()))
+    lone_labels = tuple(labels[name][0] for name in sorted(labels.keys() - images.keys()))
+    findings = [*_pairing_findings(split, images, {name: [path for path, _ in labels[name]] for name in labels})]
+    if found.image_root.parent.name == "leftImg8bit":
         findings += _city_findings(split, [pair.image for pair in pairs] + list(lone_images))
     if not any(finding.level == "error" for finding in findings) and not (images and split == "test"):
         findings.append(Finding("error", "layout", split, message(error)))
-    return Listing(split, "", classes, pairs, lone_images, lone_labels, tuple(findings))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """As `open_dataset` sees a folder: images below it, without hidden ones."""
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-
-
-def by_stem(files: Iterable[Path], suffix: str) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        if path.stem.endswith(suffix):
-            found[path.stem.removesuffix(suffix)].append(path)
-    return dict(found)
+    return Listing(split, "", found.classes, pairs, lone_images, lone_labels, (*findings, *left_out))
 
 
 def _pairing_findings(split: str, images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterable[Finding]:
@@ -363,10 +323,9 @@ def _pairing_findings(split: str, images: dict[str, list[Path]], labels: dict[st
 
 
 def _city_findings(split: str, images: Iterable[Path]) -> Iterable[Finding]:
-    strays = [path for path in images if path.parent.name != path.name.split("_")[0]]
-    if strays:
-        text = f"{_count(len(strays), 'file lies', 'files lie')} in the folder of another city"
-        yield Finding("error", "wrong city", split, text, tuple(Item(path) for path in strays))
+    if wrong := strays(images):
+        text = f"{_count(len(wrong), 'file lies', 'files lie')} in the folder of another city"
+        yield Finding("error", "wrong city", split, text, tuple(Item(path) for path in wrong))
 
 
 # --- what is wrong with files ---
@@ -424,9 +383,6 @@ def _label_looks(labels: dict[Path, Facts]) -> Iterable[Look]:
     palettes = [path for path, facts in labels.items() if facts.mode == "P"]
     one = "label has a palette; its indices are read as ids"
     yield "palette", palettes, one, "labels have a palette; their indices are read as ids"
-    lossy = [path for path, facts in labels.items() if facts.format == "JPEG"]
-    one = "label is a JPEG, whose compression changes ids; store it as PNG"
-    yield "lossy", lossy, one, "labels are JPEGs, whose compression changes ids; store them as PNG"
 
 
 def _size_findings(seen: _Seen) -> Iterable[Finding]:
@@ -452,19 +408,15 @@ def _void_findings(seen: _Seen) -> Iterable[Finding]:
     elif seen.split == "test":
         text = "no pixel is labelled: a test split whose labels are kept back; it can be predicted, not scored"
         yield Finding("note", "test split", seen.split, text)
-    else:
-        yield Finding("error", "void", seen.split, "no pixel is labelled: nothing to learn or to score")
 
 
 def _class_findings(described: dict[str, dict[str, Any]], classes: Classes) -> Iterable[Finding]:
     for split, each in described.items():
-        if not each["labelled_pixels"]:
-            continue
-        absent = [name for name, row in zip(classes.names, each["classes"], strict=True) if not row["pixels"]]
-        if absent:
-            effect = "cannot be learned" if split == "train" else "left out of the mean IoU unless predicted"
-            text = f"{_count(len(absent), 'class is', 'classes are')} absent ({effect}): {', '.join(absent)}"
-            yield Finding("warning", "absent", split, text)
+        pixels = np.array([row["pixels"] for row in each["classes"]])
+        fault = fault_of(split, classes, pixels, marked=bool(each["ids"].get(str(IGNORE))))
+        if each["pixels"] and fault and (split != "test" or pixels.any()):
+            level, text = fault
+            yield Finding(level, "absent" if pixels.any() else "void", split, text)
 
 
 def _duplicate_findings(splits: Sequence[_Seen]) -> Iterable[Finding]:
@@ -521,15 +473,6 @@ def _describe(seen: _Seen) -> dict[str, Any]:
             for n, k in zip(pixels, images_with, strict=True)
         ],
     }
-
-
-def _id_names(splits: Sequence[_Seen], classes: Classes) -> dict[str, str]:
-    """What every legal stored id is read as; kinds of labels that disagree are both named."""
-    names: dict[str, set[str]] = defaultdict(set)
-    for table in {table for each in splits for table in each.tables.values()}:
-        for stored, train in table.train_ids:
-            names[str(stored)].add("ignored" if train >= len(classes) else classes.names[train])
-    return {stored: " or ".join(sorted(names[stored])) for stored in sorted(names, key=int)}
 
 
 def _mean_and_std(images: Iterable[Facts]) -> dict[str, list[float] | None]:

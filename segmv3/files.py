@@ -1,4 +1,4 @@
-"""Writing files so that they are complete or not there, and never half."""
+"""Writing files so that they are complete or not there, and never half; finding all that lie in a folder."""
 
 import contextlib
 import errno
@@ -8,8 +8,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
-from segmv3.errors import OutputError, ResourceError
+from segmv3.errors import DataError, OutputError, ResourceError
 
 if sys.platform != "win32":
     import fcntl
@@ -118,3 +119,47 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmv3"
     except RuntimeError:  # a user without a home, as in some containers
         return Path(tempfile.gettempdir()) / "segmv3"
+
+
+Found = Literal["file", "link to nowhere", "no file"]
+"""What lies under a name; "no file" is a pipe, a socket or a device."""
+
+
+def files_below(folder: Path | str) -> Iterator[tuple[str, Found]]:
+    """Everything but folders below a folder, hidden or not: each path, beginning with `folder`, and what it is.
+
+    Linked folders are followed, after those that lie in the folder itself. Each real folder is entered once, and none
+    that holds `folder`: a link cannot go round.
+
+    Raises: DataError for a folder that cannot be listed.
+    """
+    top = os.path.realpath(folder)
+    entered: set[str] = set()
+    own, linked = [os.fspath(folder)], list[str]()
+    while own or linked:
+        place = own.pop() if own else linked.pop(0)
+        real = os.path.realpath(place)
+        if real in entered or (entered and f"{top}{os.sep}".startswith(f"{real.rstrip(os.sep)}{os.sep}")):
+            continue
+        entered.add(real)
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{place} cannot be listed ({error.strerror or error})") from None
+        for entry in entries:
+            kind = _kind(entry)
+            if kind != "folder":
+                yield entry.path, kind
+            elif entry.is_symlink():
+                linked.append(entry.path)
+            else:
+                own.append(entry.path)
+
+
+def _kind(entry: "os.DirEntry[str]") -> Found | Literal["folder"]:
+    with contextlib.suppress(OSError):  # a link that leads to itself
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    return "link to nowhere" if entry.is_symlink() else "no file"

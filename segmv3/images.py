@@ -153,19 +153,34 @@ def read_ids(path: Path) -> UInt8Array:
     """Decode a label file completely, values as stored (a palette is kept as ids, never turned into colours).
 
     Returns: uint8 H x W.
-    Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel.
+    Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel; and a
+        JPEG, whose compression invents ids.
     """
     data = _read(path)
     if (pixels := _plain_png(data, color=False)) is not None:
         return pixels
     image = _load(data, path)
-    if image.mode not in ("L", "P"):
-        kind = {"RGB": "a colour image", "RGBA": "a colour image"}.get(image.mode, f"of mode {image.mode}")
-        hint = "gtFine_color" if image.mode in ("RGB", "RGBA") else "gtFine_instanceIds"
-        raise DataError(
-            f"{path} is {kind}; labels must be 8-bit single-channel ids (is it a {hint} file or a picture?)"
+    lossy = "JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""
+    if lossy or image.mode not in _IDS:
+        kind = lossy or _KINDS.get(image.mode, f"of mode {image.mode}")
+        advice = {"JPEG": "compression changes ids: store it as PNG"}.get(
+            kind, "labels must be 8-bit single-channel ids"
         )
-    return np.array(image)
+        city = "_gtFine_" in path.name  # other data sets have no such files
+        for mark in ("color", "instanceIds"):
+            advice += f" (is it a gtFine_{mark} file?)" if city and path.stem.endswith(f"_{mark}") else ""
+        raise DataError(f"{path} is {kind}; {advice}")
+    pixels = np.array(image, np.uint8)
+    depth = data[24] if image.format == "PNG" and image.mode == "L" else 8
+    return pixels if depth >= 8 else pixels // (255 // (2**depth - 1))  # Pillow spreads grey of 2 or 4 bits over 0..255
+
+
+_IDS = ("1", "L", "P")  # of one bit: ids 0 and 1
+_KINDS = {
+    **dict.fromkeys(("RGB", "RGBA", "PA", "CMYK", "YCbCr", "LAB"), "a colour image"),
+    **dict.fromkeys(("LA", "La"), "an image with an alpha channel"),
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I"), "an image of 16 bits or more, as instance ids are stored"),
+}
 
 
 def write_png(path: Path, pixels: UInt8Array) -> None:

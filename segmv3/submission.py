@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from segmv3.config import Data
-from segmv3.data.datasets import Dataset, by_stem, first_existing_parent, nothing_in, open_dataset, visible_files
+from segmv3.data.datasets import Dataset, first_existing_parent, nothing_in, open_dataset
+from segmv3.data.listing import by_stem, visible_files
 from segmv3.data.loader import read_ahead
 from segmv3.errors import DataError, OutputError, Segmv3Warning
 from segmv3.files import append_line, make_folder, write_bytes

@@ -104,11 +104,38 @@ def test_ids_are_read_as_stored(tmp_path):
     assert np.array_equal(read_ids(save(tmp_path / "l.png", Image.fromarray(ids))), ids)
 
 
-@pytest.mark.parametrize(("mode", "says"), [("RGB", "gtFine_color"), ("I;16", "gtFine_instanceIds")])
-def test_colour_and_instance_labels_are_refused(tmp_path, mode, says):
-    pixels = PICTURE if mode == "RGB" else np.full((4, 4), 26001, np.uint16)
-    with pytest.raises(DataError, match=f"label.png is .*{says}"):
-        read_ids(save(tmp_path / "label.png", Image.fromarray(pixels)))
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_masks_of_a_few_bits_are_read_as_the_ids_they_hold(tmp_path, depth):
+    ids = np.arange(16, dtype=np.uint8).reshape(2, 8) % 2**depth
+    bits = np.unpackbits(ids[..., None], axis=2)[..., -depth:].reshape(2, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    head = (8).to_bytes(4, "big") + (2).to_bytes(4, "big") + bytes([depth, 0, 0, 0, 0])
+    path = tmp_path / "mask.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    assert np.array_equal(read_ids(path), ids)
+
+
+def test_labels_that_are_no_ids_are_refused_for_what_they_are(tmp_path):
+    def says(name: str, image: Image.Image, **options: object) -> str:
+        with pytest.raises(DataError, match=name) as caught:
+            read_ids(save(tmp_path / name, image, **options))
+        return str(caught.value)
+
+    colors, wide = Image.fromarray(PICTURE), Image.fromarray(np.full((4, 4), 26001, np.uint16))
+    assert says("label.png", colors).endswith("label.png is a colour image; labels must be 8-bit single-channel ids")
+    assert says("a_gtFine_color.png", colors).endswith("ids (is it a gtFine_color file?)")
+    assert "16 bits or more, as instance ids are stored; labels must be 8-bit" in says("label.png", wide)
+    assert says("a_gtFine_instanceIds.png", wide).endswith("(is it a gtFine_instanceIds file?)")
+    assert "an alpha channel" in says("label.png", colors.convert("LA"))
+    says_jpeg = says("label.jpg", colors.convert("L"))
+    assert says_jpeg.endswith("label.jpg is JPEG; compression changes ids: store it as PNG")
+    assert "is JPEG" in says("label.tif", colors.convert("L"), compression="jpeg")
 
 
 def test_a_png_is_complete_or_absent(tmp_path):

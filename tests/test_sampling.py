@@ -11,7 +11,7 @@ from conftest import paint
 
 from segmv3.cli import main
 from segmv3.config import Config, Data, Schedule
-from segmv3.data import check as checking
+from segmv3.data import facts as checking
 from segmv3.data.check import check, class_counts, class_pixels
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import TrainSamples, train_batches

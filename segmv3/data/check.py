@@ -1,65 +1,25 @@
-"""Every file of a data set is read to its last pixel, once; what was seen is remembered.
+"""What keeps a data set from being trained on or scored, and by what a run knows its data again.
 
 Training runs `check` before its first step; the data doctor (`segmv3.doctor`) builds its tables from the same
-facts. Both share one memory in the user's cache folder, so that either makes the other start at once.
+facts (`segmv3.data.facts`), so that either makes the other start at once.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
 
 from segmv3.data.datasets import Dataset, Pair
+from segmv3.data.facts import Facts, Found, Progress, checksum, read_files, read_pairs
 from segmv3.errors import DataError
-from segmv3.files import cache_folder
-from segmv3.images import UInt8Array, read_ids, read_image
-from segmv3.labels import LabelTable
+from segmv3.images import read_image
+from segmv3.labels import IGNORE, Classes, LabelTable
 
-Kind = Literal["image", "label"]
-Progress = Callable[[int, int], None]
-
-_KINDS: tuple[Kind, Kind] = ("image", "label")
-_FORMAT = 1  # of the remembered facts; another number forgets them
 _NAMED = 5  # files that one line can name
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a full decode of one file showed."""
-
-    size: tuple[int, int]
-    """(height, width) as read: after the EXIF rotation."""
-    mode: str
-    """Pillow's name of the stored pixels: RGB, L, P (palette), I;16, ..."""
-    format: str
-    """PNG, JPEG, WEBP, BMP or TIFF."""
-    orientation: int
-    """EXIF orientation, 1 = upright."""
-    digest: str
-    """BLAKE2b of size and pixels as read: equal for equal pictures in whatever file format."""
-    mean: tuple[float, ...] = ()
-    """Of an image: each of R, G, B, 0..255."""
-    std: tuple[float, ...] = ()
-    ids: tuple[tuple[int, int], ...] = ()
-    """Of a label: (stored id, pixels) of every id that occurs."""
-
-
-Found = Facts | DataError
-"""A file's facts, or why it has none."""
-
-
-Files = tuple[Path | None, Path | None]
-"""An image and its label; one of them is None where the other has no partner."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +123,15 @@ def class_counts(dataset: Dataset) -> NDArray[np.int64]:
 
     After `check` no file is read for it.
     """
-    found = read_files([(None, pair.label) for pair in dataset.pairs])
     counts = np.zeros((len(dataset), 256), np.int64)
-    for row, pair, (_, label) in zip(counts, dataset.pairs, found, strict=True):
-        if isinstance(label, Facts):
-            row += train_counts(label, pair.table)
+    for row, pair, label in zip(counts, dataset.pairs, _labels(dataset), strict=True):
+        row += train_counts(label, pair.table) if label else 0
     return counts[:, : len(dataset.classes)]
+
+
+def _labels(dataset: Dataset) -> list[Facts | None]:
+    found = read_files([(None, pair.label) for pair in dataset.pairs])
+    return [label if isinstance(label, Facts) else None for _, label in found]
 
 
 def class_pixels(dataset: Dataset) -> NDArray[np.int64]:
@@ -176,149 +139,59 @@ def class_pixels(dataset: Dataset) -> NDArray[np.int64]:
     return class_counts(dataset).sum(0)
 
 
-# --- reading ---
+def class_fault(dataset: Dataset) -> tuple[Literal["error", "warning"], str] | None:
+    """What `fault_of` says of a split and its extra images; after `check` no file is read for it."""
+    pixels, marked = np.zeros(256, np.int64), False
+    for part in (dataset, dataset.extra):
+        for pair, label in zip(part.pairs, _labels(part), strict=True) if part else ():
+            pixels += train_counts(label, pair.table) if label else 0
+            marked |= bool(label and dict(label.ids).get(IGNORE))
+    return fault_of(dataset.split, dataset.classes, pixels[: len(dataset.classes)], marked=marked)
 
 
-def read_pairs(dataset: Dataset, progress: Progress | None = None) -> list[tuple[Found, Found]]:
-    """The facts of every (image, label) of a split, in its order."""
-    files = [(pair.image, pair.label) for pair in dataset.pairs]
-    return [(image, label) for image, label in read_files(files, progress) if image and label]
+def fault_of(
+    split: str, classes: Classes, pixels: NDArray[np.int64], *, marked: bool
+) -> tuple[Literal["error", "warning"], str] | None:
+    """Whether a split can teach or test its classes; None where all of them occur.
 
-
-def read_files(files: Sequence[Files], progress: Progress | None = None) -> list[tuple[Found | None, Found | None]]:
-    """The facts of every file, from memory where it has not changed (path, size, modification time).
-
-    Only facts are remembered. What could not be read is tried again the next time: the reason may have been the
-    memory or the disk.
-
-    Args: progress: called with (done, to read) after each of those that had to be read.
-    Returns: for each (image, label) what was found, None in the place of None.
+    Args:
+        split: the name of the split; `train` is what is learned from.
+        classes: those of the data set.
+        pixels: int64 C, labelled pixels by class.
+        marked: whether label files hold id 255.
     """
-    memory = _Memory()
-    found: list[tuple[Found | None, Found | None]] = [
-        (memory.recall(image, "image"), memory.recall(label, "label")) for image, label in files
-    ]
-
-    def read(index: int) -> tuple[Found | None, Found | None]:
-        (image, label), (known_image, known_label) = files[index], found[index]
-        return (
-            known_image or _read(image, _image_facts),
-            known_label or _read(label, _label_facts),
-        )
-
-    todo = [i for i, known in enumerate(found) if any(p and not f for p, f in zip(files[i], known, strict=True))]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(read, todo)
-        try:
-            for number, (index, pair) in enumerate(zip(todo, results, strict=True), 1):
-                found[index] = pair
-                for path, kind, facts in zip(files[index], _KINDS, pair, strict=True):
-                    if path and isinstance(facts, Facts):
-                        memory.remember(path, kind, facts)
-                if progress:
-                    progress(number, len(todo))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            memory.save()
-    return found
-
-
-def _read(path: Path | None, facts_of: Callable[[Path], Facts]) -> Found | None:
-    if path is None:
+    absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
+    if not absent:
         return None
-    try:
-        path.stat()
-    except OSError as error:
-        return DataError(f"{path} cannot be read ({error.strerror}); is it a link to nowhere?")
-    try:
-        return facts_of(path)
-    except DataError as error:
-        return error
+    hint = "; pixels of id 255 are read as ignore" if marked else ""
+    if len(absent) == len(classes):
+        return "error", f"no pixel is labelled: nothing to learn or to score{hint}"
+    names = ", ".join(absent)
+    if split == "train" and len(classes) - len(absent) == 1:
+        only = classes.names[int(np.argmax(pixels))]
+        text = f"{only} is the only class with a pixel: a net of one class is always right. Absent: {names}{hint}"
+        return "error", text
+    effect = "cannot be learned" if split == "train" else "left out of the mean IoU unless predicted"
+    number = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
+    return "warning", f"{number} absent ({effect}): {names}{hint}"
 
 
-def _image_facts(path: Path) -> Facts:
-    pixels = read_image(path)
-    mean, std = cv2.meanStdDev(pixels)
-    return _facts(path, pixels, mean=tuple(mean.ravel().tolist()), std=tuple(std.ravel().tolist()))
+def contents(dataset: Dataset) -> dict[str, Any]:
+    """What a split holds, as JSON types: two that give the same are the same data. After `check` no file is read.
 
-
-def _label_facts(path: Path) -> Facts:
-    pixels = read_ids(path)
-    counts = np.bincount(pixels.ravel(), minlength=256)
-    return _facts(path, pixels, ids=tuple((int(i), int(counts[i])) for i in np.flatnonzero(counts)))
-
-
-def _facts(path: Path, pixels: UInt8Array, **more: Any) -> Facts:
-    with Image.open(path) as image:  # its header only
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        mode, format_ = image.mode, image.format or ""
-    digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).hexdigest()
-    return Facts(pixels.shape[:2], mode, format_, orientation, digest, **more)
-
-
-# --- memory ---
-
-
-class _Memory:
-    """Facts by folder, name, size and modification time: one JSON file for each folder of the data set.
-
-    Losing it costs a second reading, never correctness: a cache that cannot be written or read is no error.
+    Returns: `ids`, what each stored id is read as; `images` and `labels`, digests of all pixels in the order of pairs.
     """
-
-    def __init__(self) -> None:
-        self._folders: dict[Path, dict[str, Any]] = {}
-        self._states: dict[Path, list[int]] = {}  # before reading: a file that changes meanwhile is read again
-        self._changed: set[Path] = set()
-
-    def recall(self, path: Path | None, kind: Kind) -> Facts | None:
-        if path is None:
-            return None
-        entry = self._folder(path.parent).get(f"{kind} {path.name}")
-        try:
-            stat = path.stat()
-            self._states[path] = [stat.st_size, stat.st_mtime_ns]
-            if not entry or entry["state"] != self._states[path]:
-                return None
-            return Facts(**{key: _frozen(value) for key, value in entry["facts"].items()})
-        except (OSError, TypeError, KeyError):
-            return None
-
-    def remember(self, path: Path, kind: Kind, facts: Facts) -> None:
-        if path in self._states:
-            self._folder(path.parent)[f"{kind} {path.name}"] = {"state": self._states[path], "facts": asdict(facts)}
-            self._changed.add(path.parent)
-
-    def save(self) -> None:
-        for folder in self._changed:
-            record = _record(folder)
-            part = record.with_suffix(f".{os.getpid()}.part")
-            try:
-                record.parent.mkdir(parents=True, exist_ok=True)
-                part.write_text(json.dumps({"format": _FORMAT, "files": self._folders[folder]}))
-                part.replace(record)
-            except OSError:
-                with suppress(OSError):
-                    part.unlink()
-
-    def _folder(self, folder: Path) -> dict[str, Any]:
-        if folder not in self._folders:
-            self._folders[folder] = _load(_record(folder))
-        return self._folders[folder]
+    pairs = read_pairs(dataset)
+    digests = ["".join(each.digest for each in files if isinstance(each, Facts)) for files in zip(*pairs, strict=True)]
+    found: dict[str, Any] = {kind: checksum(digest) for kind, digest in zip(("images", "labels"), digests, strict=True)}
+    found["ids"] = id_names({pair.table for pair in dataset.pairs}, dataset.classes)
+    return found | ({"extra": contents(dataset.extra)} if dataset.extra else {})
 
 
-def _record(folder: Path) -> Path:
-    place = hashlib.sha256(str(folder.absolute()).encode(errors="surrogateescape")).hexdigest()[:24]
-    return cache_folder() / "checked" / f"{place}.json"
-
-
-def _load(record: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(record.read_text())
-        return stored["files"] if stored["format"] == _FORMAT and isinstance(stored["files"], dict) else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples they were."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+def id_names(tables: Iterable[LabelTable], classes: Classes) -> dict[str, str]:
+    """What every legal stored id is read as; kinds of labels that disagree are both named."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for table in tables:
+        for stored, train in table.train_ids:
+            names[str(stored)].add("ignored" if train >= len(classes) else classes.names[train])
+    return {stored: " or ".join(sorted(names[stored])) for stored in sorted(names, key=int)}

@@ -1,16 +1,19 @@
 """Where the images and labels of a data set lie, and reading one pair of them.
 
-A data set is a list of (image, label) paths, paired by stem in both directions, and the table that turns its
+A data set is a list of (image, label) paths, paired by name in both directions, and the table that turns its
 stored ids into train ids. Files are only ever read.
 """
 
 import hashlib
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from segmv3.config import Data
+from segmv3.data.listing import grouped, images_below, only, told, visible_files, warn_of
 from segmv3.errors import DataError
 from segmv3.images import SUFFIXES, UInt8Array, read_ids, read_image
 from segmv3.labels import (
@@ -29,7 +32,7 @@ class Pair:
     """One image with its label file."""
 
     name: str
-    """The stem they share; unique in its split."""
+    """The stem they share, or where stems repeat the way below their folders; unique in its split."""
     image: Path
     label: Path
     table: LabelTable
@@ -68,7 +71,7 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 over the names in order: two data sets with the same one give the same batches."""
         names = "\n".join(pair.name for pair in self.pairs)
-        return hashlib.sha256((names + (self.extra.fingerprint() if self.extra else "")).encode()).hexdigest()
+        return _digest(names + (self.extra.fingerprint() if self.extra else ""))
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,11 @@ class Extra(Dataset):
     def fingerprint(self) -> str:
         """SHA-256 over the names and the sizes of the label files: labels predicted anew by another net are others."""
         facts = [f"{pair.name} {_bytes(pair.label)}" for pair in self.pairs]
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+        return _digest("\n".join(facts))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()  # names need not be UTF-8
 
 
 def _bytes(path: Path) -> int:
@@ -91,10 +98,38 @@ def _bytes(path: Path) -> int:
         return 0
 
 
+@dataclass(frozen=True)
+class Split:
+    """What lies on the disk for one split, whether it fits together or not."""
+
+    title: str
+    name: str
+    root: Path
+    classes: Classes
+    image_root: Path
+    label_root: Path
+    images: dict[str, list[Path]]
+    """By the name that an image shares with its label; more than one path where names repeat."""
+    labels: dict[str, list[tuple[Path, LabelTable]]]
+    left_out: tuple[str, ...]
+    """What lies there and is not taken: a line each."""
+
+
 def open_dataset(data: Data, split: str) -> Dataset:
     """Find the pairs of a split, without decoding any.
 
     Raises: DataError when the root is missing or nested wrongly, the split is empty, or a file has no partner.
+    Warns: Segmv3Warning for files that could be images and are left out.
+    """
+    found = find_split(data, split)
+    warn_of(found.left_out)
+    return paired(found)
+
+
+def find_split(data: Data, split: str) -> Split:
+    """List the files of a split.
+
+    Raises: DataError when the root is missing, its classes are not known, or its layout is one that is not read.
     """
     root = data.root
     if not split or Path(split).name != split:
@@ -102,61 +137,131 @@ def open_dataset(data: Data, split: str) -> Dataset:
     if not root.is_dir():
         near = first_existing_parent(root)
         raise DataError(f"data root {root} does not exist ({near} does); set --data.root, see data/README.md")
-    return _open_cityscapes(root, split) if data.dataset == "cityscapes" else _open_folder(data, split)
+    _refuse_idd(root / "gtFine" / split)
+    return _find_cityscapes(root, split) if data.dataset == "cityscapes" else _find_folder(data, split)
+
+
+def paired(found: Split) -> Dataset:
+    """The data set of a split that fits together.
+
+    Raises: DataError for the first thing that does not.
+    """
+    cityscapes = found.classes == cityscapes_classes() and found.image_root.parent.name == "leftImg8bit"
+    if not found.images:
+        raise DataError(nothing_in(found.image_root, found.root, found.name))
+    if not found.labels:
+        files = "*_labelIds.png or *_labelTrainIds.png" if cityscapes else "images"
+        raise DataError(nothing_in(found.label_root, found.root, found.name, files))
+    images, labels = only(found.images), {name: labels[0] for name, labels in found.labels.items()}
+    only({name: [path for path, _ in each] for name, each in found.labels.items()})
+    _check_partners(set(images), set(labels), found.name)
+    wrong_city = next(iter(strays(images.values())), None) if cityscapes else None
+    if wrong_city:
+        raise DataError(f"{wrong_city} lies in the folder of another city; move it to {wrong_city.name.split('_')[0]}/")
+    pairs = tuple(Pair(name, images[name], *labels[name]) for name in sorted(images))
+    return Dataset(found.title, found.name, found.classes, pairs)
 
 
 def first_existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
-def _open_cityscapes(root: Path, split: str) -> Dataset:
-    image_root = root / "leftImg8bit" / split
-    images = by_stem(visible_files(image_root), "_leftImg8bit")
-    if not images:
-        raise DataError(nothing_in(image_root, root, split))
-    label_root = root / "gtFine" / split
-    files = visible_files(label_root)
+def strays(images: Iterable[Path]) -> list[Path]:
+    """Those that do not lie in the folder of the city that begins their name."""
+    return [path for path in images if path.parent.name != path.name.split("_")[0]]
+
+
+def _refuse_idd(labels: Path) -> None:
+    """Raises: DataError for the India Driving Dataset, which looks like Cityscapes from afar."""
+    try:
+        files = images_below(labels).paths
+    except DataError:  # told by whoever needs that folder
+        return
+    other = next((path for path in files if re.search(r"_gtFine_labellevel\d[iI]ds\.png$", path)), None)
+    if other:
+        raise DataError(
+            f"{other} is a label of IDD, whose layout is not known; known are Cityscapes' own "
+            "(*_gtFine_labelIds.png) and images/SPLIT with labels/SPLIT and a classes.json, see data/README.md"
+        )
+
+
+def _find_cityscapes(root: Path, split: str) -> Split:
+    image_root, label_root = root / "leftImg8bit" / split, root / "gtFine" / split
+    listed, stored = images_below(image_root), images_below(label_root)
+    unnamed = [path for path in listed.paths if not Path(path).stem.endswith("_leftImg8bit")]
+    left_out = dict(listed.left_out) | ({"without _leftImg8bit in the name": tuple(unnamed)} if unnamed else {})
     tables = {
         "_gtFine_labelTrainIds": cityscapes_label_train_ids(),
         "_gtFine_labelIds": cityscapes_label_ids(),
     }
-    labels: dict[str, tuple[Path, LabelTable]] = {}
+    labels: dict[str, list[tuple[Path, LabelTable]]] = {}
     for suffix, table in tables.items():  # labelIds come last and win where both exist
-        labels |= {stem: (path, table) for stem, path in by_stem(files, suffix).items()}
-    if not labels:
-        raise DataError(nothing_in(label_root, root, split, "*_labelIds.png or *_labelTrainIds.png"))
-    _check_partners(set(images), set(labels), split)
-    wrong_city = next((p for p in images.values() if p.parent.name != p.name.split("_")[0]), None)
-    if wrong_city:
-        raise DataError(f"{wrong_city} lies in the folder of another city; move it to {wrong_city.name.split('_')[0]}/")
-    pairs = tuple(Pair(stem, images[stem], *labels[stem]) for stem in sorted(images))
-    title = (
-        "mini-city" if (root / "mini-city.json").is_file() else "Cityscapes"
-    )  # the same layout, not the same streets
-    return Dataset(title, split, cityscapes_classes(), pairs)
+        found = grouped(map(Path, stored.paths), suffix)
+        labels |= {name: [(path, table) for path in paths] for name, paths in found.items()}
+    # the same layout, not the same streets
+    title = "mini-city" if (root / "mini-city.json").is_file() else "Cityscapes"
+    return Split(
+        *(title, split, root, cityscapes_classes(), image_root, label_root),
+        grouped(map(Path, listed.paths), "_leftImg8bit"),
+        labels,
+        (*told(image_root, left_out), *told(label_root, stored.left_out)),
+    )
 
 
-def _open_folder(data: Data, split: str) -> Dataset:
+def folders_of(data: Data, split: str) -> list[tuple[Path, Path]]:
+    """Where images and labels of a split may lie; the first folder of images that exists is read."""
+    root = data.root
+    if data.dataset == "cityscapes":
+        return [(root / "leftImg8bit" / split, root / "gtFine" / split)]
+    masks = root / "labels" / "sem_seg" / "masks" / split
+    return [
+        (root / split / "images", root / split / "labels"),  # CamVid's
+        (root / "images" / split, root / "labels" / split),  # the other usual one
+        (root / "images" / "10k" / split, masks),  # BDD100K as its archives unpack
+        (root / "images" / "100k" / split, masks),
+    ]
+
+
+def _find_folder(data: Data, split: str) -> Split:
     root = data.root
     nested = sorted(p.parent for p in (*root.glob("*/classes.json"), *root.glob("*/classes.txt")))
-    if nested and not any((root / name).is_file() for name in ("classes.json", "classes.txt")):
+    if nested and not any((root / name).exists() for name in ("classes.json", "classes.txt")):
         raise DataError(f"no classes.json or classes.txt in {root}; did you mean --data.root {nested[0]}?")
     classes, table = read_classes(root)
-    # <split>/images is CamVid's layout, images/<split> the other usual one
-    layouts = [
-        (root / split / "images", root / split / "labels"),
-        (root / "images" / split, root / "labels" / split),
-    ]
-    image_root, label_root = next((pair for pair in layouts if pair[0].is_dir()), layouts[0])
-    images = by_stem(visible_files(image_root))
-    if not images:
-        raise DataError(nothing_in(image_root, root, split))
-    labels = by_stem(visible_files(label_root))
-    if not labels:
-        raise DataError(nothing_in(label_root, root, split))
-    _check_partners(set(images), set(labels), split)
-    pairs = tuple(Pair(stem, images[stem], labels[stem], table) for stem in sorted(images))
-    return Dataset("CamVid" if data.dataset == "camvid" else root.resolve().name, split, classes, pairs)
+    places = folders_of(data, split)
+    image_root, label_root = next((place for place in places if place[0].is_dir()), places[0])
+    listed, stored = images_below(image_root), images_below(label_root)
+    images, labels = [Path(path) for path in listed.paths], [Path(path) for path in stored.paths]
+    # frames of different drives may share a file name; names stay what they were wherever they do not
+    by_way = any(len({path.stem for path in files}) < len(files) for files in (images, labels))
+    found = grouped(labels, below=label_root if by_way else None)
+    return Split(
+        "CamVid" if data.dataset == "camvid" else root.resolve().name,
+        *(split, root, classes, image_root, label_root),
+        grouped(images, below=image_root if by_way else None),
+        {name: [(path, table) for path in paths] for name, paths in found.items()},
+        (
+            *told(image_root, listed.left_out),
+            *told(label_root, stored.left_out),
+            *_unread(places, image_root, label_root),
+        ),
+    )
+
+
+def _unread(places: Sequence[tuple[Path, Path]], image_root: Path, label_root: Path) -> Iterator[str]:
+    """Images of the split where nobody looks for them: in another layout, or beside the folders that are read."""
+    if not image_root.is_dir():
+        return
+    others, beside = {images for images, _ in places}, image_root.parent
+    inside = [path for path in beside.iterdir() if not path.name.startswith(".")]
+    if image_root.name == "images":  # in SPLIT/, where nothing else is looked for; images/ has a folder for each split
+        others |= {path for path in inside if path.is_dir()}
+    for other in sorted(others - {image_root, label_root}):
+        if count := len(images_below(other).paths):
+            yield f"{other}: left out {count:,} images; those of {image_root} are read"
+    loose = [path.name for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+    if loose:
+        yield f"{beside}: left out {len(loose):,} images (first: {min(loose)}); those of {image_root} are read"
 
 
 def open_extra(data: Data, dataset: Dataset) -> Extra | None:
@@ -184,7 +289,8 @@ def open_extra(data: Data, dataset: Dataset) -> Extra | None:
     nested = len({path.stem for path in images}) < len(images)
     found: dict[str, tuple[Path, LabelTable]] = {}
     for suffix, table in _extra_tables(data, dataset).items():  # predictions come last and win
-        found |= {name: (path, table) for name, path in _by_name(labels, label_root, suffix, nested).items()}
+        stored = only(grouped(labels, suffix, label_root if nested else None))
+        found |= {name: (path, table) for name, path in stored.items()}
     pairs = []
     for path in images:
         file = path.relative_to(image_root).as_posix() if nested else path.name
@@ -211,34 +317,6 @@ def _extra_tables(data: Data, dataset: Dataset) -> dict[str, LabelTable]:
     return stored | {"_labels": predicted}
 
 
-def _by_name(files: list[Path], root: Path, suffix: str, nested: bool) -> dict[str, Path]:
-    if not nested:
-        return by_stem(files, suffix)
-    ways = {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
-    return {way.removesuffix(suffix): path for way, path in ways.items() if way.endswith(suffix)}
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """Image files below a folder; names with a leading dot (.DS_Store, ._x.png, .cache/) are not data."""
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-
-
-def by_stem(files: Iterable[Path], suffix: str = "") -> dict[str, Path]:
-    """Files whose stem ends in `suffix`, by the stem before it.
-
-    Raises: DataError when two files share a stem: pairing would be a guess.
-    """
-    found: dict[str, Path] = {}
-    for path in files:
-        if path.stem.endswith(suffix):
-            stem = path.stem.removesuffix(suffix)
-            if stem in found:
-                raise DataError(f"{found[stem]} and {path} share the name {stem}; keep one of them")
-            found[stem] = path
-    return found
-
-
 def _check_partners(images: set[str], labels: set[str], split: str) -> None:
     unlabelled, unseen = sorted(images - labels), sorted(labels - images)
     if not unlabelled and not unseen:
@@ -262,7 +340,10 @@ def nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> s
     inside = looked.relative_to(root)
     folders = islice((p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.is_dir()), 1000)
     for other in (root.parent, root.parent.parent, *sorted(folders)):
-        count = len(visible_files(other / inside))
+        try:
+            count = len(images_below(other / inside).paths)
+        except DataError:  # no place to advise
+            continue
         if count:
             doubled = other == root / inside.parts[0]  # leftImg8bit/leftImg8bit, as some unpackers leave it
             remedy = "Move it up one folder." if doubled else f"Use --data.root {other}."
