@@ -21,7 +21,7 @@ Kind = TypeVar("Kind")
 
 
 def read_json(path: Path, largest: int = _LARGEST) -> Any:
-    """The content of a JSON file, nested at most 32 deep and without NaN.
+    """The content of a JSON file, nested at most 32 deep.
 
     Raises:
         ValueError: why it cannot be used, as `read_regular` or "is not JSON".
@@ -50,11 +50,11 @@ def read_regular(path: Path, largest: int = _LARGEST) -> bytes:
 def from_json(data: bytes | str) -> Any:
     """As `read_json`, of what was read already."""
     try:
-        content = json.loads(data, parse_constant=_refuse_constant)
+        content = json.loads(data)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith("holds") else "is not JSON") from None
+    except ValueError:
+        raise ValueError("is not JSON") from None
     level = [content]
     for _ in range(_DEEPEST):
         level = [
@@ -67,10 +67,6 @@ def from_json(data: bytes | str) -> Any:
         if not level:
             return content
     raise ValueError("is nested too deeply")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"holds {name}, which is no number")
 
 
 def typed(value: Any, kind: type[Kind], where: str = "") -> Kind:
@@ -104,10 +100,10 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         return tuple(_typed(each, k, f"{where}[{i}]") for i, (each, k) in enumerate(zip(value, kinds, strict=True)))
     if kind is Any or (kind in (str, bool, dict, list, NoneType) and isinstance(value, kind)):
         return value
-    if kind is int and type(value) is int and abs(value) < 2**63:
-        return value
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return value
+    if kind in (int, float) and (type(value) is int or (type(value) is float and kind is float)):
+        if abs(value) < 2**63 or (type(value) is float and math.isfinite(value)):
+            return value
+        raise ValueError(f"{where} is {_shown(value)}, which is too large")
     raise ValueError(f"{where or 'its content'} is {_shown(value)}{_wanted(kind)}")
 
 

@@ -3,13 +3,26 @@
 import hashlib
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segmv3.errors import CheckpointError, Segmv3Warning
+from segmv3.records import read_json, typed
 
 _FORMAT = 1
 _LARGEST = 10_000_000
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Receipt:
+    files: list[_File]
 
 
 def receipt_path(path: Path) -> Path:
@@ -48,12 +61,10 @@ def verify_receipt(path: Path) -> None:
         warnings.warn(Segmv3Warning(text), stacklevel=2)
         return
     try:
-        if receipt.stat().st_size > _LARGEST:
-            raise ValueError("it is too large")
-        values = json.loads(receipt.read_text(encoding="utf-8"))
-        proved = {Path(entry["name"]).suffix.lower(): str(entry["sha256"]) for entry in values["files"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{receipt} cannot be read ({' '.join(str(error).split())[:80]}); export again") from None
+        files = typed(read_json(receipt, _LARGEST), _Receipt).files
+        proved = {Path(each.name).suffix.lower(): each.sha256 for each in files}
+    except ValueError as error:
+        raise CheckpointError(f"{receipt} cannot be used: {error}; export again") from None
     for file in files_of(path):
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist; {path.name} needs it beside itself")

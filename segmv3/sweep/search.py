@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segmv3.checkpoint import saved_steps
-from segmv3.config import Config, Device, to_dict
+from segmv3.config import Config, Device, has_type, to_dict
 from segmv3.data.loader import refuse_workers_beyond_memory
 from segmv3.errors import (
     CheckpointError,
@@ -328,13 +328,14 @@ def _suggest(trial: "optuna.Trial", name: str, setting: Choices | Range) -> Any:
     return trial.suggest_float(name, setting.low, setting.high, step=setting.step, log=setting.log)
 
 
-def _drawn_from(setting: Choices | Range | None, distribution: Any) -> bool:
-    """Whether Optuna's record of where a value came from is that of `_suggest`."""
+def _drawn_from(setting: Choices | Range | None, distribution: Any, param: Any) -> bool:
+    """Whether Optuna's record of a value, and of where it came from, is one of `_suggest`."""
     if isinstance(setting, Choices):
-        return getattr(distribution, "choices", None) == tuple(map(_text, setting.values))
-    return all(
-        getattr(distribution, key, None) == getattr(setting, key, NotImplemented) for key in ("low", "high", "log")
-    )
+        texts = tuple(map(_text, setting.values))
+        return getattr(distribution, "choices", None) == texts and param in texts
+    if setting is None or not has_type(param, float) or not setting.low <= param <= setting.high:
+        return False
+    return all(getattr(distribution, key, None) == getattr(setting, key) for key in ("low", "high", "log"))
 
 
 def _value(setting: Choices | Range, param: Any) -> Any:
@@ -416,7 +417,8 @@ def _refuse_others_trials(study: "optuna.Study", space: Space) -> None:
     settings = space.settings
     for trial in study.get_trials(deepcopy=False):
         whole = trial.distributions.keys() == settings.keys() or trial.state.name == "RUNNING"
-        if not whole or not all(_drawn_from(settings.get(name), each) for name, each in trial.distributions.items()):
+        drawn = ((settings.get(name), each, trial.params[name]) for name, each in trial.distributions.items())
+        if not whole or not all(_drawn_from(*each) for each in drawn):
             raise ValueError(f"trial {trial.number} is of another space")
         told = trial.intermediate_values.items()
         typed([[step, score] for step, score in told], list[tuple[int, float]], f"trial {trial.number}")

@@ -17,6 +17,7 @@ from typing import Any
 from segmv3.checkpoint import differences, saved_steps
 from segmv3.errors import ConfigError, OutputError
 from segmv3.files import alone, make_folder, write_bytes
+from segmv3.records import read_json, typed
 
 # where files lie (what they hold is compared) and who reads them change no batch, what is computed again no gradient
 FREE = (
@@ -92,13 +93,11 @@ def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], f
 
 def _read_json(path: Path, flag: str = "--run") -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); start again with another {flag}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no record of a run; start again with another {flag}")
-    return content
+        return typed(read_json(path), dict)
+    except ValueError as error:
+        raise ConfigError(f"{path} {error}; start again with another {flag}") from None
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, list | dict | str) else str(value)
+    text = json.dumps(value) if value is None or isinstance(value, list | dict | str) else str(value)
+    return text if len(text) <= 120 else f"{text[:119]}…"
