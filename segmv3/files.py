@@ -129,17 +129,17 @@ def files_below(folder: Path | str) -> Iterator[tuple[str, Found]]:
     """Everything but folders below a folder, hidden or not: each path, beginning with `folder`, and what it is.
 
     Linked folders are followed, after those that lie in the folder itself. Each real folder is entered once, and none
-    that holds `folder`: a link cannot go round.
+    that holds the link to it: links cannot go round.
 
     Raises: DataError for a folder that cannot be listed.
     """
-    top = os.path.realpath(folder)
     entered: set[str] = set()
     own, linked = [os.fspath(folder)], list[str]()
     while own or linked:
-        place = own.pop() if own else linked.pop(0)
+        is_link = not own
+        place = linked.pop(0) if is_link else own.pop()
         real = os.path.realpath(place)
-        if real in entered or (entered and f"{top}{os.sep}".startswith(f"{real.rstrip(os.sep)}{os.sep}")):
+        if real in entered or (is_link and Path(real) in _above(place)):
             continue
         entered.add(real)
         try:
@@ -154,6 +154,13 @@ def files_below(folder: Path | str) -> Iterator[tuple[str, Found]]:
                 linked.append(entry.path)
             else:
                 own.append(entry.path)
+
+
+def _above(place: str) -> Iterator[Path]:
+    """The real folders that hold a path, by the names on it and by where these lead."""
+    for parent in Path(os.path.abspath(place)).parents:  # noqa: PTH100 (links are kept)
+        real = parent.resolve()
+        yield from (real, *real.parents)
 
 
 def _kind(entry: "os.DirEntry[str]") -> Found | Literal["folder"]:

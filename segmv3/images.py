@@ -160,7 +160,7 @@ def read_ids(path: Path) -> UInt8Array:
     if (pixels := _plain_png(data, color=False)) is not None:
         return pixels
     image = _load(data, path)
-    lossy = "JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""
+    lossy = "a JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""
     if lossy or image.mode not in _IDS:
         kind = lossy or _KINDS.get(image.mode, f"of mode {image.mode}")
         advice = {"JPEG": "compression changes ids: store it as PNG"}.get(

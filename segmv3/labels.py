@@ -16,6 +16,7 @@ import numpy as np
 
 from segmv3.errors import DataError
 from segmv3.images import UInt8Array
+from segmv3.records import read_regular
 
 IGNORE = 255
 """The train id of pixels that count neither for the loss nor for the score."""
@@ -192,13 +193,11 @@ def read_classes(root: Path) -> tuple[Classes, LabelTable]:
 
 def _text_of(path: Path) -> str:
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path} is no file of class names: it must be a file of less than 1 MB")
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path, _MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; save it as such") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise DataError(f"{path} {error}; it must be a file of class names, see data/README.md") from None
 
 
 _MAX_BYTES = 1_000_000
@@ -259,9 +258,11 @@ def _classes_of(entries: list[dict[str, Any]], path: Path) -> tuple[Classes, Lab
 
 def _kept_classes(kept: list[dict[str, Any]], names: dict[int, str], path: Path) -> tuple[Classes, LabelTable]:
     """Of the entries that are not ignored; `names` are those of all, by id."""
+    if len(kept) == 1:
+        only = names[kept[0]["id"]]
+        raise DataError(f"{path} leaves one class to learn ({only}): a net of one class is always right; name another")
     if not 2 <= len(kept) < _ILLEGAL:
-        only = f" ({names[kept[0]['id']]}): a net of one class is always right" if len(kept) == 1 else ""
-        raise DataError(f"{path} leaves {len(kept)} classes to learn{only}; between 2 and {_ILLEGAL - 1} are possible")
+        raise DataError(f"{path} names {len(kept)} classes; between 2 and {_ILLEGAL - 1} are possible")
     learned = tuple(names[entry["id"]] for entry in kept)
     if twice := next((name for i, name in enumerate(learned) if name in learned[:i]), None):
         raise DataError(f"{path}: two classes have the same name, {twice}")

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import pickle
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +97,10 @@ def test_classes_and_order_are_torchvisions(pictures, experiment):
     picture((1, 2, 3), 5).save(pictures / "train" / "bird" / "more" / "x.png")
     for junk in ("._bird_0.JPEG", ".hidden.png", "notes.txt"):
         (pictures / "train" / "bird" / junk).touch()
-    ours, theirs = open_pictures(experiment.data, "train"), TorchvisionFolder(pictures / "train")
+    with pytest.warns(Segmv3Warning, match=r"train: left out 1 hidden \(first: bird/.hidden.png\)"):
+        ours = open_pictures(experiment.data, "train")
+    (pictures / "train/bird/.hidden.png").unlink()
+    theirs = TorchvisionFolder(pictures / "train")
     assert ours.classes == tuple(theirs.classes) == tuple(COLORS)
     known = [(path, target) for path, target in theirs.samples if not Path(path).name.startswith(".")]
     assert {(str(ours.path(i)), ours.read(i)[1]) for i in range(len(ours))} == set(known)
@@ -103,6 +108,35 @@ def test_classes_and_order_are_torchvisions(pictures, experiment):
     assert len(pickle.loads(pickle.dumps(ours))) == 25
     (pictures / "train" / "dog" / "dog_5.JPEG").unlink()
     assert open_pictures(experiment.data, "train").fingerprint() != ours.fingerprint()
+
+
+def test_pictures_are_left_out_of_no_class_without_a_word(pictures, experiment):
+    folder = pictures / "train"
+    whole = len(open_pictures(experiment.data, "train"))
+    (folder / "bird").rename(pictures / "elsewhere")
+    (folder / "bird").symlink_to(pictures / "elsewhere")
+    (folder / "bird" / "back").symlink_to(folder)  # leads round
+    assert len(open_pictures(experiment.data, "train")) == whole
+    picture((1, 2, 3), 5).save(folder / "loose.png")
+    (folder / "bird" / "a.heic").write_bytes(b"?")
+    os.mkfifo(folder / "bird" / "b.png")
+    says = r"left out 1 \.heic, 1 no regular file, 1 outside the class folders \(first: bird/a.heic\)"
+    with pytest.warns(Segmv3Warning, match=says):
+        assert len(open_pictures(experiment.data, "train")) == whole
+    (folder / "tree").symlink_to(pictures / "gone")
+    with pytest.raises(DataError, match="tree is a link to nowhere"):
+        open_pictures(experiment.data, "train")
+    (folder / "tree").unlink()
+    (folder / "bi\u200brd").mkdir()
+    with pytest.raises(DataError, match=r"U\+200B .*rename the folder"):
+        open_pictures(experiment.data, "train")
+
+
+def test_one_class_is_nothing_to_learn(pictures, experiment):
+    for path in list((pictures / "val").iterdir())[1:]:
+        shutil.rmtree(path)
+    with pytest.raises(DataError, match="val has one class"):
+        open_pictures(experiment.data, "val")
 
 
 def test_what_is_wrong_with_a_folder_is_named(pictures, experiment, tmp_path):

@@ -225,7 +225,7 @@ def test_absent_classes_and_odd_looks(folder):
     assert names(findings["val", "16-bit"]) == ["scene_0.png"] and names(findings["val", "mode"]) == ["scene_1.png"]
     assert names(findings["val", "void"]) == ["scene_1.png"]
     jpeg = findings.pop(("val", "no label map"))
-    assert jpeg["level"] == "error" and "scene_2.jpg is JPEG; compression changes ids" in jpeg["files"][0]["text"]
+    assert jpeg["level"] == "error" and "scene_2.jpg is a JPEG; compression changes ids" in jpeg["files"][0]["text"]
     assert {finding["level"] for finding in findings.values()} == {"warning"}
 
 

@@ -363,5 +363,5 @@ def test_training_refuses_bad_files_of_both_splits_at_once(copy):
         return nullcontext(lambda done, total: None)
 
     with pytest.raises(DataError, match="2 files in 'train' and 'val' cannot be used") as raised:
-        task.check(progress_of)
+        task.check(progress_of, print)
     assert all(label.name in str(raised.value) for label in labels) and titles == ["check train", "check val"]

@@ -134,8 +134,8 @@ def test_labels_that_are_no_ids_are_refused_for_what_they_are(tmp_path):
     assert says("a_gtFine_instanceIds.png", wide).endswith("(is it a gtFine_instanceIds file?)")
     assert "an alpha channel" in says("label.png", colors.convert("LA"))
     says_jpeg = says("label.jpg", colors.convert("L"))
-    assert says_jpeg.endswith("label.jpg is JPEG; compression changes ids: store it as PNG")
-    assert "is JPEG" in says("label.tif", colors.convert("L"), compression="jpeg")
+    assert says_jpeg.endswith("label.jpg is a JPEG; compression changes ids: store it as PNG")
+    assert "is a JPEG" in says("label.tif", colors.convert("L"), compression="jpeg")
 
 
 def test_a_png_is_complete_or_absent(tmp_path):

@@ -94,8 +94,8 @@ def entries(*more: object) -> str:
         ('{"classes": ["road", "sky"]}', "cannot be understood"),
         ('{"classes": NaN}', "NaN is no number"),
         ('{"classes": [], "classes": []}', "a key stands twice"),
-        ('{"classes": []}', "leaves 0 classes to learn; between 2 and 253"),
-        (entries(), r"leaves 1 classes to learn \(road\): a net of one class is always right"),
+        ('{"classes": []}', "names 0 classes; between 2 and 253"),
+        (entries(), r"leaves one class to learn \(road\): a net of one class is always right"),
         (entries({"id": 0, "name": "b"}), "ids must be different, and 0 stands twice"),
         (entries({"id": 2, "name": "road"}), "the same name, road"),
         (entries({"id": 300, "name": "a"}), "between 0 and 255, found 300"),
@@ -112,7 +112,7 @@ def entries(*more: object) -> str:
         (entries({"id": 1, "name": "a", "rgb": [1, 2]}), "three numbers"),
         (entries({"id": 1, "name": "a", "rgb": [1, 2, True]}), "three numbers"),
         (json.dumps({"classes": [{"id": i, "name": f"c{i}"} for i in range(9000)]}), "names 9,000 classes"),
-        (" " * 1_000_001, "a file of less than 1 MB"),
+        (" " * 1_000_001, "classes.json is larger than 1 MB; it must be a file of class names"),
     ],
 )
 def test_bad_classes_files_are_refused_in_one_line(tmp_path: Path, text: str, says: str):
@@ -125,11 +125,11 @@ def test_bad_classes_files_are_refused_in_one_line(tmp_path: Path, text: str, sa
 def test_a_classes_file_that_is_no_file_is_refused(tmp_path: Path):
     os.mkfifo(tmp_path / "classes.json")
     (tmp_path / "classes.txt").write_text("road\nsky\n")  # not taken in its place
-    with pytest.raises(DataError, match=r"classes\.json is no file of class names"):
+    with pytest.raises(DataError, match=r"classes\.json is no regular file"):
         read_classes(tmp_path)
     (tmp_path / "classes.json").unlink()
     (tmp_path / "classes.json").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"classes\.json is no file of class names"):
+    with pytest.raises(DataError, match=r"classes\.json cannot be read"):
         read_classes(tmp_path)
 
 

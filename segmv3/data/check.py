@@ -163,14 +163,13 @@ def fault_of(
     absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
     if not absent:
         return None
-    hint = "; pixels of id 255 are read as ignore" if marked else ""
+    hint = "; pixels of id 255 are read as ignore: a class needs another id" if marked else ""
     if len(absent) == len(classes):
-        return "error", f"no pixel is labelled: nothing to learn or to score{hint}"
+        return "error", f"no pixel of '{split}' is labelled: nothing to learn or to score{hint}"
     names = ", ".join(absent)
     if split == "train" and len(classes) - len(absent) == 1:
-        only = classes.names[int(np.argmax(pixels))]
-        text = f"{only} is the only class with a pixel: a net of one class is always right. Absent: {names}{hint}"
-        return "error", text
+        only = f"{classes.names[int(np.argmax(pixels))]} is the only class with a pixel in '{split}'"
+        return "error", f"{only}: a net of one class is always right. Absent: {names}{hint}"
     effect = "cannot be learned" if split == "train" else "left out of the mean IoU unless predicted"
     number = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
     return "warning", f"{number} absent ({effect}): {names}{hint}"

@@ -9,7 +9,9 @@ usual order. Files are only ever read.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmv3.config import ImageFolder
+from segmv3.data.listing import images_below, is_image, told, warn_of
 from segmv3.errors import DataError
-from segmv3.images import SUFFIXES, UInt8Array, read_image
+from segmv3.images import UInt8Array, read_image
+from segmv3.labels import class_name
 
 _CHECKED = 1000  # files of a split that are decoded before a run; all of ImageNet would take hours
 
@@ -67,18 +71,23 @@ def open_pictures(data: ImageFolder, split: str) -> Pictures:
     if not root.is_dir():
         raise DataError(f"data root {root} does not exist; set --data.root to the folder that holds train/ and val/")
     folder = root / split
-    classes = _folders(folder) if folder.is_dir() else []
-    if not classes:
+    folders = _folders(folder) if folder.is_dir() else []
+    if not folders:
         raise DataError(_no_class_in(folder, root, split))
+    classes = _class_names(folders, folder)
     files: list[bytes] = []
     targets: list[int] = []
     empty: list[str] = []
-    for target, name in enumerate(classes):
-        found = sorted(_pictures_below(folder / name, name))
-        files += found
-        targets += [target] * len(found)
-        if not found:
+    left_out: dict[str, list[str]] = defaultdict(list, _loose(folder))
+    for target, name in enumerate(folders):
+        found = images_below(f"{folder}/{name}")
+        files += sorted(os.fsencode(path[len(str(folder)) + 1 :]) for path in found.paths)
+        targets += [target] * len(found.paths)
+        if not found.paths:
             empty.append(name)
+        for what, paths in found.left_out.items():
+            left_out[what] += paths
+    warn_of(told(folder, left_out))
     if empty:
         what = "folder holds" if len(empty) == 1 else "folders hold"
         raise DataError(
@@ -86,7 +95,7 @@ def open_pictures(data: ImageFolder, split: str) -> Pictures:
             "fill or remove them in train and val alike"
         )
     return Pictures(
-        root.resolve().name, split, folder, tuple(classes), np.array(files, np.bytes_), np.array(targets, np.int64)
+        root.resolve().name, split, folder, classes, np.array(files, np.bytes_), np.array(targets, np.int64)
     )
 
 
@@ -101,38 +110,63 @@ def check_same_classes(train: Pictures, val: Pictures) -> None:
         raise DataError(f"{train.folder.parent}: train and val must have the same class folders; {'; '.join(parts)}")
 
 
-def check_pictures(pictures: Pictures, progress: Callable[[int, int], None] | None = None) -> None:
+def check_pictures(pictures: Pictures, progress: Callable[[int, int], None] | None = None) -> str:
     """Decode up to 1,000 evenly spaced files of a split.
 
     That finds a wrong format, missing rights or a copy that broke off. A damaged file among the others ends the
     run where it is met, with the state saved.
 
+    Returns: a digest of their pixels, by which a run knows its data again.
     Raises: DataError naming the first file that cannot be decoded.
     """
     count = min(len(pictures), _CHECKED)
     chosen = np.linspace(0, len(pictures) - 1, count).round().astype(int)
+    seen = hashlib.sha256()
+
+    def digest(index: int) -> bytes:  # the pixels themselves are not kept
+        pixels = pictures.read(index)[0]
+        return hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = pool.map(lambda index: pictures.read(index)[0].shape, chosen)  # the pixels themselves are not kept
         try:
-            for done, _ in enumerate(sizes, 1):
+            for done, each in enumerate(pool.map(digest, chosen), 1):
+                seen.update(each)
                 if progress:
                     progress(done, count)
         finally:
             pool.shutdown(cancel_futures=True)
+    return seen.hexdigest()
 
 
 def _folders(place: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+    """Names of class folders in the order of their normal form, in which they are kept."""
+    entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+    lost = next((entry for entry in entries if entry.is_symlink() and not os.path.exists(entry)), None)  # noqa: PTH110
+    if lost and not is_image(lost.name):
+        raise DataError(f"{lost.path} is a link to nowhere; mend or remove it")
+    names = (entry.name for entry in entries if entry.is_dir())
+    return sorted(names, key=lambda name: (unicodedata.normalize("NFC", name), name))
 
 
-def _pictures_below(folder: Path, name: str) -> Iterator[bytes]:
-    """Names of image files in and below a class folder, beginning with the class."""
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [inner for inner in folders if not inner.startswith(".")]
-        inside = name + place[len(str(folder)) :]
-        for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:  # noqa: PTH122 (a million)
-                yield os.fsencode(f"{inside}/{file}")
+def _class_names(folders: list[str], folder: Path) -> tuple[str, ...]:
+    """Raises: DataError for a name that could not be read again, two that are one, and for a single class."""
+    names = []
+    for name in folders:
+        try:
+            names.append(class_name(name))
+        except ValueError as error:
+            raise DataError(f"{folder}: {error}; rename the folder") from None
+    if twice := next((name for i, name in enumerate(sorted(names)[1:]) if name == sorted(names)[i]), None):
+        raise DataError(f"{folder} has two folders of the name {twice}, spelt in other code points; join them")
+    if len(names) == 1:
+        raise DataError(f"{folder} has one class ({names[0]}): a net of one class is always right; add another")
+    return tuple(names)
+
+
+def _loose(folder: Path) -> dict[str, list[str]]:
+    """Pictures beside the class folders, and linked folders that lead nowhere."""
+    loose = [entry.path for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir()]
+    return {"outside the class folders": loose} if loose else {}
 
 
 def _no_class_in(folder: Path, root: Path, split: str) -> str:
@@ -145,7 +179,7 @@ def _no_class_in(folder: Path, root: Path, split: str) -> str:
     archives = sorted(path.name for place in (root, folder) if place.is_dir() for path in place.glob("*.tar"))
     if archives:
         return f"{text}; {', '.join(archives[:3])} is still packed: unpack it there, one folder a class"
-    if folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+    if folder.is_dir() and _loose(folder):
         return f"{text}: its images lie loose in it; sort them into one folder a class"
     there = ", ".join(sorted(path.name for path in root.iterdir() if not path.name.startswith("."))[:6])
     return f"{text}; {root} has {there or 'nothing'}; it must hold {split}/CLASS/*.jpg"

@@ -58,6 +58,11 @@ def images_below(folder: Path | str) -> Images:
     return Images(tuple(paths), {what: tuple(found) for what, found in left_out.items()})
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image that is read."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+
+
 def visible_files(folder: Path) -> list[Path]:
     """Image files below a folder, sorted; warns of what is left out."""
     found = images_below(folder)
@@ -70,7 +75,9 @@ def told(folder: Path | str, left_out: Mapping[str, Iterable[str]]) -> list[str]
     kinds = {what: sorted(paths) for what, paths in left_out.items()}
     if not any(kinds.values()):
         return []
-    counts = ", ".join(f"{len(kinds[what]):,} {what}" for what in sorted(kinds, key=lambda what: -len(kinds[what])))
+    counts = ", ".join(
+        f"{len(kinds[what]):,} {what}" for what in sorted(kinds, key=lambda what: (-len(kinds[what]), what))
+    )
     first = os.path.relpath(min(paths[0] for paths in kinds.values()), folder)
     return [f"{folder}: left out {counts} (first: {first}); read are {' '.join(sorted(SUFFIXES))}"]
 

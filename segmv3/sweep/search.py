@@ -95,6 +95,9 @@ def sweep(
     _check(folder, settings)
     make_folder(folder)
     with alone(folder / "sweep.lock", partial(_refuse_company, folder)), RunConsole(space.trials) as console:
+        task.check(console.task, console.say)  # what is remembered of it starts every trial at once
+        settings["contents"] = task.contents()
+        _check(folder, settings)
         if not (folder / "settings.json").is_file():
             write_bytes(folder / "settings.json", _text(settings, indent=2).encode())
         facts = {

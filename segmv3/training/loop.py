@@ -83,7 +83,9 @@ def train(
         training = _Training(fabric, config, run, console, task, on_evaluation, tensorboard)
         fabric.barrier()  # nobody writes before everybody has looked
         if fabric.is_global_zero:
-            task.check(console.task)
+            task.check(console.task, console.say)
+            settings["contents"] = task.contents()
+            run.check(settings)
         with run.claimed(settings) if fabric.is_global_zero else nullcontext():
             fabric.barrier()
             task.prepare(first=fabric.is_global_zero, everywhere=lambda value: training.reduce(value, "sum"))
@@ -355,7 +357,7 @@ class _Training:
             self.board.add(entry)
         self.console.say(
             f"step {self.step:,}/{self.schedule.steps:,}  {metric.name} {result[metric.key]:.2f} % on "
-            f"{result['images']:,} images of {result['split']}{' (best so far)' if improved else ''}"
+            f"{result['images']:,} images of {result['split']}{_without(result)}{' (best so far)' if improved else ''}"
         )
 
     def _keep(self, net: Net, result: dict[str, Any]) -> None:
@@ -504,7 +506,14 @@ def _parts(batch: Batch, count: int) -> Iterator[Batch]:
 
 
 def _headline(task: Task, result: dict[str, Any]) -> str:
-    return f"{result[task.metric.key]:.2f} % {task.metric.name} on {result['split']} at step {result['step']:,}"
+    score = f"{result[task.metric.key]:.2f} % {task.metric.name}"
+    return f"{score} on {result['split']}{_without(result)} at step {result['step']:,}"
+
+
+def _without(result: dict[str, Any]) -> str:
+    """` without road, sky (absent)`, where a mean leaves classes out."""
+    absent = result.get("absent") or []
+    return f" without {', '.join(absent)} (absent)" if absent else ""
 
 
 def _describe(device: torch.device) -> str:

@@ -11,6 +11,7 @@ report.html       the page about the run, with its pictures in figures/
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,30 @@ def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], f
     Args: file: where they are. free: names (dotted) that may differ. flag: the one that names the folder.
     Raises: ConfigError.
     """
-    changed = {k: v for k, v in differences(_read_json(file, flag), settings).items() if k not in free}
+    was = _read_json(file, flag)
+    if "contents" not in was or "contents" not in settings:  # of an earlier version; before the files were looked at
+        was, settings = ({k: v for k, v in each.items() if k != "contents"} for each in (was, settings))
+    changed = {k: v for k, v in differences(was, settings).items() if k not in free}
     for name in changed.keys() & {"train_set", "val_set"}:
         raise ConfigError(f"the images of {name[:-4]} are not those {file.parent} was started with")
+    if other := _other_data({k[9:]: v for k, v in changed.items() if k.startswith("contents.")}):
+        raise ConfigError(f"{file.parent} was started with {other}. Use another {flag}, or the data it began with.")
     if changed:
         text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
         raise ConfigError(f"{file.parent} was started with other settings: {text}. Use another {flag}.")
+
+
+def _other_data(changed: dict[str, tuple[Any, Any]]) -> str:
+    """What differs between the contents of two data sets, as (was, now) by name; empty where nothing does."""
+    ids = {name.rpartition(".")[2]: values for name, values in changed.items() if ".ids." in name}
+    shown = [f"id {number} {_shown(a)} -> {_shown(b)}" for number, (a, b) in ids.items()]
+    if "classes" in changed:
+        names = (a if isinstance(a, list) else [] for a in changed["classes"])
+        shown += [f"class {i} {_shown(a)} -> {_shown(b)}" for i, (a, b) in enumerate(zip_longest(*names)) if a != b]
+    if shown:
+        return f"other classes/ids: {', '.join(shown[:4])}{', ...' if len(shown) > 4 else ''}"
+    parts = [" of ".join(reversed(name.split("."))) for name in changed]
+    return f"other pixels in files of the same names: {', '.join(parts)}" if parts else ""
 
 
 def _read_json(path: Path, flag: str = "--run") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segmv3.checkpoint import load, load_classifier
 from segmv3.classification import accuracies, count_hits
 from segmv3.config import Classification, Config
-from segmv3.data.check import Problem, class_pixels, problems_in, refuse
+from segmv3.data.check import Problem, class_fault, class_pixels, contents, problems_in, refuse
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.imagefolder import Pictures, check_pictures, check_same_classes, open_pictures
 from segmv3.data.pack import open_training
@@ -102,8 +102,11 @@ class Task(Protocol):
     def classes(self) -> Classes | Sequence[str]:
         """What the weight file says of the logits."""
 
-    def check(self, progress_of: OpenProgress) -> None:
-        """Look at the files before the run; `progress_of(title)` opens a progress bar."""
+    def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
+        """Look at the files before the run; `progress_of(title)` opens a progress bar, `say` tells what to know."""
+
+    def contents(self) -> dict[str, Any]:
+        """What the data sets hold, as JSON types, after `check`: a run goes on with the same alone."""
 
     def prepare(self, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
         """Get what `loss` needs of the training set, after `check`.
@@ -173,7 +176,7 @@ class SegmentationTask:
     def sources(self) -> dict[str, str]:
         return {"teacher": self.teacher.sha256} if self.teacher else {}
 
-    def check(self, progress_of: OpenProgress) -> None:
+    def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
         problems: list[Problem] = []
         extra = self.train_set.extra
         if extra and extra.skipped:
@@ -185,7 +188,18 @@ class SegmentationTask:
             with progress_of(f"check {dataset.split}") as progress:
                 problems += problems_in(dataset, progress)
         refuse(problems, *(dataset.split for dataset in datasets))
+        for dataset in (self.train_set, self.val_set):
+            fault = class_fault(dataset)
+            if fault and fault[0] == "error":
+                raise DataError(f"{self.config.data.root}: {fault[1]}")
+            if fault:
+                say(f"data: '{dataset.split}': {fault[1]}")
         draws_of(self.train_set, self.config.data)  # says what cannot be drawn before there is a run
+
+    def contents(self) -> dict[str, Any]:
+        return {"classes": list(self.classes.names)} | {
+            each.split: contents(each) for each in (self.train_set, self.val_set)
+        }
 
     def prepare(self, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
         wanted = self.config.loss.class_weights
@@ -285,6 +299,8 @@ class ClassificationTask:
         self.net_name = f"MobileNetV3-{backbone.size.title()} classifier ({kind}width {backbone.width:g})"
         self.train_set, self.val_set = open_pictures(config.data, "train"), open_pictures(config.data, "val")
         check_same_classes(self.train_set, self.val_set)
+        self.seen: dict[str, dict[str, str]] = {}
+        """By split, what `check` saw."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -294,10 +310,13 @@ class ClassificationTask:
     def sources(self) -> dict[str, str]:
         return {}
 
-    def check(self, progress_of: OpenProgress) -> None:
+    def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
         for pictures in (self.train_set, self.val_set):
             with progress_of(f"check {pictures.split}") as progress:
-                check_pictures(pictures, progress)
+                self.seen[pictures.split] = {"images": check_pictures(pictures, progress)}
+
+    def contents(self) -> dict[str, Any]:
+        return {"classes": list(self.classes), **self.seen}
 
     def prepare(self, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
         pass
