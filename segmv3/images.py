@@ -163,9 +163,7 @@ def read_ids(path: Path) -> UInt8Array:
     lossy = "a JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""
     if lossy or image.mode not in _IDS:
         kind = lossy or _KINDS.get(image.mode, f"of mode {image.mode}")
-        advice = {"JPEG": "compression changes ids: store it as PNG"}.get(
-            kind, "labels must be 8-bit single-channel ids"
-        )
+        advice = "compression changes ids: store it as PNG" if lossy else "labels must be 8-bit single-channel ids"
         city = "_gtFine_" in path.name  # other data sets have no such files
         for mark in ("color", "instanceIds"):
             advice += f" (is it a gtFine_{mark} file?)" if city and path.stem.endswith(f"_{mark}") else ""

@@ -88,6 +88,8 @@ def run(arguments: list[str]) -> None:
     with processes(device) as group:
         console = Screen(quiet=group.rank > 0)
         dataset, model, card = group.agree(lambda: _open(options, writes=group.rank == 0))
+        for word in group.agree(lambda: _words(options, dataset) if group.rank == 0 else []):
+            console.say(word)
         with _predictions_folder(options, group) as folder:
             share = group.agree(lambda: _count(options, dataset, model.to(device), device, group, console, folder))
             shares = group.gather(share)
@@ -124,6 +126,16 @@ def _open(options: Evaluate, *, writes: bool) -> tuple[Dataset, Segmenter, Card]
     if options.report and writes:
         make_folder(options.report)
     return dataset, model, card
+
+
+def _words(options: Evaluate, dataset: Dataset) -> list[str]:
+    """What to know of a whole split's classes before its first image. Raises: DataError when nothing can be scored."""
+    from segmv3.data.check import class_fault
+
+    fault = None if options.limit else class_fault(dataset)
+    if fault and fault[0] == "error":
+        raise DataError(f"{options.data.root}: {fault[1]}")
+    return [f"data: '{options.split}': {fault[1]}"] if fault else []
 
 
 def _refuse_calibration(options: Evaluate, *, writes: bool) -> None:
