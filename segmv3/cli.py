@@ -4,6 +4,7 @@ The commands are modules of `segmv3.commands`, imported when they are asked for.
 inside them, so that `segmv3 --help` answers at once.
 """
 
+import errno
 import io
 import os
 import signal
@@ -15,12 +16,14 @@ from types import FrameType
 from typing import Any
 
 import segmv3
-from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, is_out_of_memory, printable
+from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, is_out_of_memory, printable, shortened
 
 _COMMANDS = (
     *("train", "sweep", "evaluate", "compare", "submit", "predict", "classify"),
     *("models", "weights", "export", "data", "benchmark"),
 )
+
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 _USAGE = """\
 usage: segmv3 COMMAND ...
@@ -68,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"segmv3 {segmv3.__version__}")
         return 0
     try:
+        _refuse_odd(arguments)
         _run(arguments)
     except Segmv3Error as error:
         return _fail(_last_message(error), error.exit_code)
@@ -81,7 +85,25 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail("environment: out of memory; use smaller images, crops or batches", 4)
     except BrokenPipeError:  # whoever read our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # what no part of the program expects of a file: a name too long, a folder locked away
+        name = shortened(error.filename or "a file", 200)
+        code = 4 if error.errno in _OF_THE_MACHINE else 2
+        return _fail(f"files: {name} cannot be used ({error.strerror or error})", code)
     return 0
+
+
+def _refuse_odd(arguments: list[str]) -> None:
+    """Raises: ConfigError for an argument that can name nothing: an empty one, or one that no file name can hold."""
+    for place, argument in enumerate(arguments):
+        after = f" after {shortened(arguments[place - 1])}" if place else ""
+        if not argument:
+            raise ConfigError(f"the argument{after} is empty; was a variable of the shell not set?")
+        try:
+            whole = b"\0" not in os.fsencode(argument)
+        except UnicodeEncodeError:
+            whole = False
+        if not whole:
+            raise ConfigError(f"{shortened(argument)} holds characters that no file name can have")
 
 
 def _run(arguments: list[str]) -> None:

@@ -114,5 +114,11 @@ def printable(text: object) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def shortened(text: object, length: int = 60) -> str:
+    """A text for a message: the end of a long one is left out."""
+    line = str(text)
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 class Segmv3Warning(UserWarning):
     """Something a user should know that does not stop the work."""

@@ -111,10 +111,15 @@ def alone(lock: Path, in_use: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+def expanded(path: str) -> Path:
+    """`~` as a shell has it: of a user that does not exist it is a name like any other."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises)
+
+
 def cache_folder() -> Path:
     """`$SEGMV3_CACHE`, or the folder segmv3 in the user's cache; not created here."""
     if own := os.environ.get("SEGMV3_CACHE"):
-        return Path(own).expanduser()
+        return expanded(own)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmv3"
     except RuntimeError:  # a user without a home, as in some containers

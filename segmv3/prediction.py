@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Error
-from segmv3.files import make_folder
+from segmv3.files import expanded, make_folder
 from segmv3.images import UInt8Array, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
@@ -105,7 +105,7 @@ def _silent(done: int, total: int | None) -> None:
 
 
 def _refuse_own_folder(source: str, output: Path) -> None:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if source.strip() and folder.is_dir() and folder.resolve() == output.resolve():
         raise OutputError(
             f"{output} is the folder the images are read from, and the next run would read the results as "

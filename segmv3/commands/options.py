@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from segmv3.config import Config, Data, Device, Model, Schedule, load_config
+from segmv3.config import Config, Data, Device, Model, Schedule, load_config, mistyped
 from segmv3.errors import ConfigError, OutputError
 
 Options = TypeVar("Options")
@@ -30,7 +30,10 @@ def parse(
     if defaults:
         required = {f.name: tyro.MISSING for f in fields(options) if f.default is MISSING}  # type: ignore[arg-type]
         filled = {"default": options(**required | defaults)}
-    return tyro.cli(options, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), **filled)
+    chosen = tyro.cli(options, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), **filled)
+    for name, _ in mistyped(chosen):  # numbers alone can be: tyro knows no bounds
+        raise ConfigError(f"--{name.removeprefix('config.').replace('_', '-')} is not finite, or too large a number")
+    return chosen
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:

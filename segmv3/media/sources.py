@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segmv3.errors import DataError, Segmv3Warning
+from segmv3.errors import DataError, Segmv3Warning, shortened
+from segmv3.files import expanded
 from segmv3.images import SUFFIXES as IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset(
@@ -56,7 +57,7 @@ def find_source(source: str, *, leave_out: Path | None = None) -> ImageSource | 
     """
     if not source.strip():
         raise DataError(f"no source was named; {_SUPPORTED}")
-    path = Path(source).expanduser()
+    path = expanded(source)
     try:
         path.exists()
     except OSError as error:
@@ -121,9 +122,9 @@ def _from_list(list_file: Path) -> ImageSource:
 
 def _listed(list_file: Path, number: int, entry: str) -> Path:
     """The image that one line of a list file names."""
-    written = Path(entry).expanduser()
+    written, entry = expanded(entry), shortened(entry, 200)
     for path in (written, list_file.parent / written):
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             if path.suffix.lower() not in IMAGE_SUFFIXES:
                 known = _list(IMAGE_SUFFIXES)
                 raise DataError(f"{list_file} line {number}: {entry} is not an image ({known})")

@@ -169,6 +169,9 @@ def state_shapes(net: Model | Classifier, num_classes: int) -> Mapping[str, torc
         return {name: tensor.shape for name, tensor in build(net, num_classes).state_dict().items()}
 
 
+_MOST_CLASSES = 100_000
+
+
 def _check_classes(number: int) -> None:
-    if number < 1:
-        raise ModelError(f"num_classes is {number}; it must be at least 1")
+    if not 1 <= number <= _MOST_CLASSES:
+        raise ModelError(f"num_classes is {number}; it must be at least 1 and at most {_MOST_CLASSES:,}")

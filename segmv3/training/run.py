@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from segmv3.checkpoint import differences, saved_steps
-from segmv3.errors import ConfigError, OutputError
+from segmv3.errors import ConfigError, OutputError, shortened
 from segmv3.files import alone, make_folder, write_bytes
 from segmv3.records import read_json, typed
 
@@ -118,5 +118,4 @@ def _read_json(path: Path, flag: str = "--run") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value) if value is None or isinstance(value, list | dict | str) else str(value)
-    return text if len(text) <= 120 else f"{text[:119]}…"
+    return shortened(json.dumps(value) if value is None or isinstance(value, list | dict | str) else value, 120)

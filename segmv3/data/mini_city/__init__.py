@@ -20,6 +20,7 @@ __all__ = ["render_scene", "write_mini_city"]
 _FORMAT = 1
 _PARAMETERS = "mini-city.json"
 _LEAST_SIZE = (64, 128)
+_LARGEST_SIDE, _MOST_IMAGES = 8192, 100_000
 
 
 def write_mini_city(
@@ -37,13 +38,15 @@ def write_mini_city(
 
     Args: train, val: images in each split. size: (height, width) in pixels. progress: called with (images
         done, images in all) after each image.
-    Raises: ConfigError for a size below 64 x 128 or a count below 1. OutputError when `root` cannot be
+    Raises: ConfigError for a size or a count that is too small or too large. OutputError when `root` cannot be
         written, or holds anything but exactly this mini-city.
     """
     if train < 1 or val < 1:
         raise ConfigError(f"mini-city needs at least 1 image in each split, got {train} train and {val} val")
     if size[0] < _LEAST_SIZE[0] or size[1] < _LEAST_SIZE[1]:
         raise ConfigError(f"mini-city images are at least 64 x 128 (height x width), got {size[0]} x {size[1]}")
+    if train + val > _MOST_IMAGES or max(size) > _LARGEST_SIDE:
+        raise ConfigError(f"mini-city draws at most {_MOST_IMAGES:,} images of at most {_LARGEST_SIDE:,} pixels a side")
     if seed < 0:
         raise ConfigError(f"seed must be at least 0, got {seed}")
     parameters = {"format": _FORMAT, "train": train, "val": val, "size": list(size), "seed": seed}
