@@ -60,8 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what goes wrong is one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding has not
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding has not
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _on_sigterm)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

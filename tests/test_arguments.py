@@ -56,7 +56,7 @@ data pack DATA c --split V
 benchmark table --results V
 benchmark metrics --data.root V
 benchmark latency --output V
-benchmark training --config V
+benchmark training --output V
 V V
 """.strip().split("\n")
 
@@ -64,9 +64,9 @@ ODD = (
     "x" * 5000,
     "y" * 300 + ".json",
     "~nosuchuser/x",
-    "[/red]\x1b[31m\n:smile:.json",
-    "stra\udcdfe.json",
-    "a file/inside.json",
+    "[/red]\x1b[31m\n:smile:",
+    "stra\udcdfe",
+    "a file/inside",
     "a file",
     "[" * 1000,
     "-",
@@ -134,15 +134,16 @@ def filled(command: str, value: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::segmv3.errors.Segmv3Warning")
+@pytest.mark.parametrize("values", [ODD[:4], pytest.param(ODD[4:], marks=pytest.mark.slow)], ids=["few", "more"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_odd_paths_and_names(command, place, capsys):
-    for value in ODD:
+def test_odd_paths_and_names(command, values, place, capsys):
+    for value in values:
         answers(filled(command, value), capsys)
 
 
 @pytest.mark.parametrize("command", NUMBERS)
 def test_odd_numbers(command, place, capsys):
-    for value in ("-1", "-9223372036854775809", "4000000000", "9" * 40, "1e999", "nan", "[1]", "0x10"):
+    for value in ("-1", "4000000000", "9" * 40, "nan"):
         answers(filled(command, value), capsys)
 
 
