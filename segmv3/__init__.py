@@ -7,8 +7,14 @@
 Names are loaded on first use: importing this package imports neither torch nor numpy.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Packages that report their use or ask for updates, over the internet, unless they are told before their import.
+# OpenVINO and NNCF know no such switch: segmv3.convert.extras.
+for _switch in ("ORT_DISABLE_TELEMETRY", "NO_ALBUMENTATIONS_UPDATE"):
+    os.environ.setdefault(_switch, "1")
 
 __version__ = "0.1.0"
 

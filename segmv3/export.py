@@ -21,7 +21,7 @@ from segmv3.checkpoint import Card, check_net
 from segmv3.config import Data
 from segmv3.convert.extras import openvino_core
 from segmv3.convert.graph import Output, needs_fixed_size
-from segmv3.convert.int8 import ENOUGH_IMAGES
+from segmv3.convert.int8 import ENOUGH_IMAGES, INSTRUCTION_SETS
 from segmv3.convert.metadata import Metadata, describe
 from segmv3.convert.receipt import files_of, receipt_path, to_text
 from segmv3.data.datasets import Dataset, open_dataset
@@ -42,8 +42,8 @@ from segmv3.runtime.backends import (
 )
 from segmv3.runtime.choice import median_times
 from segmv3.runtime.loading import EXPORTS, open_file
-from segmv3.runtime.machine import has_bf16, machine
-from segmv3.runtime.proof import LIMITS, Agreement, compare, refuse
+from segmv3.runtime.machine import cpu_flags, has_bf16, machine
+from segmv3.runtime.proof import LIMITS, Agreement, DisagreementError, compare, refuse
 from segmv3.weights.opening import open_segmenter
 
 Target = Literal["onnx", "openvino", "onnx-int8", "openvino-int8", "torch-export"]
@@ -409,10 +409,18 @@ class _Int8:
 
         if path.suffix == ".onnx":
             write_bytes(path, int8.quantize_onnx(self._fp32.read_bytes(), images, progress=progress))
-            return onnx.metadata_of(path)
+            return self._safe(onnx.metadata_of(path), path)
         fp32 = openvino_core().read_model(self._fp32)
         openvino.write(int8.quantize_openvino(fp32, images, progress=progress), path)
-        return openvino.metadata_of(path)
+        return self._safe(openvino.metadata_of(path), path)
+
+    def _safe(self, metadata: Metadata, path: Path) -> Metadata:
+        """Raises: DisagreementError for what is right on processors with VNNI only, and cannot be shown here."""
+        from segmv3.convert.int8 import is_safe
+
+        if not is_safe(path):
+            raise DisagreementError("the int8 file has weights beyond 7 bits, which processors without VNNI cut off")
+        return metadata
 
     def measure(self, reference: Backend, backend: Backend, agreement: Agreement) -> dict[str, Any]:
         """Latency and mIoU before and after."""
@@ -424,6 +432,7 @@ class _Int8:
         times = median_times(others | {"int8": backend}, _resized(self._pictures.read[0]()[0], size), _ROUNDS)
         slower = [f"slower than {name} here" for name in others if times["int8"] > times[name]]
         return {
+            "processors": {"compared_on": cpu_flags(), "right_on": INSTRUCTION_SETS, "because": "weights of 7 bits"},
             "calibration": {"images": self._calibrated, "from": self._pictures.calibration_origin},
             "latency_ms": {"size": list(size)} | {name: round(value, 2) for name, value in times.items()},
             "miou": {"fp32": agreement.miou_reference, "int8": agreement.miou_candidate},

@@ -169,9 +169,11 @@ def test_fresh_nets_are_settled_and_the_same_every_time(name):
 
 def test_what_auto_means_for_fresh_nets(tmp_path, monkeypatch):
     from segmv3.benchmark import nets
+    from segmv3.runtime import backends
 
     place = Place("cpu", 1, tmp_path)
-    monkeypatch.setattr(nets, "cpu_flags", lambda: ["avx2", "avx512_bf16"])
+    for module in (nets, backends):
+        monkeypatch.setattr(module, "has_bf16", lambda: True)
     monkeypatch.setattr(nets, "installed", lambda name: True)
     assert chosen("auto", "auto", place) == ("openvino", "bf16")
     assert chosen("onnxruntime", "auto", place) == ("onnxruntime", "fp32")
@@ -180,6 +182,11 @@ def test_what_auto_means_for_fresh_nets(tmp_path, monkeypatch):
         chosen("onnxruntime", "bf16", place)
     with pytest.raises(ModelError, match="does not run in int8"):
         chosen("auto", "int8", place)
+    for module in (nets, backends):
+        monkeypatch.setattr(module, "has_bf16", lambda: False)
+    assert chosen("auto", "auto", place) == ("openvino", "fp32")
+    with pytest.raises(ModelError, match="this CPU does not calculate in bf16; it has fp32"):
+        chosen("onnxruntime", "bf16", place)
     monkeypatch.setattr(nets, "installed", lambda name: name == "torch")
     assert chosen("auto", "auto", place) == ("torch", "fp32")
     with pytest.raises(ModelError, match=r'openvino backend is not installed; pip install "segmv3\[export\]"'):

@@ -1,10 +1,12 @@
 """What other runtimes get, and what exported files say of themselves. Whether they agree is in test_export."""
 
+import errno
 import json
 import pickle
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +14,11 @@ import torch
 
 from segmv3.checkpoint import Card
 from segmv3.convert import torch_export
-from segmv3.convert.extras import openvino_core
+from segmv3.convert.extras import openvino_core, scratch_folder
 from segmv3.convert.graph import Graph, needs_fixed_size
 from segmv3.convert.metadata import KEY, describe, from_text
 from segmv3.convert.receipt import files_of, receipt_path, to_text, verify_receipt
-from segmv3.errors import CheckpointError, Segmv3Warning
+from segmv3.errors import CheckpointError, ResourceError
 from segmv3.labels import numbered_classes
 from segmv3.models.zoo import NETS, create_model, net
 
@@ -291,16 +293,16 @@ def proved(path, data=b"data"):
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2"])
 def test_a_receipt_holds_for_its_files_only(name, tmp_path):
     path = proved(tmp_path / name)
-    verify_receipt(path)
+    verify_receipt(path, trust=True)
     for file in files_of(path):
         file.write_bytes(b"Data")
         with pytest.raises(CheckpointError, match=rf"{file.name} is not the file that"):
-            verify_receipt(path)
+            verify_receipt(path, trust=True)
         file.write_bytes(b"data")
     for text in ("{", "[]", '{"files": 3}', '{"files": [{"name": 1}]}', "[" * 5000):
         receipt_path(path).write_text(text)
         with pytest.raises(CheckpointError, match=r"cannot be read"):
-            verify_receipt(path)
+            verify_receipt(path, trust=True)
 
 
 def test_a_file_and_its_receipt_may_be_renamed_together(tmp_path):
@@ -310,12 +312,35 @@ def test_a_file_and_its_receipt_may_be_renamed_together(tmp_path):
     verify_receipt(tmp_path / "street.xml")
 
 
-def test_a_file_without_its_receipt_is_worth_a_word(tmp_path):
-    path = proved(tmp_path / "net.onnx")
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2"])
+def test_a_file_without_its_receipt_is_opened_when_it_is_trusted(name, tmp_path):
+    path = proved(tmp_path / name)
     receipt_path(path).unlink()
-    with pytest.warns(Segmv3Warning, match=r"has no net\.onnx\.receipt\.json beside it: it was moved"):
+    says = "can run code" if name == "net.pt2" else rf"has no {name}\.receipt\.json beside it: it was moved"
+    with pytest.raises(CheckpointError, match=rf"{says}.*if you know who made it, add --trust"):
         verify_receipt(path)
+    verify_receipt(path, trust=True)
+
+
+def test_trust_is_for_who_made_a_file_and_not_for_a_damaged_one(tmp_path):
     path = proved(tmp_path / "net.pt2")
-    receipt_path(path).unlink()
-    with pytest.raises(CheckpointError, match="can run code"):
+    with pytest.raises(CheckpointError, match=r"net\.pt2 can run code when it is opened"):
         verify_receipt(path)
+    path.write_bytes(b"Data")
+    with pytest.raises(CheckpointError, match="is not the file that"):
+        verify_receipt(path, trust=True)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("iostream error")])
+def test_no_room_for_temporary_files_is_one_line(error, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    says = r"cannot hold temporary files \(No space left.*set TMPDIR"
+    with pytest.raises(ResourceError, match=says) as stop, scratch_folder() as folder:
+        (folder / "half").touch()
+        raise error
+    assert stop.value.exit_code == 4 and not folder.exists()
+
+
+def test_other_faults_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="a bug"), scratch_folder():
+        raise RuntimeError("a bug")

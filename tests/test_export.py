@@ -16,6 +16,7 @@ from segmv3.errors import CheckpointError, DataError, ModelError, OutputError, S
 from segmv3.export import default_path, export, labelled, photographs
 from segmv3.labels import read_classes
 from segmv3.models.zoo import create_model
+from segmv3.runtime.machine import cpu_flags
 from segmv3.runtime.proof import DisagreementError
 
 
@@ -99,15 +100,14 @@ def test_a_fixed_size_is_proved_at_that_size(folder, tmp_path):
     assert done.agreement.scored_images == 3 and done.facts["size"] == [64, 96]
 
 
-def test_torch_export_is_proved_and_opens_beside_its_receipt_only(weights, folder, tmp_path):
+def test_torch_export_is_proved_and_opens_when_it_is_trusted(weights, folder, tmp_path):
     path = tmp_path / "net.pt2"
     done = export(weights, "torch-export", path, pictures=photographs(str(folder / "val" / "images"), 1))
     assert done.facts["images"].startswith("1 of 3 images of")
     image = segmv3.read_image(folder / "val" / "images" / "scene_0.png")
     expected = segmv3.load(weights, backend="torch", precision="fp32")(image)
-    assert np.array_equal(segmv3.load(path)(image), expected)
-    receipt_path(path).unlink()
-    with pytest.raises(CheckpointError, match="can run code"):
+    assert np.array_equal(segmv3.load(path, trust=True)(image), expected)
+    with pytest.raises(CheckpointError, match=r"can run code when it is opened.*add --trust"):
         segmv3.load(path)
 
 
@@ -236,6 +236,7 @@ def test_int8_is_calibrated_on_train_and_measured(weights, folder, tmp_path, cap
     assert receipt["precision"] == "int8" and receipt["limits"]["relative_rms"] is None
     assert receipt["calibration"] == {"images": 6, "from": f"{folder.name} train"}
     assert set(receipt["latency_ms"]) == {"size", "fp32", "int8"} and receipt["miou"]["int8"] is not None
+    assert receipt["processors"]["compared_on"] == cpu_flags() and "AVX2" in receipt["processors"]["right_on"]
     assert receipt["verdict"] in (["slower than fp32 here"], ["faster than fp32 here"])
     assert receipt["verdict"][0] in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("net")) == [

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,20 +12,31 @@ import numpy as np
 import pytest
 import torch
 
+import segmv3
 from segmv3.config import LRASPP, LRASPPDecoder, MobileNetV3, Model, to_dict
+from segmv3.convert import openvino as openvino_file
 from segmv3.convert.extras import openvino_core
-from segmv3.convert.int8 import FEWEST_IMAGES, _first_and_last, _pooled_layers, quantize_onnx, quantize_openvino
+from segmv3.convert.int8 import (
+    FEWEST_IMAGES,
+    _first_and_last,
+    _pooled_layers,
+    is_safe,
+    quantize_onnx,
+    quantize_openvino,
+)
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.convert.onnx import to_onnx
 from segmv3.convert.openvino import to_openvino
-from segmv3.errors import DataError, ModelError
+from segmv3.convert.receipt import receipt_path, to_text
+from segmv3.errors import DataError, ModelError, Segmv3Warning
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_model
+from segmv3.runtime import loading
 
 onnx = pytest.importorskip("onnx")
 openvino = pytest.importorskip("openvino")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("nncf")
+nncf = pytest.importorskip("nncf")
 
 SIZES = ((48, 64), (64, 64), (65, 97), (40, 96))
 LARGEST_ERROR = 0.15
@@ -169,6 +181,57 @@ def test_an_onnx_net_stays_close_and_keeps_its_interface(onnx_files: tuple) -> N
     assert from_text(texts[KEY], "x") == replace(about, precision="int8")
     assert (after.get_inputs()[0].type, after.get_inputs()[0].shape) == ("tensor(uint8)", before.get_inputs()[0].shape)
     assert told[-1] == (len(PICTURES), len(PICTURES))
+
+
+def full_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the quantisers use all 8 bits for weights, as they do by themselves."""
+    fix, real = nncf.AdvancedQuantizationParameters, onnxruntime.quantization.quantize_static
+    monkeypatch.setattr(nncf, "AdvancedQuantizationParameters", lambda **_: fix(overflow_fix=nncf.OverflowFix.DISABLE))
+    static = lambda *args, **kwargs: real(*args, **kwargs | {"reduce_range": False})  # noqa: E731
+    monkeypatch.setattr(onnxruntime.quantization, "quantize_static", static)
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+def test_a_file_that_needs_vnni_is_named_where_there_is_none(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As segmv3 once wrote them; what they and their receipts say of themselves names no processor."""
+    path = tmp_path / f"net{suffix}"
+
+    def write() -> None:
+        if suffix == ".xml":
+            openvino_file.write(quantize_openvino(as_openvino("any size"), PICTURES), path)
+        else:
+            path.write_bytes(quantize_onnx(as_onnx("any size"), PICTURES))
+        receipt_path(path).write_text(to_text(path, {}))
+
+    with monkeypatch.context() as patch:
+        full_range(patch)
+        write()
+    assert not is_safe(path)
+    monkeypatch.setattr(loading, "saturates", lambda: True)
+    words = "was written for processors with VNNI and this one has none: sums in it are cut off"
+    with pytest.warns(Segmv3Warning, match=rf"{path.name} {words}, and its labels can be much worse; export it again"):
+        predict = segmv3.load(path, threads=1)
+    assert predict(PICTURES[0]).shape == PICTURES[0].shape[:2]
+    monkeypatch.setattr(loading, "saturates", lambda: False)
+    segmv3.load(path, threads=1)  # a warning would be an error
+    monkeypatch.setattr(loading, "saturates", lambda: True)
+    write()
+    assert is_safe(path)
+    segmv3.load(path, threads=1)
+
+
+@pytest.mark.parametrize(("weight", "safe"), [(64, True), (-64, True), (65, False), (-65, False)])
+def test_two_products_fit_into_16_bits_or_the_file_is_not_safe(weight: int, safe: bool, tmp_path: Path) -> None:
+    assert (abs(2 * 255 * weight) < 2**15) is safe
+    values = np.zeros((3, 2, 1, 1), np.int8)
+    values[1, 1] = weight
+    depthwise = np.full((3, 1, 3, 3), 127, np.int8)  # summed over one channel: nothing is added in 16 bits
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in (("w", values), ("d", depthwise))]
+    graph = onnx.helper.make_graph([], "g", [], [], stored)
+    (tmp_path / "net.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    assert is_safe(tmp_path / "net.onnx") is safe
 
 
 @pytest.mark.parametrize("count", [0, FEWEST_IMAGES - 1])

@@ -30,7 +30,7 @@ from segmv3.runtime.backends import (
     refuse_precision,
 )
 from segmv3.runtime.loading import installed, load
-from segmv3.runtime.machine import cpu_flags
+from segmv3.runtime.machine import has_bf16
 
 CLASSES = 19
 
@@ -49,6 +49,8 @@ class Place:
     threads: int
     folder: Path
     """For converted nets, empty at first."""
+    trust: bool = False
+    """Open exported files that can do harm, as in `segmv3.load`."""
 
     def use(self) -> torch.device:
         return use_device(self.device, self.threads)
@@ -93,7 +95,7 @@ def open_weights(source: str, backend: AnyBackend, precision: AnyPrecision, plac
     Raises: what `segmv3.load` raises.
     """
     on_cpu = place.device if backend in ("auto", "torch") else "cpu"
-    return load(source, backend=backend, precision=precision, threads=place.threads, device=on_cpu)
+    return load(source, backend=backend, precision=precision, threads=place.threads, device=on_cpu, trust=place.trust)
 
 
 def open_fresh(
@@ -133,8 +135,7 @@ def chosen(backend: AnyBackend, precision: AnyPrecision, place: Place) -> tuple[
     if on_gpu and name != "torch":
         raise ModelError(f"{name} runs on the CPU here; leave --device cuda out, or use --backend torch")
     if precision == "auto":
-        fast_bf16 = name == "openvino" and {"avx512_bf16", "amx_bf16"} & set(cpu_flags())
-        return name, "fp16" if on_gpu else "bf16" if fast_bf16 else "fp32"
+        return name, "fp16" if on_gpu else "bf16" if name == "openvino" and has_bf16() else "fp32"
     refuse_precision(precision, place.device)
     if precision == "int8" or (precision != "fp32" and name == "onnxruntime"):
         raise ModelError(f"a net with fresh weights does not run in {precision} by {name}; choose fp32 or bf16")

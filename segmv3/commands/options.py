@@ -22,6 +22,14 @@ class OnDevice:
     """CPU threads; torch's own choice by default."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trusting:
+    """A command that opens exported files."""
+
+    trust: bool = False
+    """Open an exported file that can do harm: a .pt2, which can run code, or one without its receipt."""
+
+
 def parse(
     options: type[Options], program: str, arguments: list[str], defaults: dict[str, Any] | None = None
 ) -> Options:

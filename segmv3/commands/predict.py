@@ -7,11 +7,11 @@ from typing import Literal
 
 import tyro
 
-from segmv3.commands.options import OnDevice, parse
+from segmv3.commands.options import OnDevice, Trusting, parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OnDevice):
+class Predict(OnDevice, Trusting):
     """Label an image, a list of images (.txt), a folder, a glob or a video."""
 
     source: tyro.conf.Positional[str]
@@ -46,6 +46,7 @@ def run(arguments: list[str]) -> None:
             threads=options.threads,
             device=options.device,
             precision=options.precision,
+            trust=options.trust,
         )
     seconds: list[float] = []  # of the net, per image or frame
 

@@ -6,20 +6,26 @@ still uses it (when two Cores end in the order in which they began, or one ends 
 a Python handler, such as Ctrl-C, then ends the process with a segmentation fault.
 """
 
+import errno
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from segmv3.errors import ModelError
+from segmv3.errors import ModelError, ResourceError
 
 if TYPE_CHECKING:
     import openvino
 
 _REPORTER = "openvino_telemetry"
+_LEAST_ROOM = 1_000_000
+"""With less, a C++ library that failed to write is taken to have found the disk full; it does not say."""
 _one_core: list["openvino.Core"] = []
 _one_core_lock = threading.Lock()
 
@@ -49,6 +55,27 @@ def import_nncf() -> ModuleType:
     Raises: ModelError when it is not installed.
     """
     return _imported("nncf")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what packages write to paths only, gone afterwards.
+
+    Raises: ResourceError when there is no room for it.
+    """
+    place = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryDirectory(prefix="segmv3-", ignore_cleanup_errors=True) as folder:
+            try:
+                yield Path(folder)
+            except RuntimeError:
+                if shutil.disk_usage(folder).free >= _LEAST_ROOM:
+                    raise
+                raise OSError(errno.ENOSPC, "No space left on device") from None
+    except OSError as error:
+        raise ResourceError(
+            f"{place} cannot hold temporary files ({error.strerror or error}); free space there, or set TMPDIR"
+        ) from None
 
 
 def _imported(package: str) -> ModuleType:

@@ -2,10 +2,13 @@
 
 Weights get a scale for each channel, feature maps are uint8. What is computed from a pooled map (squeeze-and-excite
 and the head's gate) stays in float: one value weighs a whole channel there, and it costs next to nothing.
+
+Weights have 7 bits, but for depthwise ones. Without VNNI an x86 processor adds the products of two channels, each of a
+byte (0 to 255) and a weight, in 16 signed bits and cuts off what is larger. With weights of -64 to 64 nothing ever is,
+so that one file is right on all processors.
 """
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
+import numpy as np
 
 from segmv3.convert import onnx as onnx_file
 from segmv3.convert import openvino as openvino_file
-from segmv3.convert.extras import import_nncf
+from segmv3.convert.extras import import_nncf, openvino_core, scratch_folder
 from segmv3.convert.graph import INPUT
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import DataError, ModelError
@@ -30,6 +34,12 @@ FEWEST_IMAGES = 8
 
 ENOUGH_IMAGES = 100
 """More changed nothing that could be measured."""
+
+_LARGEST_WEIGHT = 64
+"""2 * 255 * 64 fits into 16 signed bits, 2 * 255 * 65 does not."""
+
+INSTRUCTION_SETS = ("AVX2", "AVX-512", "AVX-VNNI", "AVX512-VNNI", "AMX-INT8", "NEON")
+"""On which a file is right that `is_safe`: those that cut off sums of 16 bits, and those that do not."""
 
 Progress = Callable[[int, int], None]
 
@@ -66,6 +76,7 @@ def quantize_openvino(
             preset=nncf.QuantizationPreset.MIXED,
             fast_bias_correction=False,
             ignored_scope=nncf.IgnoredScope(names=_pooled_layers(kinds, users)),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
     return openvino_file.with_metadata(quantized, replace(metadata, precision="int8"))
 
@@ -93,13 +104,14 @@ def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progre
     nodes = model.graph.node
     kinds = {node.name: node.op_type for node in nodes}
     users = {node.name: [user.name for user in nodes if set(user.input) & set(node.output)] for node in nodes}
-    with tempfile.TemporaryDirectory(prefix="segmv3-") as folder, _silence():
-        path = Path(folder) / "quantized.onnx"
+    with scratch_folder() as folder, _silence():
+        path = folder / "quantized.onnx"
         quantize_static(
             model,
             path,
             Reader(),
             per_channel=True,
+            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[*_pooled_layers(kinds, users), *_first_and_last(kinds, users)],
@@ -107,6 +119,24 @@ def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progre
             extra_options={"CalibMovingAverage": True},
         )
         return onnx_file.with_metadata(path.read_bytes(), replace(metadata, precision="int8"))
+
+
+def is_safe(path: Path) -> bool:
+    """Whether no sum of products in an int8 file can pass 16 bits: then it is right on processors without VNNI too.
+
+    Args: path: FILE.xml or FILE.onnx, as `metadata_of` accepts it.
+    """
+    if path.suffix.lower() == ".xml":
+        operations = openvino_core().read_model(path).get_ops()
+        constants = [operation for operation in operations if operation.get_type_name() == "Constant"]
+        weights = [one.data for one in constants if one.get_element_type().to_string() == "i8"]
+    else:
+        import onnx
+
+        stored = onnx.load(path).graph.initializer
+        weights = [onnx.numpy_helper.to_array(one) for one in stored if one.data_type == onnx.TensorProto.INT8]
+    summed = (each.astype(np.int16) for each in weights if each.ndim > 3 and each.shape[-3] > 1)
+    return all(np.abs(each).max() <= _LARGEST_WEIGHT for each in summed)
 
 
 class _Batches:

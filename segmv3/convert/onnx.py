@@ -1,6 +1,5 @@
 """ONNX: a net as one file, opset 18, with nothing outside it."""
 
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from segmv3.convert.extras import scratch_folder
 from segmv3.convert.graph import INPUT, Graph, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError, ModelError
@@ -32,13 +32,13 @@ def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:
         raise ModelError('the onnx export needs onnx and onnxruntime; pip install "segmv3[export]"') from None
     output = metadata.output.replace("-", "_")
     axes = {} if metadata.size else {INPUT: {0: "batch", 1: "height", 2: "width"}, output: {0: "batch"}}
-    with tempfile.TemporaryDirectory(prefix="segmv3-") as folder, warnings.catch_warnings(), torch.inference_mode():
+    with scratch_folder() as folder, warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of shapes that are the same for every image
         # dynamo=True makes the same layers, takes ten times as long, and its sizes are arithmetic on the image's
         torch.onnx.export(
             Graph(model, metadata.output),
             (example(metadata.size),),
-            path := Path(folder) / "net.onnx",
+            path := folder / "net.onnx",
             dynamo=False,
             opset_version=OPSET,
             input_names=[INPUT],

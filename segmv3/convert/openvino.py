@@ -1,6 +1,5 @@
 """OpenVINO: a net as an IR model, which is two files by its nature, FILE.xml (the graph) and FILE.bin (the weights)."""
 
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from segmv3.convert.extras import import_openvino
+from segmv3.convert.extras import import_openvino, scratch_folder
 from segmv3.convert.graph import INPUT, Graph, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError
@@ -55,8 +54,8 @@ def to_bytes(model: "openvino.Model") -> tuple[bytes, bytes]:
     """The two files of an IR model: xml, bin."""
     openvino = import_openvino()
 
-    with tempfile.TemporaryDirectory(prefix="segmv3-") as folder:
-        path = Path(folder) / "model.xml"
+    with scratch_folder() as folder:
+        path = folder / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
         return path.read_bytes(), weights_path(path).read_bytes()
 

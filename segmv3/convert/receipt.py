@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segmv3.errors import CheckpointError, Segmv3Warning
+from segmv3.errors import CheckpointError
 from segmv3.records import read_json, typed
 
 _FORMAT = 1
@@ -44,22 +43,25 @@ def to_text(path: Path, facts: dict[str, Any]) -> str:
     return json.dumps({"format": _FORMAT, "files": files} | facts, indent=2) + "\n"
 
 
-def verify_receipt(path: Path) -> None:
+def verify_receipt(path: Path, *, trust: bool = False) -> None:
     """Check that an exported file is the one that was proved.
 
     A receipt proves that a file is whole, not who wrote it. The file and its receipt may be renamed together.
 
-    Raises: CheckpointError when the file differs from its receipt or the receipt cannot be read; for a .pt2 also when
-        there is none, because opening one can run what is in it.
-    Warns: Segmv3Warning when there is no receipt.
+    Args: trust: the user knows who made the file; then it needs no receipt, and a .pt2 is accepted.
+    Raises: CheckpointError when the file differs from its receipt or the receipt cannot be read; without trust also
+        when there is none, and for every .pt2, because opening one can run what is in it.
     """
     receipt = receipt_path(path)
+    remedy = "if you know who made it, add --trust (in Python trust=True)"
+    if path.suffix.lower() == ".pt2" and not trust:
+        raise CheckpointError(f"{path} can run code when it is opened, as every .pt2 can; {remedy}")
     if not receipt.is_file():
-        text = f"{path} has no {receipt.name} beside it: it was moved without its receipt, or never proved"
-        if path.suffix.lower() == ".pt2":
-            raise CheckpointError(f"{text}; a .pt2 can run code when it is opened, so this one is not")
-        warnings.warn(Segmv3Warning(text), stacklevel=2)
-        return
+        if trust:
+            return
+        raise CheckpointError(
+            f"{path} has no {receipt.name} beside it: it was moved without its receipt, or never proved; {remedy}"
+        )
     try:
         files = typed(read_json(receipt, _LARGEST), _Receipt).files
         proved = {Path(each.name).suffix.lower(): each.sha256 for each in files}

@@ -4,11 +4,11 @@ The only file that knows albumentations. All randomness comes from one generator
 """
 
 import math
-import os
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from torchvision.transforms import functional as torchvision
 from segmv3.config import Data, ImageFolder
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI for updates at import
-import albumentations as A
 
 _MEAN_COLOR = (124, 116, 104)  # ImageNet's mean: padding is zero after normalisation
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as OpenCV's grey

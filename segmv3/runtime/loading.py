@@ -1,5 +1,6 @@
 """Opening weights and exported files for prediction, by the fastest backend that computes the same as PyTorch."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from segmv3.checkpoint import Card
 from segmv3.config import Device
 from segmv3.convert.graph import needs_fixed_size
 from segmv3.convert.metadata import Metadata
-from segmv3.errors import CheckpointError, ModelError
+from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.backends import (
     Arithmetic,
@@ -29,7 +30,7 @@ from segmv3.runtime.backends import (
 from segmv3.runtime.choice import Candidate, choose
 from segmv3.runtime.converted import converted
 from segmv3.runtime.device import use_device
-from segmv3.runtime.machine import has_bf16
+from segmv3.runtime.machine import has_bf16, saturates
 from segmv3.runtime.predictor import Predictor
 from segmv3.weights.opening import open_segmenter
 
@@ -50,6 +51,7 @@ def load(
     device: Device = "auto",
     precision: Literal["auto"] | Arithmetic = "auto",
     compile: bool = False,
+    trust: bool = False,
 ) -> Predictor:
     """Open a net for prediction: weights of segmv3 or of a project it can import, a published name, or an export.
 
@@ -65,15 +67,17 @@ def load(
         precision: "auto" is the fastest that agrees with fp32, and an export's own; int8 is for exports, which were
             calibrated.
         compile: with torch, fuse the net by `torch.compile`: a minute for each new image size.
+        trust: open exports that can do harm: a .pt2, which can run code, and one without its receipt. Nothing else
+            asks who made a file.
 
     Raises: CheckpointError for a file that cannot be used; ModelError for a backend or precision that is missing here
         or does not agree; ResourceError for a device that is not there.
-    Warns: Segmv3Warning for an export without its receipt.
+    Warns: Segmv3Warning for an int8 export that is less exact on this processor.
     """
     _refuse_unknown(backend, precision, device)
     path = Path(source)
     if path.suffix.lower() in EXPORTS:
-        return _open_export(path, backend, threads, device, precision)
+        return _open_export(path, backend, threads, device, precision, trust)
     model, card = open_segmenter(source)
     place = use_device("cpu" if backend in ("onnxruntime", "openvino") and device == "auto" else device, threads)
     if place.type == "cuda" and backend in ("onnxruntime", "openvino"):
@@ -158,7 +162,9 @@ def _opener(
     return lambda first: at(None)
 
 
-def _open_export(path: Path, backend: str, threads: int | None, device: Device, precision: str) -> Predictor:
+def _open_export(
+    path: Path, backend: str, threads: int | None, device: Device, precision: str, trust: bool
+) -> Predictor:
     runners = EXPORTS[path.suffix.lower()]
     name = runners[0] if backend == "auto" else backend
     if name not in runners:
@@ -170,19 +176,25 @@ def _open_export(path: Path, backend: str, threads: int | None, device: Device, 
         raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
     use_device("cpu", threads)
     from segmv3.convert import onnx, openvino, torch_export
+    from segmv3.convert.int8 import is_safe
     from segmv3.convert.receipt import verify_receipt
 
     kind = path.suffix.lower()
-    if kind == ".pt2":  # reading it can already run what is in it
-        verify_receipt(path)
     metadata = {".onnx": onnx, ".xml": openvino, ".pt2": torch_export}[kind].metadata_of(path)
-    if kind != ".pt2":
-        verify_receipt(path)
+    verify_receipt(path, trust=trust)
     card = Card(metadata.names, metadata.colors, metadata.facts, metadata.source_sha256)
     own: Arithmetic = metadata.precision
     asked: Arithmetic = own if precision == "auto" else precision  # type: ignore[assignment]
     if asked != own and not (name == "openvino" and (own, asked) == ("fp32", "bf16")):
         raise ModelError(f"{path} calculates in {own}, not in {asked}; leave --precision out")
+    if own == "int8" and saturates() and not is_safe(path):
+        warnings.warn(
+            Segmv3Warning(
+                f"{path} was written for processors with VNNI and this one has none: sums in it are cut off, and its "
+                "labels can be much worse; export it again with this version"
+            ),
+            stacklevel=3,
+        )
     return Predictor(open_file(path, metadata, name, asked), card)
 
 

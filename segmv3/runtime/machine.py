@@ -13,6 +13,7 @@ from segmv3.checkpoint import package_version, source_commit
 _FLAGS = (
     "avx2",
     "f16c",
+    "avx_vnni",
     "avx512f",
     "avx512_vnni",
     "avx512_bf16",
@@ -22,6 +23,7 @@ _FLAGS = (
     "asimd",
     "bf16",
 )
+_TORCH_NAMES = {"avx512f": "avx512_f", "asimd": "neon"}
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -62,16 +64,21 @@ def cpu_name() -> str:
 
 def cpu_flags() -> list[str]:
     """Of the vector and matrix instructions that speed up a net, those that this CPU has."""
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            found = set(line.partition(":")[2].split())
-            return [flag for flag in _FLAGS if flag in found]
-    return []
+    # asked of the CPU itself where torch can: /proc/cpuinfo is Linux only, and under an emulator that of the host
+    found = {name for name, there in getattr(torch.cpu, "get_capabilities", dict)().items() if there is True}
+    if not found:
+        found = next((set(line.split()) for line in _cpuinfo() if line.startswith(("flags", "Features"))), set())
+    return [flag for flag in _FLAGS if {flag, _TORCH_NAMES.get(flag)} & found]
 
 
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 itself."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags()))
+
+
+def saturates() -> bool:
+    """Whether this CPU sums products of bytes in 16 bits and cuts off what is larger: x86 without VNNI."""
+    return "avx2" in cpu_flags() and not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(cpu_flags())
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from segmv3.commands.benchmark.shared import (
     milliseconds,
     refuse_sizes,
 )
-from segmv3.commands.options import parse, refuse_existing
+from segmv3.commands.options import Trusting, parse, refuse_existing
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Arithmetic = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency(Measurement):
+class Latency(Measurement, Trusting):
     """Time every stage from an image file to the picture of its labels: decode, prepare, net, labels, draw, encode."""
 
     weights: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmv3.commands.options import OnDevice, refuse_existing
+from segmv3.commands.options import OnDevice, Trusting, refuse_existing
 from segmv3.errors import ConfigError
 from segmv3.files import make_folder
 
@@ -164,7 +164,8 @@ def measuring(kind: str, options: Measurement, arguments: Sequence[str]) -> Iter
 
     device = use_device(options.device, options.threads)
     with tempfile.TemporaryDirectory(prefix="segmv3-benchmark-") as folder:
-        place = Place("cuda" if device.type == "cuda" else "cpu", torch.get_num_threads(), Path(folder))
+        trust = isinstance(options, Trusting) and options.trust
+        place = Place("cuda" if device.type == "cuda" else "cpu", torch.get_num_threads(), Path(folder), trust)
         conditions = Conditions(shlex.join(["segmv3", "benchmark", kind, *arguments]), used)
         session = Session(kind, options, Screen(), place, conditions)
         session.say(_machine(place))
