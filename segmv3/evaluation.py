@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from segmv3 import official
 from segmv3.config import Data, Precision
-from segmv3.data.datasets import Dataset, Pair, open_dataset
+from segmv3.data.datasets import Dataset, Pair, folders_of, open_dataset
+from segmv3.data.listing import images_below
 from segmv3.data.loader import read_ahead
 from segmv3.decode import label_map
 from segmv3.errors import DataError, EvaluationError, Interrupted, ResourceError, Segmv3Error
-from segmv3.images import SUFFIXES, UInt8Array
+from segmv3.images import UInt8Array
 from segmv3.inference import MULTI_SCALES, Size, multi_scale_flip, sliding_window
 from segmv3.labels import IGNORE, cityscapes_classes
 from segmv3.metrics import BoundaryCounts, ConfusionMatrix, Triplet, mean
@@ -76,12 +76,9 @@ _TEST_SPLIT = "'test' of {} is the test split and {}: they are kept back, there 
 
 
 def _images_without_labels(data: Data) -> bool:
-    layouts = [("leftImg8bit/test", "gtFine/test"), ("test/images", "test/labels"), ("images/test", "labels/test")]
-    return any(_pictures(data.root / images) and not _pictures(data.root / labels) for images, labels in layouts)
-
-
-def _pictures(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES and not path.name.startswith(".") for path in folder.rglob("*"))
+    return any(
+        images_below(images).paths and not images_below(labels).paths for images, labels in folders_of(data, "test")
+    )
 
 
 def is_cityscapes(dataset: Dataset) -> bool:

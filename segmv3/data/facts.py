@@ -223,6 +223,7 @@ def _remembered(entry: Any, state: list[int], kind: Kind) -> Facts | None:
         ids = dict(facts.ids)
         if kind == "label":  # earlier versions read JPEGs
             sound = sound and sum(ids.values()) == height * width and facts.format != "JPEG"
+        sound = sound and len(ids) == len(facts.ids) * (kind == "label")
         return facts if sound and all(0 <= stored <= 255 and pixels > 0 for stored, pixels in ids.items()) else None
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
         return None
