@@ -26,12 +26,13 @@ from segmv3.config import Data
 from segmv3.data.datasets import Dataset, first_existing_parent, nothing_in, open_dataset
 from segmv3.data.listing import by_stem, visible_files
 from segmv3.data.loader import read_ahead
-from segmv3.errors import DataError, OutputError, Segmv3Warning
+from segmv3.errors import DataError, OutputError, Segmv3Warning, shortened
 from segmv3.files import append_line, make_folder, write_bytes
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import IGNORE, cityscapes_label_ids
 from segmv3.metrics import ConfusionMatrix
 from segmv3.official import script_scores, tables
+from segmv3.records import from_json, read_regular
 
 Size = tuple[int, int]
 Progress = Callable[[int, int], None]
@@ -163,12 +164,12 @@ def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> di
 
     A last line cut by a crash is no finished file.
     """
-    try:
-        lines = record.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    if not record.exists():
         return None
-    except OSError as error:
-        raise OutputError(f"{record} cannot be read ({error.strerror or error}); choose another --output") from None
+    try:
+        lines = read_regular(record).decode(errors="replace").splitlines()
+    except ValueError as error:
+        raise OutputError(f"{record} {error}; choose another --output") from None
     entries = [entry for line in lines if isinstance(entry := _parsed(line), dict)]
     was = entries[0] if entries and "name" not in entries[0] else {}
     differing = {key: (was.get(key), header.get(key)) for key in {*was, *header} if was.get(key) != header.get(key)}
@@ -182,14 +183,14 @@ def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> di
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line)
+        return from_json(line)
     except ValueError:
         return None
 
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text[:12] if len(text) == 64 else text
+    return text[:12] if len(text) == 64 else shortened(text)
 
 
 def _is_finished(path: Path, image: Path, facts: Mapping[str, Any]) -> bool:

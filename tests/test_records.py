@@ -6,6 +6,7 @@ A new reader is one more `Reader` below. A file is changed by deleting, replacin
 
 import copy
 import json
+import math
 import os
 import random
 import shutil
@@ -19,15 +20,18 @@ import pytest
 from test_sweep import LR, Pretence, read, told
 from test_uncertainty import confusions, content
 
+from segmv3 import submission
 from segmv3.benchmark import table
 from segmv3.cli import main
 from segmv3.config import Config, Data
 from segmv3.convert.receipt import receipt_path, to_text, verify_receipt
+from segmv3.data import mini_city
 from segmv3.data import pack as packing
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import DataError, Segmv3Error, printable
 from segmv3.models.count import describe_nets
 from segmv3.records import from_json, read_json, typed
+from segmv3.runtime import choice
 
 ODD = (None, True, -1, 0, 1.5, 7, 10**30, 2**63, float("nan"), "", "x", "\x1b[31m\n", [], [[]], {}, {"a": [1]}, "DEEP")
 DEEP = b"[" * 100_000
@@ -179,7 +183,35 @@ def proved(tmp_path: Path, config: Config) -> Reader:
     return Reader(receipt_path(path), lambda: verify_receipt(path))
 
 
-READERS = (compared, tabled, packed, swept, proved)
+def chosen(tmp_path: Path, config: Config) -> Reader:
+    path = tmp_path / "backends.json"
+    choice._write(path, {"onnxruntime": choice.Verdict("it is slow", 0), "torch": choice.Verdict("", 3.5)})
+
+    def read_() -> None:
+        for title, verdict in choice._read(path).items():
+            assert isinstance(title + verdict.refusal, str) and math.isfinite(verdict.milliseconds)
+
+    return Reader(path, read_, refuses_nothing=True)
+
+
+def submitted(tmp_path: Path, config: Config) -> Reader:
+    path = tmp_path / "submission.jsonl"
+    header = {"weights_sha256": "a" * 64, "scales": [1.0], "flip": False, "precision": "fp32"}
+    path.write_text(json.dumps(header))
+
+    def read_() -> None:
+        assert not submission._finished(path, header, overwrite=False)
+
+    return Reader(path, read_)
+
+
+def drawn(tmp_path: Path, config: Config) -> Reader:
+    root = tmp_path / "city"
+    mini_city.write_mini_city(root, train=1, val=1, size=(64, 128))
+    return Reader(root / mini_city._PARAMETERS, lambda: mini_city.write_mini_city(root, train=1, val=1, size=(64, 128)))
+
+
+READERS = (compared, tabled, packed, swept, proved, chosen, submitted, drawn)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from segmv3.errors import ModelError, OutputError, ResourceError, Segmv3Error, S
 from segmv3.files import cache_folder, make_folder, write_bytes
 from segmv3.images import UInt8Array
 from segmv3.models.segmenter import Segmenter
+from segmv3.records import read_json, typed
 from segmv3.runtime.backends import Arithmetic, Backend, Size, TorchBackend
 from segmv3.runtime.machine import cpu_flags, cpu_name, versions
 from segmv3.runtime.proof import compare, refuse
@@ -137,9 +137,9 @@ def _file(card: Card, place: torch.device) -> Path:
 
 
 def _read(file: Path) -> dict[str, Verdict]:
-    with suppress(OSError, ValueError, TypeError, AttributeError):  # a cache that cannot be read is made again
-        entries: dict[str, Any] = json.loads(file.read_text())
-        return {title: Verdict(str(refusal), float(time)) for title, (refusal, time) in entries.items()}
+    with suppress(ValueError):  # a cache that cannot be read is made again
+        entries = typed(read_json(file), dict[str, tuple[str, float]])
+        return {title: Verdict(*entry) for title, entry in entries.items()}
     return {}
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from segmv3.data.mini_city.scene import CITIES, render_scene
-from segmv3.errors import ConfigError, OutputError
+from segmv3.errors import ConfigError, OutputError, shortened
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, write_png
+from segmv3.records import read_json, typed
 
 __all__ = ["render_scene", "write_mini_city"]
 
@@ -67,13 +68,13 @@ def _is_written(root: Path, parameters: dict[str, object]) -> bool:
     try:
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             return False
-        found = json.loads((root / _PARAMETERS).read_text(encoding="utf-8"))
+        found = typed(read_json(root / _PARAMETERS), dict)
         differing = [
-            f"{key} {found.get(key)} there, {parameters[key]} asked"
+            f"{key} {shortened(found.get(key))} there, {parameters[key]} asked"
             for key in parameters
             if found.get(key) != parameters[key]
         ]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         raise OutputError(
             f"{root} is not empty and holds no finished mini-city; nothing was overwritten. "
             "Choose another folder, or remove this one if it is left from an interrupted run"
