@@ -257,6 +257,22 @@ def test_a_trial_killed_before_its_first_state_starts_again(config, tmp_path, pr
     assert not (tmp_path / "killed" / "trial_0001" / "best.safetensors").exists()
 
 
+def test_a_sweep_goes_on_over_the_data_it_began_with_alone(config, tmp_path, pretence):
+    space = replace(read(LR, config, tmp_path), trials=2)
+    whole = told(run(config, space, tmp_path / "sweep"))
+    classes = config.data.root / "classes.json"
+    before = classes.read_text()
+    classes.write_text(before.replace("sky", "air"))
+    with pytest.raises(ConfigError, match=r'sweep was started with other classes/ids: id 3 "sky" -> "air"'):
+        run(config, space, tmp_path / "sweep")
+    classes.write_text(before)
+    settings = tmp_path / "sweep/settings.json"
+    kept = json.loads(settings.read_text())
+    assert kept.pop("contents")["classes"] == ["road", "house", "tree", "sky"]
+    settings.write_text(json.dumps(kept))  # of an earlier version
+    assert told(run(config, space, tmp_path / "sweep")) == whole
+
+
 def test_hours_end_a_sweep_between_trials(config, tmp_path, pretence, capsys):
     space = replace(read(LR, config, tmp_path), trials=3, hours=1e-9)
     assert run(config, space, tmp_path / "sweep")["best"] is None
