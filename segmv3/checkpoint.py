@@ -310,6 +310,19 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
 
     Raises: CheckpointError saying what differs.
     """
+    check_classes(card, classes, path)
+    differing = differences(to_dict(model.config), to_dict(replace(wanted, pretrained=None)))
+    differing.pop("bn_momentum", None)  # acts in training only
+    if differing:
+        text = ", ".join(f"{name} {a!r} (config: {b!r})" for name, (a, b) in differing.items())
+        raise CheckpointError(f"{path} holds another net: {text}")
+
+
+def check_classes(card: Card, classes: Classes, path: Path) -> None:
+    """Refuse weights, or an export of them, that are for other classes than those of a data set.
+
+    Raises: CheckpointError saying what differs.
+    """
     if card.names != classes.names and are_numbered(card.names) and len(card.names) == len(classes):
         warnings.warn(
             Segmv3Warning(f"{path} names no classes; its n-th is taken for the data's n-th ({classes.names[0]} first)"),
@@ -323,8 +336,3 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
             )
         pair = next((a, b) for a, b in zip(card.names, classes.names, strict=True) if a != b)
         raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")
-    differing = differences(to_dict(model.config), to_dict(replace(wanted, pretrained=None)))
-    differing.pop("bn_momentum", None)  # acts in training only
-    if differing:
-        text = ", ".join(f"{name} {a!r} (config: {b!r})" for name, (a, b) in differing.items())
-        raise CheckpointError(f"{path} holds another net: {text}")

@@ -32,7 +32,12 @@ _BAND_BYTES = 4 * 2**20
 
 
 def multi_scale_flip(
-    logits_of: LogitsFunction, image: Tensor, *, scales: Sequence[float] = MULTI_SCALES, flip: bool = True
+    logits_of: LogitsFunction,
+    image: Tensor,
+    *,
+    scales: Sequence[float] = MULTI_SCALES,
+    flip: bool = True,
+    input_size: Size | None = None,
 ) -> Tensor:
     """Mean class probabilities over resized and mirrored copies of the image.
 
@@ -41,6 +46,13 @@ def multi_scale_flip(
     align_corners=False), then put through the softmax. Copies run one after the other, the largest first, and only
     their sum is kept, so memory does not grow with their number.
 
+    Args:
+        logits_of: the net.
+        image: N x 3 x H x W.
+        scales: of the copies.
+        flip: whether each copy is also seen mirrored.
+        input_size: the (height, width) that the scales are of; that of the image by default.
+
     Returns: float32 probabilities N x classes x H x W at the image's own size.
     """
     if not scales:
@@ -48,7 +60,7 @@ def multi_scale_flip(
     size = (image.shape[2], image.shape[3])
     total: Tensor | None = None
     for scale in sorted(scales, reverse=True):  # the largest needs most, and allocators keep a part of every copy's
-        copy = _resize_image(image, scaled_size(size, scale))
+        copy = resize_image(image, scaled_size(input_size or size, scale))
         for mirrored in (False, True) if flip else (False,):
             logits = logits_of(copy.flip(3)).flip(3) if mirrored else logits_of(copy)
             if total is None:
@@ -72,8 +84,16 @@ def scaled_size(size: Size, scale: float) -> Size:
     return height, width
 
 
-def _resize_image(image: Tensor, size: Size) -> Tensor:
-    """Bilinear without antialiasing, by OpenCV: its fixed-point result for uint8 is what mmsegmentation's nets see."""
+def resize_image(image: Tensor, size: Size) -> Tensor:
+    """A copy of an image as a picture of another size, as mmsegmentation's nets see it.
+
+    OpenCV's `resize` with INTER_LINEAR: bilinear, pixel centres aligned, no antialiasing; of uint8 in fixed point and
+    rounded to whole grey levels. At half the size each pixel is the mean of four.
+
+    Args:
+        image: N x 3 x H x W, uint8 or float.
+        size: (height, width) of the copy.
+    """
     if tuple(image.shape[2:]) == size:
         return image
     pixels = (image if image.dtype == torch.uint8 else image.float()).permute(0, 2, 3, 1).cpu().numpy()

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segmv3.checkpoint import Card
+from segmv3.convert.graph import Output
 from segmv3.decode import label_map
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
@@ -60,6 +62,26 @@ class Predictor:
     def size(self) -> tuple[int, int] | None:
         """The only (height, width) that a fixed-size export takes; None for any."""
         return self._backend.size
+
+    @property
+    def output(self) -> Output:
+        """What the net gives: low-logits, logits, or labels alone."""
+        return self._backend.output
+
+    def low_logits(self, image: Tensor) -> Tensor:
+        """What the labels are made of, before it is enlarged to the image.
+
+        Args:
+            image: uint8 N x 3 x H x W, RGB.
+
+        Returns: float N x classes x h x w on the CPU or GPU; h x w is the net's own resolution, or H x W for an export
+            with output "logits".
+        Raises: ModelError as a call, and for an export that gives labels alone.
+        """
+        if self.output == "labels":
+            raise ModelError("this export gives labels alone; export it again with --output-kind low-logits")
+        output = self._backend.run(_checked(image.permute(0, 2, 3, 1).cpu().numpy()))
+        return output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))  # its memory is reused
 
     def __call__(self, image: UInt8Array) -> UInt8Array:
         """Label every pixel.
