@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := pyproject.toml constraints.lock.txt
 
-.PHONY: quickstart test check lint clean
+.PHONY: quickstart test test-all check lint clean
 
 quickstart: .venv/core
 	$(BIN)/segmv3 data mini-city data/mini-city
@@ -16,6 +16,9 @@ quickstart: .venv/core
 	@echo "Look at runs/quickstart/report.html and runs/quickstart/overlays"
 
 test: .venv/dev
+	$(BIN)/pytest -m "not slow"
+
+test-all: .venv/dev
 	$(BIN)/pytest
 
 check: lint test

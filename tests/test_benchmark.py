@@ -118,6 +118,7 @@ def test_every_row_names_published_weights_and_a_recipe():
             assert published()[row.published].accuracy == numbers
 
 
+@pytest.mark.slow
 def test_evaluate_writes_result_files_and_goes_on_after_a_failed_download(mirror, cityscapes, tmp_path, capsys):
     results, own = tmp_path / "results", tmp_path / "best.safetensors"
     checkpoint.save(segmv3.create_model("lraspp_small_d8"), own)

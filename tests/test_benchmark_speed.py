@@ -182,6 +182,7 @@ def test_finished_rows_are_kept_when_the_next_fail(tmp_path, monkeypatch, capsys
     assert receipt["incomplete"] and receipt["calls"] == [] and [row["logits"] for row in receipt["rows"]] == titles[:1]
 
 
+@pytest.mark.slow
 def test_latency_of_trained_weights_on_a_picture(tmp_path, picture, capsys):
     weights, image = tmp_path / "net.safetensors", tmp_path / "street.png"
     segmv3.save(create_model("lraspp_small_d8", 4), weights)

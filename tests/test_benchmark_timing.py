@@ -123,6 +123,7 @@ def test_peak_memory_is_that_of_the_work():
     assert found.facts() == {"before": round(found.before), "peak": round(found.peak)}
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_the_memory_process_arrives_here():
     with pytest.raises(ModelError, match="there is no net 'lraspp'"):
         peak_memory(partial(create_model, "lraspp"))

@@ -35,6 +35,7 @@ def test_crops_are_those_of_any_run():
     assert torch.equal(crops((50, 70), 3)[0], images) and images.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 def test_a_step_learns(tmp_path):
     """Every kind of step moves the weights of its net by its gradient."""
     moved = []
@@ -102,6 +103,7 @@ def test_each_row_stands_beside_the_fastest_plain_loop_of_its_kind():
     assert rows[0].images_per_second == 8 and rows[0].hours == pytest.approx(320_000 * 0.5 / 3600)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_leaves_a_receipt(tmp_path, monkeypatch, capsys):
     def broken(case, images, labels):
         raise RuntimeError("no kernel\nfor this")
@@ -147,6 +149,7 @@ def test_memory_and_floor_stand_in_the_row(tmp_path, monkeypatch):
     )  # GMACs at 1024x2048; squeezes do not shrink with it
 
 
+@pytest.mark.slow
 def test_each_shape_is_compiled_for_itself(tmp_path, monkeypatch):
     shapes = []
 

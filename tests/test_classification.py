@@ -308,6 +308,7 @@ def test_a_net_learns_colours_and_leaves_what_it_promises(experiment, tmp_path):
     assert train(longer, run, device="cpu") == best  # finished: nothing is done
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_in_the_same_bits(experiment, tmp_path):
     assert crash.run(experiment, tmp_path / "whole") == 0
     run = tmp_path / "run"
@@ -321,6 +322,7 @@ def test_killed_and_resumed_in_the_same_bits(experiment, tmp_path):
     assert not torch.equal(state["average"]["classifier.weight"], state["model"]["classifier.weight"])
 
 
+@pytest.mark.slow
 def test_segmentation_averages_and_drops_out_exactly_too(config, tmp_path):
     model = replace(NETS["lraspp_small_d8_mmseg"], head=LRASPPDecoder(channels=16, dropout=0.5))
     config = replace(config, model=model, schedule=replace(config.schedule, ema=0.9))
@@ -478,6 +480,7 @@ def test_train_evaluate_predict_and_reuse(experiment, folder, tmp_path, capsys):
     assert card.facts["config"]["model"]["pretrained"] == str(best)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_no_pretrained_file(experiment, tmp_path):
     weights = tmp_path / "w.safetensors"
     torch.manual_seed(7)

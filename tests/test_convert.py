@@ -208,6 +208,7 @@ def test_openvino_converts_and_is_two_files(model, tmp_path):
 # --- torch.export ---
 
 
+@pytest.mark.slow
 def test_torch_export_keeps_metadata_and_pickles_no_weight(model, tmp_path):
     path = tmp_path / "net.pt2"
     path.write_bytes(torch_export.to_torch_export(model, said(model, "labels")))

@@ -242,6 +242,7 @@ threading.Thread(target=late).start()
 """
 
 
+@pytest.mark.slow
 def test_a_forked_process_and_a_thread_that_outlives_the_program_get_labels():
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", LIVES], stdout=subprocess.PIPE, text=True, timeout=120)
     assert (run.returncode, run.stdout) == (0, "True\n")
@@ -282,6 +283,7 @@ for dtype in (torch.bfloat16, torch.float32):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
 def test_the_triton_kernel_keeps_the_contract_where_it_is_interpreted():
     script = INTERPRETED.format(folder=str(Path(__file__).parent))

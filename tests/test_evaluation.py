@@ -167,6 +167,7 @@ def run_one(arguments: list[str], environment: dict[str, str], said: list[Path])
     sys.exit(main(arguments))
 
 
+@pytest.mark.slow
 def test_two_and_three_processes_give_the_numbers_of_one(flags, tmp_path):
     results = []
     for count in (1, 2, 3):  # 5 images: neither divides

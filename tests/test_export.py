@@ -100,6 +100,7 @@ def test_a_fixed_size_is_proved_at_that_size(folder, tmp_path):
     assert done.agreement.scored_images == 3 and done.facts["size"] == [64, 96]
 
 
+@pytest.mark.slow
 def test_torch_export_is_proved_and_opens_when_it_is_trusted(weights, folder, tmp_path):
     path = tmp_path / "net.pt2"
     done = export(weights, "torch-export", path, pictures=photographs(str(folder / "val" / "images"), 1))

@@ -95,6 +95,7 @@ def test_mmsegmentations_recipes_differ_in_their_start_only(size, pytestconfig):
     assert scratch.schedule.steps == 320_000 and scratch.data.batch_size == 16
 
 
+@pytest.mark.slow
 def test_the_family_is_counted_without_storage():
     rows = {row.member.name: row for row in count_family()}
     assert len(rows) >= 45

@@ -45,7 +45,10 @@ def mmseg(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("kind", "variant"), ALL, ids=[variant.name for _, variant in ALL])
+SOME = [each if i % 8 == 0 else pytest.param(*each, marks=pytest.mark.slow) for i, each in enumerate(ALL)]
+
+
+@pytest.mark.parametrize(("kind", "variant"), SOME, ids=[variant.name for _, variant in ALL])
 def test_every_variant_is_recognised(kind, variant, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(their_tensors(kind, variant), path)
@@ -260,6 +263,7 @@ def test_what_was_assumed_is_said_wherever_weights_are_opened(tmp_path):
         open_classifier(tmp_path / "w.pth")
 
 
+@pytest.mark.slow
 def test_a_net_with_untrained_layers_says_so(mmseg, tmp_path):
     import segmv3
 

@@ -111,6 +111,7 @@ def test_the_auxiliary_loss_is_the_weighted_sum_of_three(config):
     assert counts is not None and counts.tolist() == [float(term.count) for term in terms]
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_resumes_exactly(config, tmp_path):
     teach(tmp_path / "teacher.safetensors")
     everything = replace(
@@ -261,7 +262,7 @@ def frozen(monkeypatch):
     monkeypatch.setattr(SegmentationTask, "trained", trained)
 
 
-@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize("weights", ["none", pytest.param("balanced", marks=pytest.mark.slow)])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, tmp_path, frozen, weights):
     hide_labels(config.data.root)
     teach(tmp_path / "teacher.safetensors")
@@ -335,6 +336,7 @@ def test_synchronised_bn_is_plain_bn_where_there_is_one_process(monkeypatch):
     assert torch.equal(plain.eval()(x), ours.eval()(x)) or torch.allclose(plain(x), ours(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_score_together_and_take_the_steps_of_one(config, tmp_path):
     """The same weights, BN statistics and gradients, with labels spread unevenly over the processes.
 

@@ -268,6 +268,7 @@ def test_what_follows_a_pooled_map_is_found_up_to_the_join() -> None:
     assert set(_first_and_last(kinds, users)) == {"conv", "logits", "add"}
 
 
+@pytest.mark.slow
 def test_packages_are_imported_without_their_reports_and_without_a_word() -> None:
     code = (
         "import sys; from segmv3.convert.extras import import_nncf, import_openvino\n"

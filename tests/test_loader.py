@@ -36,7 +36,9 @@ def digests(config: Data, start=0, stop=5, **options) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (2, "fork"), (4, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(
+    ("workers", "method"), [(1, "fork"), (2, "fork"), (4, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)]
+)
 def test_batches_do_not_depend_on_workers(folder, workers, method):
     assert digests(data(folder, workers), start_method=method) == digests(data(folder))
 

@@ -369,6 +369,7 @@ assert total == 0 and not slopes.any()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
 def test_the_triton_kernel_keeps_the_contract_where_it_is_interpreted():
     script = INTERPRETED.format(folder=str(Path(__file__).parent))

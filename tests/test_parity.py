@@ -65,6 +65,7 @@ def imported(model: nn.Module, path: Path) -> Segmenter | ImageClassifier:
     return import_weights(path).model()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name, tmp_path):
     theirs = randomised(timm.create_model(name))
@@ -86,6 +87,7 @@ def test_timm(name, tmp_path):
                     assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max(), (stride, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["large", "small"])
 @pytest.mark.parametrize(
     "options", [{}, {"width_mult": 0.75}, {"width_mult": 0.35}, {"width_mult": 1.25}, {"reduced_tail": True}]
@@ -192,6 +194,7 @@ def formula_weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return values.astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_mmsegmentation(size, tmp_path):
     """Against outputs of the real package (golden_mmseg.npz).

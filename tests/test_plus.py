@@ -113,6 +113,7 @@ def test_other_backbones_do_too(backbone):
     assert model.low_logits(torch.zeros(1, 3, 65, 90)).shape == (1, 3, 9, 12)
 
 
+@pytest.mark.slow
 def test_runtimes_agree_at_every_size():
     import onnxruntime
     import openvino
@@ -136,6 +137,7 @@ def test_runtimes_agree_at_every_size():
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_torch_export_takes_every_size(tmp_path):
     model = trained_like(TINY)
     said = describe(model, CARD, "labels", None, source="best.safetensors", precision="fp32")

@@ -124,6 +124,7 @@ def asked(tmp_path, **changes):
     return Namespace(**vars(plain) | changes)
 
 
+@pytest.mark.slow
 def test_every_part_of_the_gpu_run_is_a_command_that_exists(gpu, tmp_path):
     arguments = asked(tmp_path, tiny=False, device="cuda", root=tmp_path / "camvid")
     parts = gpu.measurements(arguments) + gpu.training_runs(arguments)
@@ -141,6 +142,7 @@ def test_every_part_of_the_gpu_run_is_a_command_that_exists(gpu, tmp_path):
         assert changed.precision == "bf16" and changed.seed in (0, 1)
 
 
+@pytest.mark.slow
 def test_parts_are_kept_stopped_and_gone_on_with(gpu, tmp_path):
     def part(name, code, **more):
         return gpu.Part(name, [sys.executable, "-c", code], **more)
@@ -165,6 +167,7 @@ def test_parts_are_kept_stopped_and_gone_on_with(gpu, tmp_path):
     assert "| quick | done |" in table and "| run | 61.50 | 1 seed | 1 | 61.50 |" in table
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_was_stopped_does_not_keep_the_others_waiting(gpu, tmp_path, capsys):
     parts = [
         gpu.Part(name, [sys.executable, "-c", code], tmp_path / f"{name}.json")

@@ -42,7 +42,7 @@ def assert_same(ours, theirs):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["lraspp_small_d8", "lraspp_small_d8_mmseg", "lraspp_small_plus", "v2"])
 def test_three_steps_are_the_same_to_the_bit(name, bf16):
     torch.manual_seed(0)
@@ -140,6 +140,7 @@ class _Entry(nn.Module):
         return self.net.low_logits(images)
 
 
+@pytest.mark.slow
 def test_synchronised_bn_asks_the_other_process_twice_and_counts_once(tmp_path):
     multiprocessing.spawn(in_a_process, ("lraspp_small_d8", tmp_path), nprocs=2)
     plain, again = torch.load(tmp_path / "0.pt", weights_only=True)
@@ -150,6 +151,7 @@ def test_synchronised_bn_asks_the_other_process_twice_and_counts_once(tmp_path):
     assert not torch.equal(again["losses"], other["losses"])
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_it_and_ends_in_the_same_bits(config, tmp_path):
     schedule = replace(config.schedule, steps=4, eval_every=2, save_every=2, accumulate=2)
     config = replace(config, schedule=schedule, loss=Loss(auxiliary=0.4), data=replace(config.data, batch_size=4))

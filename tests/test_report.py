@@ -158,6 +158,7 @@ def test_report_of_one_class_and_more_samples_than_are_shown(tmp_path):
     Balance(page)
 
 
+@pytest.mark.slow
 def test_charts_of_150_classes(monkeypatch):
     monkeypatch.setattr(plots, "_SHARPNESS", 1)  # a quarter of the pixels: the layout is what can fail
     names = tuple(f"class {i} " + "long " * (i % 9) for i in range(150))

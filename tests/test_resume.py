@@ -39,9 +39,24 @@ def reference(config, unbroken) -> str:
 @pytest.mark.parametrize(
     ("point", "occurrence", "left"),
     [
-        ("state written but not renamed", 2, [".step_00000006.pt.part", "step_00000004.json", "step_00000004.pt"]),
-        ("state renamed, manifest missing", 1, [".step_00000004.json.part", "step_00000004.pt"]),
-        ("manifest written, old state not pruned", 1, [f"step_{s:08d}.{k}" for s in (4, 6, 8) for k in ("json", "pt")]),
+        pytest.param(
+            "state written but not renamed",
+            2,
+            [".step_00000006.pt.part", "step_00000004.json", "step_00000004.pt"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "state renamed, manifest missing",
+            1,
+            [".step_00000004.json.part", "step_00000004.pt"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "manifest written, old state not pruned",
+            1,
+            [f"step_{s:08d}.{k}" for s in (4, 6, 8) for k in ("json", "pt")],
+            marks=pytest.mark.slow,
+        ),
         ("between saves", 8, [f"step_{s:08d}.{k}" for s in (4, 6) for k in ("json", "pt")]),
     ],
 )
@@ -58,6 +73,7 @@ def test_killed_at(point, occurrence, left, config, tmp_path, unbroken):
     print(f"{point} (occurrence {occurrence}): same SHA-256 {expected[:16]} over weights and optimiser")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(config, tmp_path, unbroken):
     expected = reference(config, unbroken)
     run = tmp_path / "run"
@@ -67,6 +83,7 @@ def test_killed_again_and_again(config, tmp_path, unbroken):
     assert crash.digest(run) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_polite_stop_saves_and_resumes(number, code, config, tmp_path, monkeypatch, capsys):
     """Real processes, the signal going to the whole group as Ctrl-C does, workers included."""
@@ -137,6 +154,7 @@ def test_other_settings_are_shown_and_refused(config, tmp_path):
         train(changed, tmp_path / "run", device="cpu")
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_trains_in_is_refused(config, tmp_path):
     train(config, tmp_path / "run", device="cpu")
     (tmp_path / "run" / "report.html").unlink()

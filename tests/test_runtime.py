@@ -221,6 +221,7 @@ def test_without_the_extra_torch_runs(weights, monkeypatch):
         segmv3.load(weights, backend="openvino")
 
 
+@pytest.mark.slow
 def test_nets_with_window_pooling_convert_for_each_size(tmp_path):
     path = tmp_path / "w.safetensors"
     segmv3.save(trained_like("lraspp_small_d8_mmseg", 3), path)
@@ -266,6 +267,7 @@ def test_missing_exports_are_named(tmp_path):
         segmv3.load(tmp_path / "net.xml", device="cuda")
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_made_again(weights, monkeypatch, tmp_path):
     monkeypatch.setenv("SEGMV3_CACHE", str(tmp_path))
     segmv3.load(weights, backend="openvino", precision="fp32", threads=1)
@@ -328,6 +330,7 @@ assert len(heard) == 2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only there OpenVINO moves the stack of signals")
 def test_signals_arrive_after_openvino_nets_are_gone(weights):
     pytest.importorskip("openvino")

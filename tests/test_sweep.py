@@ -374,6 +374,7 @@ def test_the_page_tells_what_failed_and_trusts_no_text(tmp_path):
 # --- for real ---
 
 
+@pytest.mark.slow
 def test_an_evaluation_can_end_a_run_that_goes_on_later(config, tmp_path):
     whole: list[tuple[int, float]] = []
     best = train(config, tmp_path / "whole", device="cpu", threads=1, on_evaluation=lambda *told: whole.append(told))
@@ -427,6 +428,7 @@ def test_the_command_leaves_what_it_promises(config_file, tmp_path, capsys):
     assert "cannot be read (No such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_trial_and_the_same_command_goes_on(config_file, tmp_path, capsys):
     pytest.importorskip("optuna")
     text = config_file.read_text()

@@ -133,6 +133,7 @@ def test_a_nan_gradient_is_found_by_the_next_loss(config, tmp_path, clip_norm, m
     assert not checkpoint.saved_steps(tmp_path / "run" / "state")
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_path):
     """The worker's error arrives whole, and the workers do not keep the process alive."""
     tool = Path(__file__).parents[1] / "tools" / "train.py"
@@ -166,6 +167,7 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, lines) if entry["event"] == "train"]
 
 
+@pytest.mark.slow
 def test_batches_without_a_labelled_pixel_have_loss_zero(config, tmp_path, monkeypatch):
     monkeypatch.setattr("segmv3.training.tasks.class_fault", lambda dataset: None)  # it refuses a set of such batches
     for path in (config.data.root / "train" / "labels").iterdir():
@@ -219,6 +221,7 @@ def test_weights_for_other_classes_are_refused(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_gives_the_same_run(config, tmp_path):
     pack(open_dataset(config.data, "train"), tmp_path / "pixels")
     packed = replace(config, data=replace(config.data, cache=tmp_path / "pixels"))
@@ -237,6 +240,7 @@ def test_too_many_workers_are_refused_before_the_run(config, tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_waiting_for_data_is_said_once(config, tmp_path, monkeypatch, capsys):
     read = TrainSamples.__getitem__
 
@@ -267,7 +271,7 @@ def test_gradients_are_clipped(config, tmp_path):
     assert all(torch.allclose(state["model"][name], value, atol=1e-9) for name, value in fresh.items())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_the_net_calculates_as_asked_for_and_the_loss_in_float32(config, tmp_path, monkeypatch, precision):
     of_net, of_loss = set(), set()
 

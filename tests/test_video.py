@@ -151,6 +151,7 @@ def test_an_exception_leaves_a_playable_result(tmp_path: Path, suffix: str, exce
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 def test_ctrl_c_and_a_hard_kill(tmp_path: Path) -> None:
     script = (
@@ -235,7 +236,7 @@ def test_a_full_disk_is_one_line_that_says_what_is_left(tmp_path: Path) -> None:
 # ---- foreign and broken input ----
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+@pytest.mark.parametrize("suffix", [".mp4", *(pytest.param(each, marks=pytest.mark.slow) for each in (".mkv", ".avi"))])
 def test_a_cut_video_gives_what_it_has_and_then_says_so(tmp_path: Path, suffix: str) -> None:
     whole = encode(tmp_path / f"whole{suffix}", list(range(100)))
     assert len(read(whole)) == 100
