@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := pyproject.toml constraints.lock.txt
 
-.PHONY: quickstart test test-all check lint clean
+.PHONY: quickstart test test-all test-avx2 check lint clean
 
 quickstart: .venv/core
 	$(BIN)/segmv3 data mini-city data/mini-city
@@ -20,6 +20,10 @@ test: .venv/dev
 
 test-all: .venv/dev
 	$(BIN)/pytest
+
+# What depends on the processor, as on one without AVX-512 and VNNI: tools/test_avx2.sh says what that proves.
+test-avx2: .venv/dev
+	tools/test_avx2.sh
 
 check: lint test
 

@@ -13,7 +13,7 @@ from segmv3.models.fold import folded
 from segmv3.models.zoo import NETS, create_model
 from segmv3.runtime import choice, loading
 from segmv3.runtime.backends import PerSize, TorchBackend
-from segmv3.runtime.machine import machine
+from segmv3.runtime.machine import cpu_flags, has_bf16, machine, saturates
 
 SIZES = [(1, 1), (1, 40), (37, 53), (64, 128)]
 CPU_BACKENDS = ["torch", "onnxruntime", "openvino"]
@@ -277,6 +277,26 @@ def test_a_damaged_cache_is_made_again(weights, monkeypatch, tmp_path):
     (folder / "net.bin").write_bytes(b"")
     predict = segmv3.load(weights, backend="openvino", precision="fp32", threads=1)
     assert predict(picture((8, 8))).shape == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("found", "flags", "cut_off", "bf16"),
+    [
+        ({"avx2": True, "fma3": True, "avx512_f": False, "l1d_cache_size": 1}, ["avx2"], True, False),
+        ({"avx2": True, "avx512_f": True}, ["avx2", "avx512f"], True, False),
+        ({"avx2": True, "avx_vnni": True}, ["avx2", "avx_vnni"], False, False),
+        ({"avx2": True, "avx512_vnni": True, "avx512_bf16": True}, ["avx2", "avx512_vnni", "avx512_bf16"], False, True),
+        ({"neon": True, "bf16": True}, ["asimd", "bf16"], False, True),
+    ],
+)
+def test_what_a_processor_can(found, flags, cut_off, bf16, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert (cpu_flags(), saturates(), has_bf16()) == (flags, cut_off, bf16)
+    # as /proc/cpuinfo has it, for a torch that does not say
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    line = f"flags\t\t: fpu fma {' '.join(flags)} sse"
+    monkeypatch.setattr("segmv3.runtime.machine._cpuinfo", lambda: ["processor\t: 0", line])
+    assert (cpu_flags(), saturates(), has_bf16()) == (flags, cut_off, bf16)
 
 
 def test_the_machine_is_described_in_json_types():
