@@ -1,7 +1,6 @@
 """What a person sees on a terminal: tables, bars and lines in which a name is text and never markup."""
 
 import os
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -39,7 +38,7 @@ class Screen(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def print_line(line: str) -> None:
