@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from segmv3.errors import printable
@@ -50,7 +51,7 @@ class Words(ProgressColumn):
     """A column of a bar that shows its title, or another text of the task."""
 
     def __init__(self, field: str = "", style: str = "") -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.field, self.style = field, style
 
     def render(self, task: Task) -> Text:
