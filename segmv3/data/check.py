@@ -19,6 +19,9 @@ from segmv3.errors import DataError
 from segmv3.images import read_image
 from segmv3.labels import IGNORE, Classes, LabelTable
 
+PairFacts = Sequence[tuple[Found, Found]]
+"""Of each image and its label, in the order of a split."""
+
 _NAMED = 5  # files that one line can name
 
 
@@ -124,14 +127,10 @@ def class_counts(dataset: Dataset) -> NDArray[np.int64]:
     After `check` no file is read for it.
     """
     counts = np.zeros((len(dataset), 256), np.int64)
-    for row, pair, label in zip(counts, dataset.pairs, _labels(dataset), strict=True):
-        row += train_counts(label, pair.table) if label else 0
-    return counts[:, : len(dataset.classes)]
-
-
-def _labels(dataset: Dataset) -> list[Facts | None]:
     found = read_files([(None, pair.label) for pair in dataset.pairs])
-    return [label if isinstance(label, Facts) else None for _, label in found]
+    for row, pair, (_, label) in zip(counts, dataset.pairs, found, strict=True):
+        row += train_counts(label, pair.table) if isinstance(label, Facts) else 0
+    return counts[:, : len(dataset.classes)]
 
 
 def class_pixels(dataset: Dataset) -> NDArray[np.int64]:
@@ -139,13 +138,16 @@ def class_pixels(dataset: Dataset) -> NDArray[np.int64]:
     return class_counts(dataset).sum(0)
 
 
-def class_fault(dataset: Dataset) -> tuple[Literal["error", "warning"], str] | None:
-    """What `fault_of` says of a split and its extra images; after `check` no file is read for it."""
+def class_fault(dataset: Dataset, found: PairFacts | None = None) -> tuple[Literal["error", "warning"], str] | None:
+    """What `fault_of` says of a split and its extra images. `found`: what `read_pairs` gave, where it was asked."""
     pixels, marked = np.zeros(256, np.int64), False
-    for part in (dataset, dataset.extra):
-        for pair, label in zip(part.pairs, _labels(part), strict=True) if part else ():
-            pixels += train_counts(label, pair.table) if label else 0
-            marked |= bool(label and dict(label.ids).get(IGNORE))
+    parts = [(dataset, found or read_pairs(dataset))]
+    parts += [(dataset.extra, read_pairs(dataset.extra))] if dataset.extra else []
+    for part, facts in parts:
+        for pair, (_, label) in zip(part.pairs, facts, strict=True):
+            if isinstance(label, Facts):
+                pixels += train_counts(label, pair.table)
+                marked |= bool(dict(label.ids).get(IGNORE))
     return fault_of(dataset.split, dataset.classes, pixels[: len(dataset.classes)], marked=marked)
 
 
@@ -175,16 +177,20 @@ def fault_of(
     return "warning", f"{number} absent ({effect}): {names}{hint}"
 
 
-def contents(dataset: Dataset) -> dict[str, Any]:
-    """What a split holds, as JSON types: two that give the same are the same data. After `check` no file is read.
+def contents(dataset: Dataset, found: PairFacts | None = None) -> dict[str, Any]:
+    """What a split holds, as JSON types: two that give the same are the same data.
+
+    Args:
+        dataset: a split without faults.
+        found: what `read_pairs` gave, where it was asked.
 
     Returns: `ids`, what each stored id is read as; `images` and `labels`, digests of all pixels in the order of pairs.
     """
-    pairs = read_pairs(dataset)
-    digests = ["".join(each.digest for each in files if isinstance(each, Facts)) for files in zip(*pairs, strict=True)]
-    found: dict[str, Any] = {kind: checksum(digest) for kind, digest in zip(("images", "labels"), digests, strict=True)}
-    found["ids"] = id_names({pair.table for pair in dataset.pairs}, dataset.classes)
-    return found | ({"extra": contents(dataset.extra)} if dataset.extra else {})
+    sides = zip(*(found or read_pairs(dataset)), strict=True)
+    digests = ["".join(each.digest for each in files if isinstance(each, Facts)) for files in sides]
+    result: dict[str, Any] = {kind: checksum(each) for kind, each in zip(("images", "labels"), digests, strict=True)}
+    result["ids"] = id_names({pair.table for pair in dataset.pairs}, dataset.classes)
+    return result | ({"extra": contents(dataset.extra)} if dataset.extra else {})
 
 
 def id_names(tables: Iterable[LabelTable], classes: Classes) -> dict[str, str]:

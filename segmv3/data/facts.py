@@ -207,7 +207,9 @@ def _remembered(entry: Any, state: list[int], kind: Kind) -> Facts | None:
     try:
         if entry["state"] != state:
             return None
-        facts = Facts(**{key: _frozen(value) for key, value in entry["facts"].items()})
+        stored = entry["facts"]
+        tuples = {key: tuple(stored[key]) for key in ("size", "mean", "std")}  # JSON has lists
+        facts = Facts(**{**stored, **tuples, "ids": tuple(map(tuple, stored["ids"]))})
         height, width = facts.size
         whole = (height, width, facts.orientation, *(number for pair in facts.ids for number in pair))
         colors = (*facts.mean, *facts.std)
@@ -224,11 +226,6 @@ def _remembered(entry: Any, state: list[int], kind: Kind) -> Facts | None:
         if kind == "label":  # earlier versions read JPEGs
             sound = sound and sum(ids.values()) == height * width and facts.format != "JPEG"
         sound = sound and len(ids) == len(facts.ids) * (kind == "label")
-        return facts if sound and all(0 <= stored <= 255 and pixels > 0 for stored, pixels in ids.items()) else None
+        return facts if sound and all(0 <= each <= 255 and pixels > 0 for each, pixels in ids.items()) else None
     except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
         return None
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples they were."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from segmv3.classification import accuracies, count_hits
 from segmv3.config import Classification, Config
 from segmv3.data.check import Problem, class_fault, class_pixels, contents, problems_in, refuse
 from segmv3.data.datasets import Dataset, open_dataset
+from segmv3.data.facts import read_pairs
 from segmv3.data.imagefolder import Pictures, check_pictures, check_same_classes, open_pictures
 from segmv3.data.pack import open_training
 from segmv3.data.sampling import draws_of
@@ -163,6 +164,8 @@ class SegmentationTask:
         self.net_name = net_name(config.model)
         self.train_set, self.val_set = open_training(config.data), open_dataset(config.data, "val")
         self.class_weights: Tensor | None = None
+        self.seen: dict[str, dict[str, Any]] = {}
+        """By split, the contents that `check` saw."""
         self.teacher = open_teacher(config, self.classes)
         listed = config.loss.class_weights
         if not isinstance(listed, str) and len(listed) != len(self.classes):
@@ -189,7 +192,9 @@ class SegmentationTask:
                 problems += problems_in(dataset, progress)
         refuse(problems, *(dataset.split for dataset in datasets))
         for dataset in (self.train_set, self.val_set):
-            fault = class_fault(dataset)
+            found = read_pairs(dataset)  # it is remembered
+            self.seen[dataset.split] = contents(dataset, found)
+            fault = class_fault(dataset, found)
             if fault and fault[0] == "error":
                 raise DataError(f"{self.config.data.root}: {fault[1]}")
             if fault:
@@ -197,9 +202,7 @@ class SegmentationTask:
         draws_of(self.train_set, self.config.data)  # says what cannot be drawn before there is a run
 
     def contents(self) -> dict[str, Any]:
-        return {"classes": list(self.classes.names)} | {
-            each.split: contents(each) for each in (self.train_set, self.val_set)
-        }
+        return {"classes": list(self.classes.names), **self.seen}
 
     def prepare(self, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
         wanted = self.config.loss.class_weights
@@ -300,7 +303,7 @@ class ClassificationTask:
         self.train_set, self.val_set = open_pictures(config.data, "train"), open_pictures(config.data, "val")
         check_same_classes(self.train_set, self.val_set)
         self.seen: dict[str, dict[str, str]] = {}
-        """By split, what `check` saw."""
+        """By split, the contents that `check` saw."""
 
     @property
     def classes(self) -> Sequence[str]:
