@@ -24,7 +24,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, IndexError)  # the last: no IDAT
 _HARMLESS_CHUNKS = frozenset({b"IHDR", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"bKGD", b"sBIT"})
-_MAX_PIXELS = 179_000_000  # a 20 kB PNG can ask for hundreds of MB; Pillow's own limit only warns at half of this
+MAX_PIXELS = 179_000_000  # a 20 kB PNG can ask for hundreds of MB; Pillow's own limit only warns at half of this
 
 
 def _read(path: Path) -> bytes:
@@ -52,7 +52,7 @@ def _plain_png(data: bytes, *, color: bool) -> UInt8Array | None:
     depth, kind, interlaced = data[24:25], data[25:26], data[28:29]
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     plain = depth == b"\x08" and interlaced == b"\x00" and kind in ((b"\x00", b"\x02") if color else (b"\x00",))
-    if not plain or width * height > _MAX_PIXELS:
+    if not plain or width * height > MAX_PIXELS:
         return None
     view, place = memoryview(data), 8
     while view[place + 4 : place + 8] != b"IEND":
@@ -116,8 +116,8 @@ def _decode(data: bytes, path: Path) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be opened as an image ({_reason(error)}); replace it") from None
-    if image.width * image.height > _MAX_PIXELS:
-        raise DataError(f"{path} is {image.width}x{image.height}: over the limit of {_MAX_PIXELS:,} pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{path} is {image.width}x{image.height}: over the limit of {MAX_PIXELS:,} pixels")
     return image
 
 
