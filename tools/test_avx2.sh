@@ -18,8 +18,8 @@ fi
     export NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt
     export NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"
     $python tests/lowered.py
-    $python -m pytest -m "not slow" tests/test_int8.py tests/test_convert.py tests/test_decode.py tests/test_losses.py \
-        tests/test_parity.py tests/test_models.py tests/test_mini_city.py tests/test_benchmark_timing.py
+    $python -m pytest -m "not slow" tests/test_int8.py tests/test_decode.py tests/test_losses.py \
+        tests/test_parity.py tests/test_mini_city.py tests/test_benchmark_timing.py
 )
 
 if ! command -v qemu-x86_64 > /dev/null; then
