@@ -48,6 +48,12 @@ class OutputError(Segmv3Error):
     area = "output"
 
 
+class PartialOutputError(OutputError):
+    """One output could not be made; the others are there."""
+
+    exit_code = 3
+
+
 class VideoError(Segmv3Error):
     """A video that cannot be opened, read or written."""
 

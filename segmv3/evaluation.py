@@ -356,6 +356,7 @@ def scores(confusion: ConfusionMatrix, dataset: Dataset, *, images: int, multi_s
         "scales": list(MULTI_SCALES) if multi_scale_flip else [1.0],
         "flip": multi_scale_flip,
         "miou": _number(confusion.miou),
+        "miou_classes": int(np.count_nonzero(~np.isnan(confusion.iou))),
         "mean_accuracy": _number(confusion.mean_accuracy),
         "pixel_accuracy": _number(confusion.pixel_accuracy),
         "frequency_weighted_iou": _number(confusion.frequency_weighted_iou),

@@ -338,7 +338,7 @@ def _check_same_images(a: Result, b: Result) -> None:
             raise DataError(f"{both} cannot be compared: the ground truth of {name} differs; evaluate both again")
 
 
-_SETTINGS = ("weights", "weights_sha256", "scales", "flip", "precision", "device")
+_SETTINGS = ("weights", "weights_sha256", "scales", "flip", "input_size", "input_scale", "precision", "device")
 _SCORES = {"classes", "absent", "confusion_matrix", "per_image", "dataset", "split", "size"}
 
 
@@ -356,11 +356,13 @@ def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, 
 def shown(key: str, value: Any) -> str:
     """A fact of a result as a person writes it: 1024x2048, no, 0.5, 0.75, 1."""
     if value is None:
-        return "mixed" if key == "size" else "unknown"
+        return {"size": "mixed", "input_size": "that of the images", "input_scale": "none", "runtime": "torch"}.get(
+            key, "unknown"
+        )
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ("x" if key == "size" else ", ").join(f"{each:g}" for each in value)
+        return ("x" if key.endswith("size") else ", ").join(f"{each:g}" for each in value)
     return str(value)[:12] if key == "weights_sha256" else str(value)
 
 

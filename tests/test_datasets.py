@@ -364,7 +364,7 @@ def test_the_three_commands_say_the_same_of_classes(folder, tmp_path, capsys):
     assert "% mIoU on val without sky (absent) at step 1; wrote" in trained
     scored = says("evaluate", config, "--weights", run / "best.safetensors", "--threads", 1)
     left_out = absent.format("left out of the mean IoU unless predicted")
-    assert scored.startswith(f"data: 'val': {left_out}") and "left out of the mean as absent: sky" in scored
+    assert scored.startswith(f"data: 'val': {left_out}") and "classes: sky has no pixel in val)" in scored
     checked = says("data", "check", folder)
     assert f"warning: train: {absent.format('cannot be learned')}" in checked
     assert f"warning: val: {left_out}" in checked

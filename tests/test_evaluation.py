@@ -10,6 +10,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,17 +18,21 @@ from PIL import Image
 
 import segmv3
 from segmv3 import official
+from segmv3.benchmark.table import _mode
 from segmv3.cli import main
 from segmv3.config import Config, Data, Model, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import shard
 from segmv3.data.mini_city import write_mini_city
-from segmv3.errors import DataError, EvaluationError
-from segmv3.evaluation import ImageCounts, count_images, merge, scores_of_images
+from segmv3.errors import DataError, EvaluationError, ResourceError
+from segmv3.evaluation import ImageCounts, count_images, merge, scores, scores_of_images
 from segmv3.images import read_ids, write_png
+from segmv3.inference import MULTI_SCALES, multi_scale_flip
 from segmv3.labels import cityscapes_classes
 from segmv3.metrics import ConfusionMatrix
 from segmv3.models.zoo import create_model
+from segmv3.report.tables import scores_table, summary
+from segmv3.screen import Screen
 from segmv3.training.tasks import SegmentationTask
 from segmv3.uncertainty import Calibration, bootstrap_miou, read_result
 from segmv3.weights.opening import open_segmenter
@@ -366,3 +371,183 @@ def test_training_refuses_bad_files_of_both_splits_at_once(copy):
     with pytest.raises(DataError, match="2 files in 'train' and 'val' cannot be used") as raised:
         task.check(progress_of, print)
     assert all(label.name in str(raised.value) for label in labels) and titles == ["check train", "check val"]
+
+
+# --- another size of the input, exported files ---
+
+
+def two_steps(weights: Path, image: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
+    """The net at another size in plain torch: its logits enlarged to its input, then to the image."""
+    copy = cv2.resize(image, shown[::-1], interpolation=cv2.INTER_LINEAR)
+    net = open_segmenter(weights)[0]
+    with torch.inference_mode():
+        logits = net(torch.from_numpy(copy).permute(2, 0, 1)[None])
+    full = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
+    return full.argmax(1)[0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [(["--scale", "0.5"], (32, 64)), (["--size", "48", "80"], (48, 80)), (["--scale", "1.5"], (96, 192))],
+)
+def test_the_net_sees_another_size_and_is_scored_at_that_of_the_truth(
+    asked, shown, flags, city, weights, tmp_path, capsys
+):
+    out = tmp_path / "scores.json"
+    assert main([*flags, *asked, "--official", "--boundary", "--calibration", "--output", str(out)]) == 0
+    result, expected = json.loads(out.read_text()), ConfusionMatrix(19)
+    for pair in open_dataset(Data(dataset="cityscapes", root=city), "val").pairs:
+        truth = pair.table.to_train_ids(read_ids(pair.label), pair.label)
+        expected.update(two_steps(weights, segmv3.read_image(pair.image), shown).astype(np.uint8), truth)
+    moved = np.abs(expected.matrix - np.array(result["confusion_matrix"])).sum() / 2
+    assert moved <= 1e-4 * expected.matrix.sum()  # rounding where two classes tie
+    assert (result["size"], result["input_size"]) == ([64, 128], list(shown))
+    assert result["calibration"]["pixels"] == expected.matrix.sum()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"64 x 128, single scale, net at {shown[0]} x {shown[1]}" in said
+    assert f"The net saw images at {shown[0]} x {shown[1]}" in said
+
+
+def test_scale_one_changes_nothing_and_copies_are_of_the_other_size(flags, city, weights, tmp_path):
+    def matrix(*asked: str) -> list:
+        out = tmp_path / "scores.json"
+        assert main([*flags, *asked, "--limit", "2", "--overwrite", "--output", str(out)]) == 0
+        return json.loads(out.read_text())["confusion_matrix"]
+
+    assert matrix("--scale", "1") == matrix()
+    net, expected = open_segmenter(weights)[0], ConfusionMatrix(19)
+    dataset = open_dataset(Data(dataset="cityscapes", root=city), "val")
+    for image, truth in (dataset.read(0), dataset.read(1)):
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            found = multi_scale_flip(net.low_logits, pixels, scales=[s / 2 for s in MULTI_SCALES])
+        expected.update(found.argmax(1)[0].numpy(), truth)
+    assert np.abs(np.array(matrix("--scale", "0.5", "--multi-scale-flip")) - expected.matrix).sum() <= 4
+
+
+def test_sizes_that_cannot_be_meant_are_one_line(flags, capsys):
+    for asked, says in (
+        (["--scale", "0"], "--scale is 0; it must be above 0"),
+        (["--scale", "nan"], "--scale is not finite"),
+        (["--size", "0", "5"], "--size is 0 5"),
+        (["--size", "100000", "100000"], "at most 179,000,000 pixels"),
+        (["--size", "32", "64", "--scale", "0.5"], "choose one of them"),
+        (["--sliding-window", "32", "64", "--scale", "0.5"], "--sliding-window cuts images as they are"),
+    ):
+        assert says in fails(capsys, *flags, *asked)
+
+
+def test_results_of_other_sizes_say_so_beside_each_other(flags, tmp_path, capsys):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    assert main([*flags, "--output", str(a)]) == 0 and main([*flags, "--scale", "0.5", "--output", str(b)]) == 0
+    assert "input_size" not in json.loads(a.read_text())
+    capsys.readouterr()
+    assert main(["compare", str(a), str(b)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a and b differ in: input_size that of the images and 32x64; input_scale none and 0.5" in said
+    assert "64x128, single scale, net at 32 x 64 (scale 0.5)" in said
+    assert _mode(json.loads(b.read_text())) == "other"  # no row of a table at full size
+
+
+@pytest.fixture(scope="module")
+def exports(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    for name, to, *more in (
+        ("any.onnx", "onnx"),
+        ("any.xml", "openvino"),
+        ("fixed.onnx", "onnx", "--size", "32", "64"),
+        ("labels.onnx", "onnx", "--output-kind", "labels"),
+    ):
+        pytest.importorskip("onnxruntime" if to == "onnx" else "openvino")
+        assert main(["export", str(weights), "--to", to, "-o", str(folder / name), "--limit", "1", *more]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_exported_files_are_scored(flags, weights, exports, tmp_path, capsys):
+    def score(path: Path, *asked: str) -> dict:
+        out = tmp_path / "scores.json"
+        own = [*flags, "--weights", str(path), "--limit", "2", "--overwrite", "--output", str(out)]
+        assert main([*own, *asked]) == 0
+        return json.loads(out.read_text())
+
+    for asked in ([], ["--multi-scale-flip"], ["--scale", "0.5", "--calibration"], ["--sliding-window", "32", "64"]):
+        torch_says, total = score(weights, *asked), None
+        for name in ("any.onnx", "any.xml"):
+            found = score(exports / name, *asked)
+            total = np.sum(torch_says["confusion_matrix"])
+            moved = np.abs(np.subtract(found["confusion_matrix"], torch_says["confusion_matrix"])).sum() / 2
+            assert moved <= 1e-3 * total
+            assert found["weights"].endswith(name) and found["precision"] == "fp32"
+            assert found["runtime"] == {"any.onnx": "onnxruntime", "any.xml": "openvino"}[name]
+            assert found["export"]["source_sha256"] == torch_says["weights_sha256"] != found["weights_sha256"]
+    capsys.readouterr()
+    assert score(exports / "fixed.onnx", "--size", "32", "64")["input_size"] == [32, 64]
+    assert "onnxruntime fp32" in " ".join(capsys.readouterr().out.split())
+    labels = score(exports / "labels.onnx")["confusion_matrix"]
+    assert np.abs(np.subtract(labels, score(weights)["confusion_matrix"])).sum() / 2 <= 1e-3 * np.sum(labels)
+
+
+@pytest.mark.slow
+def test_exports_that_cannot_give_it_are_one_line(flags, exports, folder, tmp_path, capsys):
+    fixed, labels = ([*flags, "--weights", exports / name] for name in ("fixed.onnx", "labels.onnx"))
+    assert "32x64 (height x width) only, not of 64x128; score it with --size 32 64" in fails(capsys, *fixed)
+    assert "six sizes" in fails(capsys, *fixed, "--multi-scale-flip")
+    calibration = ["--calibration", "--output", tmp_path / "s.json"]
+    for asked in (["--scale", "0.5"], ["--multi-scale-flip"], calibration):
+        assert "gives labels alone" in fails(capsys, *labels, *asked)
+    own = [*flags, "--data.dataset", "folder", "--data.root", folder, "--weights", exports / "any.onnx"]
+    assert "19 classes stored, 4 requested" in fails(capsys, *own)
+    assert "calculates in fp32, not in bf16" in fails(
+        capsys, *flags, "--weights", exports / "any.onnx", "--precision", "bf16"
+    )
+
+
+# --- nothing is lost ---
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("segmv3.report.tables.scores_table", "the tables failed"),
+        ("segmv3.report.reliability.reliability", "the plot failed"),
+        ("segmv3.report.write_evaluation_page", "the report failed"),
+    ],
+)
+def test_an_output_that_fails_costs_no_other(broken, says, flags, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ValueError("a bracket [/x]")
+
+    monkeypatch.setattr(broken, fail)
+    out, page = tmp_path / "scores.json", tmp_path / "page"
+    asked = ["--limit", "2", "--calibration", "--report", str(page), "--output", str(out)]
+    assert main([*flags, *asked]) == 3
+    printed = capsys.readouterr()
+    assert printed.err == f"output: {says} (ValueError: a bracket [/x]); the scores are in {out}\n"
+    assert len(read_result(out).names) == 2
+    assert (tmp_path / "scores-reliability.png").exists() == ("plot" not in says)
+    assert (page / "evaluation.html").exists() == ("report" not in says)
+    assert ("mIoU" in printed.out) == ("tables" not in says)
+
+
+def test_a_result_that_cannot_be_written_is_still_printed(flags, tmp_path, monkeypatch, capsys):
+    def full(path: Path, data: bytes) -> None:
+        raise ResourceError("the disk is full")
+
+    monkeypatch.setattr("segmv3.files.write_bytes", full)
+    assert main([*flags, "--limit", "1", "--output", str(tmp_path / "s.json")]) == 4
+    printed = capsys.readouterr()
+    assert "the disk is full" in printed.err and "mIoU" in printed.out
+
+
+def test_a_mean_over_fewer_classes_says_so_beside_itself(city, capsys):
+    confusion = ConfusionMatrix(19)
+    confusion.add([(i, i, 10) for i in range(19) if i not in (15, 16)])  # bus and train occur nowhere
+    result = scores(
+        confusion, open_dataset(Data(dataset="cityscapes", root=city), "val"), images=5, multi_scale_flip=False
+    )
+    assert (result["miou_classes"], result["absent"]) == (17, ["bus", "train"])
+    line = summary(result | {"size": [64, 128]})[0]
+    assert line.startswith("mIoU 100.00 % (mean over 17 of 19 classes: bus, train have no pixel in val), mean accuracy")
+    Screen().print(scores_table(result))
+    assert "mean over 17 of 19" in capsys.readouterr().out

@@ -132,8 +132,8 @@ def _shortcoming(result: Result) -> str:
 
 
 def _mode(facts: dict[str, Any]) -> str:
-    if facts.get("sliding_window"):
-        return "sliding"
+    if facts.get("sliding_window") or "input_size" in facts or facts.get("runtime"):
+        return "other"  # windows, another size of the input, an exported file
     mode = (facts.get("scales"), facts.get("flip"))
     return {"([1.0], False)": "single", f"({list(MULTI_SCALES)}, True)": "ms+flip"}.get(str(mode), "other")
 

@@ -89,15 +89,14 @@ def _cells(row: "Difference") -> tuple[str, ...]:
 
 def _measured(letter: str, result: "Result") -> str:
     """One line with a score and all that it depends on."""
+    from segmv3.report.tables import mode
     from segmv3.uncertainty import shown
 
     facts = result.facts
-    scales = facts.get("scales") or [1.0]
-    mode = "single scale" if scales == [1.0] else f"scales {', '.join(f'{scale:g}' for scale in scales)}"
     size = f", {shown('size', facts['size'])}" if facts.get("size") else ""
     return (
         f"{letter}: {result.source}: mIoU {result.miou:.2f} % on {len(result.names):,} images of "
-        f"{facts['dataset']} {facts['split']}{size}, {mode}{' + flip' if facts.get('flip') else ''}, "
+        f"{facts['dataset']} {facts['split']}{size}, {mode(facts)}, "
         f"weights {facts.get('weights', 'unknown')}, SHA-256 {facts.get('weights_sha256', 'unknown')}"
     )
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import segmv3
-from segmv3.commands.options import OnDevice, config_file, parse, refuse_existing, refuse_limit
+from segmv3.commands.options import OnDevice, Resizing, Trusting, config_file, parse, refuse_existing, refuse_limit
 from segmv3.config import Data, Model, Precision
-from segmv3.errors import ConfigError, DataError, OutputError
+from segmv3.errors import ConfigError, DataError, ModelError, OutputError, PartialOutputError, Segmv3Error
 
 if TYPE_CHECKING:
     import torch
 
-    from segmv3.checkpoint import Card
     from segmv3.data.datasets import Dataset, Pair
-    from segmv3.evaluation import ImageCounts, LabelsFunction, Processes
+    from segmv3.evaluation import ImageCounts, InputSize, LabelsFunction, Net, Processes
     from segmv3.images import UInt8Array
     from segmv3.inference import Size
-    from segmv3.models.segmenter import Segmenter
     from segmv3.report import Sample
+    from segmv3.runtime import Predictor
     from segmv3.screen import Screen
     from segmv3.uncertainty import Calibration
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(OnDevice):
+class Evaluate(OnDevice, Resizing, Trusting):
     """Score weights on a split, at the size of its ground truth."""
 
     model: Model
     data: Data
     weights: Path
-    """Weight file written by a run."""
+    """Weight file written by a run, or a file that segmv3 export wrote."""
     multi_scale_flip: bool = False
     """Average six scales and their mirror images, as in the mmsegmentation table."""
     sliding_window: tuple[int, int] | None = None
@@ -63,8 +63,8 @@ class Evaluate(OnDevice):
     """Also write the scores to this JSON file."""
     overwrite: bool = False
     """Replace the files that --output and --report name."""
-    precision: Precision = "fp32"
-    """Arithmetic of the net."""
+    precision: Precision | None = None
+    """Arithmetic of the net; fp32 by default, and an export's own."""
 
 
 def run(arguments: list[str]) -> None:
@@ -82,29 +82,43 @@ def run(arguments: list[str]) -> None:
     )
     from segmv3.evaluation import processes
     from segmv3.runtime import use_device
+    from segmv3.runtime.loading import is_export
     from segmv3.screen import Screen
 
-    device = use_device(options.device, options.threads)
+    cpu = is_export(options.weights) and options.device == "auto"
+    device = use_device("cpu" if cpu else options.device, options.threads)
     with processes(device) as group:
         console = Screen(quiet=group.rank > 0)
-        dataset, model, card = group.agree(lambda: _open(options, writes=group.rank == 0))
+        dataset, net = group.agree(lambda: _open(options, device, writes=group.rank == 0))
         for word in group.agree(lambda: _words(options, dataset) if group.rank == 0 else []):
             console.say(word)
         with _predictions_folder(options, group) as folder:
-            share = group.agree(lambda: _count(options, dataset, model.to(device), device, group, console, folder))
+            share = group.agree(lambda: _count(options, dataset, net, group, console, folder))
             shares = group.gather(share)
-            group.agree(lambda: _finish(path, options, dataset, model, card, device, shares, console, folder))
+            group.agree(lambda: _finish(path, options, dataset, net, shares, console, folder))
 
 
-def _open(options: Evaluate, *, writes: bool) -> tuple[Dataset, Segmenter, Card]:
+@dataclass(frozen=True)
+class Scored:
+    """A net that is ready to be scored."""
+
+    net: Net
+    device: torch.device
+    precision: Precision
+    """Of torch's autocast; an export calculates as it was made to."""
+    facts: dict[str, Any]
+    """Of the result file: which net it was, and what ran it."""
+    export: Predictor | None = None
+
+
+def _open(options: Evaluate, device: torch.device, *, writes: bool) -> tuple[Dataset, Scored]:
     """Everything that can be wrong is looked at before the first image.
 
     Args: writes: this process will write the output; several that try the same folder would disturb each other.
     """
-    from segmv3 import checkpoint, official
+    from segmv3 import official
     from segmv3.evaluation import is_cityscapes, open_labelled
     from segmv3.files import make_folder
-    from segmv3.weights.opening import open_segmenter
 
     output = options.output if writes else None
     if output:
@@ -112,11 +126,10 @@ def _open(options: Evaluate, *, writes: bool) -> tuple[Dataset, Segmenter, Card]
     _refuse_calibration(options, writes=writes)
     if options.report and writes:
         _refuse_page(options.report, options.overwrite)
-    dataset = open_labelled(options.data, options.split)
-    model, card = open_segmenter(options.weights)
-    checkpoint.check_net(card, model, options.model, dataset.classes, options.weights)
     refuse_limit(options.limit)
     _window(options)
+    dataset = open_labelled(options.data, options.split)
+    net = _open_net(options, dataset, device)
     if options.official:
         if not is_cityscapes(dataset):
             raise ConfigError(f"--official is for data in Cityscapes layout, and {dataset.title} is not; leave it out")
@@ -125,7 +138,67 @@ def _open(options: Evaluate, *, writes: bool) -> tuple[Dataset, Segmenter, Card]
         make_folder(output.parent)
     if options.report and writes:
         make_folder(options.report)
-    return dataset, model, card
+    return dataset, net
+
+
+def _open_net(options: Evaluate, dataset: Dataset, device: torch.device) -> Scored:
+    """The net of --weights. Raises: CheckpointError or ModelError for one that does not fit the data or the flags."""
+    from segmv3 import checkpoint
+    from segmv3.runtime.loading import is_export, load
+    from segmv3.weights.opening import open_segmenter
+
+    path = options.weights
+    if not is_export(path):
+        model, card = open_segmenter(path)
+        checkpoint.check_net(card, model, options.model, dataset.classes, path)
+        precision: Precision = options.precision or "fp32"
+        facts = {"weights_sha256": card.sha256, "origin": card.facts.get("origin"), "precision": precision}
+        return Scored(model.to(device), device, precision, facts)
+    predict = load(
+        path,
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision or "auto",
+        trust=options.trust,
+    )
+    checkpoint.check_classes(predict.card, dataset.classes, path)
+    _refuse_export(options, predict, dataset)
+    return Scored(predict, device, "fp32", _facts_of_export(path, predict), predict)
+
+
+def _facts_of_export(path: Path, predict: Predictor) -> dict[str, Any]:
+    from segmv3.convert.receipt import files_of
+
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(path))).hexdigest()
+    return {
+        "weights_sha256": digest,
+        "origin": predict.card.facts.get("origin"),
+        "precision": predict.precision,
+        "runtime": predict.backend,
+        "export": {"output": predict.output, "size": predict.size, "source_sha256": predict.card.sha256},
+    }
+
+
+def _refuse_export(options: Evaluate, predict: Predictor, dataset: Dataset) -> None:
+    """Raises: ModelError for a file that does not give what the flags need, or takes images of another size."""
+    resized = options.input_size()
+    flags: dict[str, Any] = {"multi_scale_flip": options.multi_scale_flip, "sliding_window": options.sliding_window}
+    flags |= {"calibration": options.calibration, "size": options.size, "scale": options.scale}
+    needs = next((f"--{name.replace('_', '-')}" for name, value in flags.items() if value), "")
+    if predict.output == "labels" and needs:
+        raise ModelError(
+            f"{options.weights} gives labels alone, and {needs} needs logits; export with --output-kind low-logits"
+        )
+    if not predict.size:
+        return
+    only = f"{options.weights} takes images of {predict.size[0]}x{predict.size[1]} (height x width) only"
+    if options.multi_scale_flip:
+        raise ModelError(f"{only}, and --multi-scale-flip shows it six sizes; export it without --size")
+    image = dataset.read(0)[0].shape[:2]
+    shown = options.sliding_window or (resized(image) if resized else image)
+    if tuple(shown) != predict.size:
+        height, width = predict.size
+        raise ModelError(f"{only}, not of {shown[0]}x{shown[1]}; score it with --size {height} {width}")
 
 
 def _words(options: Evaluate, dataset: Dataset) -> list[str]:
@@ -165,12 +238,15 @@ def _window(options: Evaluate) -> tuple[Size, Size] | None:
     """Window and stride, when windows were asked for. Raises: ConfigError for flags or sizes that do not fit."""
     from segmv3.inference import check_window, default_stride
 
+    options.input_size()  # looked at here, too
     if options.sliding_window is None:
         if options.stride:
             raise ConfigError("--stride needs --sliding-window HEIGHT WIDTH")
         return None
     if options.multi_scale_flip:
         raise ConfigError("--multi-scale-flip and --sliding-window are two ways to score; choose one of them")
+    if options.input_size():
+        raise ConfigError("--sliding-window cuts images as they are; leave out --size and --scale")
     stride = options.stride or default_stride(options.sliding_window)
     check_window(options.sliding_window, stride)
     return options.sliding_window, stride
@@ -193,8 +269,7 @@ def _predictions_folder(options: Evaluate, group: Processes) -> Iterator[Path | 
 def _count(
     options: Evaluate,
     dataset: Dataset,
-    model: Segmenter,
-    device: torch.device,
+    net: Scored,
     group: Processes,
     console: Screen,
     folder: Path | None,
@@ -205,7 +280,7 @@ def _count(
     from segmv3.data.loader import shard
     from segmv3.evaluation import count_images, has_instances
 
-    confident = _Confident(model) if options.calibration else None
+    confident = _Confident(net.net, options.input_size()) if options.calibration else None
     calibrations: list[Calibration] = []
 
     def keep(pair: Pair, labels: UInt8Array) -> None:
@@ -216,10 +291,10 @@ def _count(
 
     mine = shard(min(options.limit or len(dataset), len(dataset)), group.rank, group.count)
     counted = count_images(
-        confident or _labels_of(options, model),
+        confident or _labels_of(options, net),
         dataset,
-        device=device,
-        precision=options.precision,
+        device=net.device,
+        precision=net.precision,
         indices=mine,
         boundary=options.boundary,
         instances=has_instances(dataset),
@@ -230,27 +305,28 @@ def _count(
     return list(zip(images, calibrations if confident else [None] * len(images), strict=True))
 
 
-def _labels_of(options: Evaluate, model: Segmenter) -> LabelsFunction:
+def _labels_of(options: Evaluate, net: Scored) -> LabelsFunction:
     """The net in the way that the flags ask for."""
     from segmv3.evaluation import multi_scale, single_scale, sliding
 
+    if net.export and net.export.output == "labels":
+        return net.export.labels_of
     if window := _window(options):
-        return sliding(model, *window)
-    return multi_scale(model) if options.multi_scale_flip else single_scale(model)
+        return sliding(net.net, *window)
+    return (multi_scale if options.multi_scale_flip else single_scale)(net.net, options.input_size())
 
 
 class _Confident:
     """The net at single scale, which also remembers how sure it was of the last image."""
 
-    def __init__(self, model: Segmenter) -> None:
-        self.model = model
+    def __init__(self, net: Net, input_size: InputSize | None) -> None:
+        from segmv3.evaluation import confident
+
+        self._run = confident(net, input_size)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """As `segmv3.evaluation.single_scale`."""
-        from segmv3.decode import label_map_and_confidence
-
-        size = (image.shape[2], image.shape[3])
-        labels, confidence = label_map_and_confidence(self.model.low_logits(image), size)
+        labels, confidence = self._run(image)
         self.confidence = confidence[0]
         return labels
 
@@ -270,22 +346,56 @@ def _finish(
     path: Path,
     options: Evaluate,
     dataset: Dataset,
-    model: Segmenter,
-    card: Card,
-    device: torch.device,
+    net: Scored,
     shares: list[list[Counted]],
     console: Screen,
     folder: Path | None,
 ) -> None:
-    """On the first process: add up, compare, print and write."""
+    """On the first process: add up, compare, write and print.
+
+    The result file comes first, and each output is tried whatever became of those before it: none costs another.
+    """
     if not shares:
         return
-    from segmv3.evaluation import merge, scores_of_images
     from segmv3.files import write_bytes
     from segmv3.images import write_png
     from segmv3.report.plots import LIGHT
     from segmv3.report.reliability import reliability
-    from segmv3.report.tables import categories_table, cities_table, scores_table, summary
+
+    result = _result(path, options, dataset, net, shares, console, folder)
+    outputs: dict[str, Callable[[], object]] = {}
+    if file := options.output:
+        outputs["result"] = lambda: write_bytes(file, _as_json(result).encode())
+    outputs["tables"] = lambda: _show(result, console)
+    if file and options.calibration:
+        outputs["plot"] = lambda: write_png(_plot(file), reliability(result["calibration"], LIGHT))
+    if page := options.report:
+        outputs["report"] = lambda: _write_page(options, page, result, dataset, net, console)
+    failed: dict[str, Exception] = {}
+    for name, write in outputs.items():
+        try:
+            write()
+        except Exception as error:  # drawing and printing can fail in any way
+            failed[name] = error
+    if "result" in failed:
+        raise failed["result"]
+    for name, why in failed.items():
+        text = str(why) if isinstance(why, Segmv3Error) else f"{type(why).__name__}: {why}"
+        where = f"the scores are in {file}" if file else "the scores are above" if name != "tables" else "add --output"
+        raise PartialOutputError(f"the {name} failed ({' '.join(text.split())[:300]}); {where}") from why
+
+
+def _result(
+    path: Path,
+    options: Evaluate,
+    dataset: Dataset,
+    net: Scored,
+    shares: list[list[Counted]],
+    console: Screen,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """The content of the result file. Raises: DataError, EvaluationError or OfficialError instead of a false score."""
+    from segmv3.evaluation import merge, scores_of_images
 
     images = merge(
         [[image for image, _ in share] for share in shares], dataset, min(options.limit or len(dataset), len(dataset))
@@ -295,25 +405,27 @@ def _finish(
     result = scores_of_images(images, dataset, multi_scale_flip=options.multi_scale_flip)
     if window := _window(options):
         result |= {"sliding_window": list(window[0]), "stride": list(window[1])}
+    if resized := options.input_size():
+        sizes = {resized(image.size) for image in images}
+        result |= {"input_size": list(sizes.pop()) if len(sizes) == 1 else None, "input_scale": options.scale}
     if folder:
         result["official"] = _compare(dataset, images, result, folder, console)
     result["miou_interval"] = _interval(result)
     if options.calibration:
         result["calibration"] = _calibration(shares)
-    result |= {
+    return result | {
         "config": str(path),
         "weights": str(options.weights),
-        "weights_sha256": card.sha256,
-        "origin": card.facts.get("origin"),
-        "precision": options.precision,
-        "device": device.type,
+        **net.facts,
+        "device": net.device.type,
         "processes": len(shares),
         "segmv3": segmv3.__version__,
     }
-    if options.output:  # before anything is shown: a terminal that fails must not cost the scores
-        if options.calibration:
-            write_png(_plot(options.output), reliability(result["calibration"], LIGHT))
-        write_bytes(options.output, _as_json(result).encode())
+
+
+def _show(result: dict[str, Any], console: Screen) -> None:
+    from segmv3.report.tables import categories_table, cities_table, scores_table, summary
+
     console.print(scores_table(result))
     if "categories" in result:
         console.print(categories_table(result))
@@ -321,15 +433,12 @@ def _finish(
         console.print(cities_table(result))
     for line in summary(result):
         console.say(line)
-    console.say(f"weights {options.weights}, SHA-256 {card.sha256}")
-    if options.calibration:
-        measured = result["calibration"]
+    console.say(f"weights {result['weights']}, SHA-256 {result['weights_sha256']}")
+    if measured := result.get("calibration"):
         console.say(
             f"ECE {measured['ece']:.2f} % over {measured['pixels']:,} labelled pixels: mean confidence "
             f"{measured['confidence']:.2f} %, pixel accuracy {measured['accuracy']:.2f} %"
         )
-    if options.report:
-        _write_page(options, options.report, result, dataset, model.to(device), device, console)
 
 
 def _interval(result: dict[str, Any]) -> list[float] | None:
@@ -356,8 +465,7 @@ def _write_page(
     folder: Path,
     result: dict[str, Any],
     dataset: Dataset,
-    model: Segmenter,
-    device: torch.device,
+    net: Scored,
     console: Screen,
 ) -> None:
     """Write the page; the net runs again, over the images that are shown."""
@@ -370,10 +478,10 @@ def _write_page(
     def samples_of(names: Sequence[str]) -> Iterator[Sample]:
         predictions: list[UInt8Array] = []
         counted = count_images(
-            _labels_of(options, model),
+            _labels_of(options, net),
             dataset,
-            device=device,
-            precision=options.precision,
+            device=net.device,
+            precision=net.precision,
             indices=[places[name] for name in names],
             keep=lambda _, labels: predictions.append(labels),
         )

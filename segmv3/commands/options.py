@@ -2,14 +2,21 @@
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from segmv3.config import Config, Data, Device, Model, Schedule, load_config, mistyped
 from segmv3.errors import ConfigError, OutputError
 
+if TYPE_CHECKING:
+    from segmv3.evaluation import InputSize
+
 Options = TypeVar("Options")
+
+LARGEST_SCALE = 4
+MAX_PIXELS = 179_000_000
+"""Of a net's input, as of an image file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,34 @@ class Trusting:
 
     trust: bool = False
     """Open an exported file that can do harm: a .pt2, which can run code, or one without its receipt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resizing:
+    """A command that can show a net its images at another size."""
+
+    size: tuple[int, int] | None = None
+    """Show the net every image at this height and width; its logits are enlarged to the ground truth."""
+    scale: float | None = None
+    """Show the net every image at this share of its height and width, such as 0.5."""
+
+    def input_size(self) -> "InputSize | None":
+        """What the flags say; None for images as they are. Raises: ConfigError for sizes that cannot be meant."""
+        from segmv3.inference import scaled_size
+
+        if self.size is None and self.scale is None:
+            return None
+        if self.size and self.scale is not None:
+            raise ConfigError("--size and --scale are two ways to say the size of the net's input; choose one of them")
+        if self.size:
+            height, width = size = self.size
+            if min(size) < 1 or height * width > MAX_PIXELS:
+                raise ConfigError(f"--size is {height} {width}; both are at least 1, and at most {MAX_PIXELS:,} pixels")
+            return lambda _: size
+        scale = self.scale
+        if not scale or not 0 < scale <= LARGEST_SCALE:
+            raise ConfigError(f"--scale is {scale:g}; it must be above 0 and at most {LARGEST_SCALE}")
+        return lambda size: scaled_size(size, scale)
 
 
 def parse(

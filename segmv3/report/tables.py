@@ -15,7 +15,7 @@ _EXTRA_COLUMNS = (("iiou", "iIoU"), ("boundary_iou", "boundary IoU"), ("boundary
 def scores_table(scores: dict[str, Any]) -> Table:
     """Per-class scores in percent, as `segmv3.evaluation.scores` returns them; a dash where one is not defined."""
     extra = [(key, title) for key, title in _EXTRA_COLUMNS if any(key in row for row in scores["classes"])]
-    table = Table()
+    table = Table(caption=_caption(scores), caption_justify="left")
     table.add_column("class")
     for column in ("IoU", "accuracy", "share", *(title for _, title in extra)):
         table.add_column(column, justify="right")
@@ -25,7 +25,8 @@ def scores_table(scores: dict[str, Any]) -> Table:
         table.add_row(row["name"], *cells, *(_percent(row[key], "absent" if absent else "-") for key, _ in extra))
     table.add_section()
     means = (_percent(scores[f"mean_{key}"], "-") for key, _ in extra)
-    table.add_row("mean", _percent(scores["miou"]), _percent(scores["mean_accuracy"]), "", *means)
+    cells = (_percent(scores["miou"]), _percent(scores["mean_accuracy"]), "")
+    table.add_row(f"mean{over(scores, names=False)}", *cells, *means)
     return table
 
 
@@ -75,13 +76,26 @@ def summary(scores: dict[str, Any]) -> list[str]:
     if scores["images"] < scores["images_in_split"]:
         count = f"the first {scores['images']:,} of {scores['images_in_split']:,} images"
     text = (
-        f"mIoU {_percent(scores['miou'])} %{interval(scores)}, mean accuracy {_percent(scores['mean_accuracy'])} %, "
-        f"pixel accuracy {_percent(scores['pixel_accuracy'])} % on {count} of {scores['dataset']} {scores['split']}, "
+        f"mIoU {_percent(scores['miou'])} %{over(scores)}{interval(scores)}, "
+        f"mean accuracy {_percent(scores['mean_accuracy'])} %, pixel accuracy {_percent(scores['pixel_accuracy'])} % "
+        f"on {count} of {scores['dataset']} {scores['split']}, "
         f"{size(scores)}, {mode(scores)}"
     )
-    if scores["absent"]:
-        text += f"; left out of the mean as absent: {', '.join(scores['absent'])}"
     return [text, *_further_scores(scores)]
+
+
+def over(scores: dict[str, Any], *, names: bool = True) -> str:
+    """` (mean over 17 of 19 classes: train, bus have no pixel in val)`, or the counts alone; nothing for all."""
+    absent, classes = scores["absent"], len(scores["classes"])
+    if not absent:
+        return ""
+    counts = f" over {classes - len(absent)} of {classes}"
+    have = "has" if len(absent) == 1 else "have"
+    return f" (mean{counts} classes: {', '.join(absent)} {have} no pixel in {scores['split']})" if names else counts
+
+
+def _caption(scores: dict[str, Any]) -> str | None:
+    return f"The net saw images {shown_at(scores)}" if "input_size" in scores else None
 
 
 def interval(scores: dict[str, Any]) -> str:
@@ -96,11 +110,22 @@ def size(scores: dict[str, Any]) -> str:
 
 
 def mode(scores: dict[str, Any]) -> str:
-    """How the net was run: `single scale`, or all scales, or the windows."""
+    """How the net was run: `single scale`, or all scales, or the windows; at another size, in another runtime."""
     if window := scores.get("sliding_window"):
-        return "windows of {} x {}, stride {} x {}".format(*window, *scores["stride"])
-    text = f"scales {', '.join(f'{s:g}' for s in scores['scales'])}" if len(scores["scales"]) > 1 else "single scale"
-    return text + (" + flip" if scores["flip"] else "")
+        text = "windows of {} x {}, stride {} x {}".format(*window, *scores["stride"])
+    else:
+        scales = scores.get("scales") or [1.0]
+        text = f"scales {', '.join(f'{s:g}' for s in scales)}" if len(scales) > 1 else "single scale"
+    text += " + flip" if scores.get("flip") else ""
+    text += f", net {shown_at(scores)}" if "input_size" in scores else ""
+    return text + (f", {scores['runtime']} {scores['precision']}" if scores.get("runtime") else "")
+
+
+def shown_at(scores: dict[str, Any]) -> str:
+    """The size that the net saw images at, where it was not their own: `at 512 x 1024 (scale 0.5)`."""
+    size, scale = scores["input_size"], scores.get("input_scale")
+    share = f"scale {scale:g}" if scale else ""
+    return f"at {share}" if not size else f"at {size[0]} x {size[1]}" + (f" ({share})" if share else "")
 
 
 def _further_scores(scores: dict[str, Any]) -> list[str]:

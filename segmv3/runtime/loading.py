@@ -43,6 +43,11 @@ EXPORTS: dict[str, tuple[BackendName, ...]] = {
 """Suffixes of exported files and what runs them, the one that they were proved with first."""
 
 
+def is_export(path: Path) -> bool:
+    """Whether a path names an exported file rather than weights."""
+    return path.suffix.lower() in EXPORTS
+
+
 def load(
     source: Path | str,
     *,
@@ -76,7 +81,7 @@ def load(
     """
     _refuse_unknown(backend, precision, device)
     path = Path(source)
-    if path.suffix.lower() in EXPORTS:
+    if is_export(path):
         return _open_export(path, backend, threads, device, precision, trust)
     model, card = open_segmenter(source)
     place = use_device("cpu" if backend in ("onnxruntime", "openvino") and device == "auto" else device, threads)

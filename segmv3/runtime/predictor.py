@@ -83,6 +83,10 @@ class Predictor:
         output = self._backend.run(_checked(image.permute(0, 2, 3, 1).cpu().numpy()))
         return output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))  # its memory is reused
 
+    def labels_of(self, image: Tensor) -> Tensor:
+        """As a call, of and as a tensor: uint8 N x 3 x H x W (RGB) to uint8 N x H x W."""
+        return torch.from_numpy(self(image.permute(0, 2, 3, 1).cpu().numpy()))
+
     def __call__(self, image: UInt8Array) -> UInt8Array:
         """Label every pixel.
 
