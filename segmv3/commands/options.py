@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 
 LARGEST_SCALE = 4
-MAX_PIXELS = 179_000_000
-"""Of a net's input, as of an image file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,7 @@ class Resizing:
 
     def input_size(self) -> "InputSize | None":
         """What the flags say; None for images as they are. Raises: ConfigError for sizes that cannot be meant."""
+        from segmv3.images import MAX_PIXELS
         from segmv3.inference import scaled_size
 
         if self.size is None and self.scale is None:
