@@ -197,6 +197,7 @@ def test_what_auto_means_for_fresh_nets(tmp_path, monkeypatch):
         chosen("openvino", "auto", Place("cuda", 1, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_fresh_net_is_converted_once(tmp_path):
     pytest.importorskip("openvino")
     place = Place("cpu", 1, tmp_path)

@@ -132,6 +132,7 @@ def test_the_command_prints_a_table_and_leaves_a_receipt(tmp_path, monkeypatch, 
     assert rows["torchvision LR-ASPP Small, plain loop, channels_last"]["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_memory_and_floor_stand_in_the_row(tmp_path, monkeypatch):
     def elsewhere(work):  # tests/test_benchmark_timing.py has the process
         pickle.loads(pickle.dumps(work))()

@@ -186,6 +186,7 @@ def test_two_and_three_processes_give_the_numbers_of_one(flags, tmp_path):
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.slow
 def test_bad_data_on_another_process_is_one_line_of_the_first(flags, copy, tmp_path):
     label = sorted((copy / "gtFine" / "val").glob("*/*_labelIds.png"))[1]  # the second process reads this one
     label.write_bytes(label.read_bytes()[:-30])
@@ -388,7 +389,11 @@ def two_steps(weights: Path, image: np.ndarray, shown: tuple[int, int]) -> np.nd
 
 @pytest.mark.parametrize(
     ("asked", "shown"),
-    [(["--scale", "0.5"], (32, 64)), (["--size", "48", "80"], (48, 80)), (["--scale", "1.5"], (96, 192))],
+    [
+        (["--scale", "0.5"], (32, 64)),
+        (["--scale", "1.5"], (96, 192)),
+        pytest.param(["--size", "48", "80"], (48, 80), marks=pytest.mark.slow),
+    ],
 )
 def test_the_net_sees_another_size_and_is_scored_at_that_of_the_truth(
     asked, shown, flags, city, weights, tmp_path, capsys

@@ -415,6 +415,7 @@ def test_fp16_needs_a_gpu(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_a_step_that_overflows_is_skipped(config, tmp_path, scaled, monkeypatch, clip_norm):
     calls, moved = [0], list[int]()
@@ -536,6 +537,7 @@ def test_auto_keeps_the_faster_way(monkeypatch, seconds, kept):
 # --- TensorBoard
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_run(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

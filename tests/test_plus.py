@@ -74,6 +74,7 @@ def test_sizes_and_costs(name, finest, count, cost):
     assert finest == 4 or cost < 10  # the plus net has no more than the paper's
 
 
+@pytest.mark.slow
 def test_the_list_has_them():
     facts = {net.name: net for net in describe_nets()}["lraspp_large_plus"]
     assert (facts.output_stride, facts.taps) == (32, "40 at 1/8, 112 at 1/16, 160 at 1/32")

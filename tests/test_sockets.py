@@ -91,6 +91,7 @@ def test_the_watch_leaves_other_sockets_alone(tmp_path):
     assert sealed(code, tmp_path).returncode == 7
 
 
+@pytest.mark.slow
 def test_packages_are_told_before_they_are_imported(tmp_path):
     """ONNX Runtime sends after seconds, what it stores at once; albumentations asks when it is imported."""
     pytest.importorskip("onnxruntime")

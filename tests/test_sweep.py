@@ -402,6 +402,7 @@ def config_file(folder, tmp_path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_command_leaves_what_it_promises(config_file, tmp_path, capsys):
     pytest.importorskip("optuna")
     space = tmp_path / "space.toml"

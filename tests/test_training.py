@@ -261,6 +261,7 @@ def test_a_split_without_a_labelled_pixel_is_refused(config, tmp_path):
         train(config, tmp_path / "run", device="cpu", threads=1)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped(config, tmp_path):
     schedule = replace(config.schedule, steps=2, clip_norm=1e-12)
     train(replace(config, schedule=schedule, optim=SGD(lr=1.0, weight_decay=0)), tmp_path / "run", device="cpu")
