@@ -185,10 +185,12 @@ def test_an_onnx_net_stays_close_and_keeps_its_interface(onnx_files: tuple) -> N
 
 def full_range(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the quantisers use all 8 bits for weights, as they do by themselves."""
-    fix, real = nncf.AdvancedQuantizationParameters, onnxruntime.quantization.quantize_static
+    from onnxruntime.quantization import quantize_static
+
+    fix = nncf.AdvancedQuantizationParameters
     monkeypatch.setattr(nncf, "AdvancedQuantizationParameters", lambda **_: fix(overflow_fix=nncf.OverflowFix.DISABLE))
-    static = lambda *args, **kwargs: real(*args, **kwargs | {"reduce_range": False})  # noqa: E731
-    monkeypatch.setattr(onnxruntime.quantization, "quantize_static", static)
+    static = lambda *args, **kwargs: quantize_static(*args, **kwargs | {"reduce_range": False})  # noqa: E731
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", static)
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".onnx"])

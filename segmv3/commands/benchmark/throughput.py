@@ -16,7 +16,7 @@ from segmv3.commands.benchmark.shared import (
     refuse_repeat,
     refuse_sizes,
 )
-from segmv3.commands.options import parse
+from segmv3.commands.options import Trusting, parse
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Throughput(Measurement):
+class Throughput(Measurement, Trusting):
     """Images per second: batches, a folder on disk, and a video with reading, drawing and encoding."""
 
     repeat: int = 3
