@@ -169,7 +169,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_batches_without_a_labelled_pixel_have_loss_zero(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("segmv3.training.tasks.class_fault", lambda dataset: None)  # it refuses a set of such batches
+    monkeypatch.setattr("segmv3.training.tasks.class_fault", lambda *_: None)  # it refuses a set of such batches
     for path in (config.data.root / "train" / "labels").iterdir():
         write_png(path, np.full((48, 64), 255, np.uint8))
     for name, loss in (("plain", Loss()), ("all", Loss(ohem=0.7, min_kept=0.5, class_weights="balanced"))):
