@@ -31,6 +31,7 @@ from segmv3.labels import Classes, Color, are_numbered, cityscapes_classes, numb
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_classifier, create_model, state_shapes
+from segmv3.records import read_json, read_regular
 
 _FORMAT = 2
 _KEY = "segmv3"
@@ -149,7 +150,7 @@ def read(path: Path | str) -> Weights:
             raise ValueError("a class name is no text")
         digest = header["digest"]
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged or of another version ({_one_line(error)})") from None
+        raise CheckpointError(f"{path} is damaged or of another version ({one_line(error)})") from None
     if digest != _digest(tensors):
         raise CheckpointError(f"{path} fails its checksum: it was damaged after it was written; get it again")
     expected = state_shapes(net, len(card.names)) if card.names else {}
@@ -197,11 +198,18 @@ def _names_and_colors(
     return classes.names, classes.colors
 
 
-def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises: NumericsError naming the first tensor with a NaN or infinity (BN statistics included)."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+def refuse_non_finite(content: Any, name: str = "") -> None:
+    """Look at every tensor in nested mappings and lists: weights, BN statistics, moments of an optimiser.
+
+    Raises:
+        NumericsError: names the first tensor with a NaN or infinity.
+    """
+    if isinstance(content, Tensor):
+        if content.is_floating_point() and not bool(torch.isfinite(content).all()):
             raise NumericsError(f"{name} is not finite, nothing was saved; try --precision fp32 or a lower --optim.lr")
+    elif isinstance(content, Mapping | list | tuple):
+        for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+            refuse_non_finite(value, f"{name}.{key}" if name else str(key))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -239,7 +247,8 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     Args: state: plain types and tensors only, so that it loads with weights_only=True.
     Raises: NumericsError, OutputError or ResourceError; earlier states are untouched then.
     """
-    refuse_non_finite(state["model"])
+    refuse_non_finite(state["model"])  # by the names of the net
+    refuse_non_finite({key: value for key, value in state.items() if key != "model"})
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
@@ -254,22 +263,47 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-    """The newest training state that verifies, or None when there is none at all.
+    """The newest training state that can be gone on from, or None when there is none at all.
 
-    Raises: CheckpointError when there are states but none verifies.
+    Raises: CheckpointError when there are states but none is good.
     """
-    steps, broken = saved_steps(folder), list[Path]()
-    for step in steps:
+    broken = ""
+    for step in saved_steps(folder):
         path = _state_path(folder, step)
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() == _manifest_digest(path):
-            if broken:
-                say(f"checkpoint: {broken[0].name} fails its checksum; resuming from {path.name}")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        broken.append(path)
+        try:
+            state = _read_state(path, step)
+        except ValueError as fault:
+            broken = broken or f"{path.name} {fault}"
+            continue
+        if broken:
+            say(f"checkpoint: {broken}; resuming from {path.name}")
+        return state
     if broken:
-        raise CheckpointError(f"no training state in {folder} passes its checksum; start again with another --run")
+        raise CheckpointError(
+            f"no training state in {folder} can be gone on from ({broken}); start again with another --run"
+        )
     return None
+
+
+def _read_state(path: Path, step: int) -> dict[str, Any]:
+    """Raises: ValueError with what is wrong, behind the name of the file."""
+    data = read_regular(path)
+    if hashlib.sha256(data).hexdigest() != _manifest_digest(path):
+        raise ValueError("fails its checksum")
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a file may be anything
+        raise ValueError(f"is no training state ({one_line(error)})") from None
+    kinds = {"step": int, "seconds": float, "evaluations": list, "origin": dict, "model": dict, "optimizer": dict}
+    if not (isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in kinds.items())):
+        raise ValueError("is no training state")
+    if state["step"] != step or not all(isinstance(each, dict) and "step" in each for each in state["evaluations"]):
+        raise ValueError("is the state of another step")
+    try:
+        refuse_non_finite(state)
+    except NumericsError as error:
+        raise ValueError(f"holds a value that is not finite ({error.args[0].partition(' ')[0]})") from None
+    return state
 
 
 def _state_path(folder: Path, step: int) -> Path:
@@ -284,12 +318,13 @@ def saved_steps(folder: Path) -> list[int]:
 
 def _manifest_digest(path: Path) -> str:
     try:
-        return str(json.loads(path.with_suffix(".json").read_text())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(path.with_suffix(".json"))["sha256"])
+    except (ValueError, KeyError, TypeError):
         return "no manifest"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What a library says of an error, as a part of a line."""
     return " ".join(str(error).split())[:160]
 
 

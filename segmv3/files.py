@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -14,6 +16,8 @@ from segmv3.errors import DataError, OutputError, ResourceError
 
 if sys.platform != "win32":
     import fcntl
+
+_TEMPORARY = ".segmv3-"
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -24,9 +28,10 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     Args: durable: False leaves the flushing to the system, for pictures that can be made again.
     Raises: ResourceError when the disk is full, OutputError for any other reason, both naming the path.
     """
-    part = path.with_name(f".{path.name}.part")
+    part: Path | None = None
     try:
-        with part.open("wb") as file:
+        descriptor, part = new_file_beside(path)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             if durable:
                 file.flush()
@@ -35,29 +40,74 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
         if durable:
             _flush_folder(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _why(error, path, len(data)) from None
+        if part:
+            part.unlink(missing_ok=True)
+        raise write_error(error, path, len(data)) from None
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file.
+def new_file_beside(path: Path, suffix: str = ".part") -> tuple[int, Path]:
+    """Create a file in the folder of `path`, under a name that nobody can have taken or planted a link at.
+
+    Returns:
+        A descriptor to write to, and the path of the file.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+    part = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}{suffix}")
+    return no_link(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), part
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that a write was ended in the middle of, of this version or an earlier one."""
+    return path.name.startswith((_TEMPORARY, ".config.json.part", ".segmv3-write-test"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left of their writes. Younger files than an hour may be some other's at work."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if is_temporary(path) and not path.is_dir() and path.lstat().st_mtime < time.time() - 3600:
+                path.unlink(missing_ok=True)
+
+
+def no_link(path: Path | str, flags: int) -> int:
+    """As `os.open`, and as `open(..., opener=no_link)`: for files to write. A link fails, and so does a pipe."""
+    safe = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"))
+    return os.open(path, flags | safe, 0o666)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file.
 
     Raises: ResourceError when the disk is full, OutputError for any other reason, both naming the path.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(path, "ab", opener=no_link) as file:
+            file.write(data)
     except OSError as error:
-        raise _why(error, path, len(line)) from None
+        raise write_error(error, path, len(data)) from None
 
 
-def _why(error: OSError, path: Path, size: int) -> OutputError | ResourceError:
+def append_line(path: Path, line: str) -> None:
+    """As `append`, a line of text."""
+    append(path, f"{line}\n".encode())
+
+
+def write_error(error: OSError, path: Path, size: int) -> OutputError | ResourceError:
+    """What to raise where `size` bytes could not be written to `path`."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutputError(f"{path} cannot be written ({error.strerror or error})")
+        return OutputError(f"{path} cannot be written ({_reason(error)})")
     free = shutil.disk_usage(path.parent).free
     return ResourceError(
         f"the disk is full: {path} needs {size / 1e6:,.1f} MB, {path.parent} has {free / 1e6:,.1f} MB free"
     )
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ELOOP, errno.ENXIO):  # what no_link refuses
+        return "a link or a pipe is in its place: remove it"
+    return error.strerror or str(error)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -75,10 +125,10 @@ def make_folder(path: Path) -> Path:
 
     Raises: OutputError naming the path.
     """
-    probe = path / ".segmv3-write-test"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        descriptor, probe = new_file_beside(path / "probe")
+        os.close(descriptor)
         probe.unlink()
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
@@ -96,9 +146,9 @@ def alone(lock: Path, in_use: Callable[[], None]) -> Iterator[None]:
     Raises: OutputError when the file cannot be written.
     """
     try:
-        file = lock.open("ab")
+        file = open(lock, "ab", opener=no_link)  # noqa: SIM115
     except OSError as error:
-        raise OutputError(f"{lock} cannot be written ({error.strerror or error})") from None
+        raise OutputError(f"{lock} cannot be written ({_reason(error)})") from None
     with file:
         if sys.platform != "win32":
             try:

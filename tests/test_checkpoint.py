@@ -93,7 +93,8 @@ def test_another_net_or_other_classes_are_refused(tmp_path):
 
 
 def state(step: int) -> dict:
-    return {"step": step, "model": {"w": torch.full((3,), float(step))}}
+    model = {"w": torch.full((3,), float(step))}
+    return {"step": step, "seconds": 1.5, "evaluations": [], "origin": {}, "model": model, "optimizer": {}}
 
 
 def test_only_the_newest_two_states_are_kept(tmp_path):

@@ -1,5 +1,6 @@
 """A run that was killed ends in the same bits as one that was not."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,17 +9,20 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import crash
 import pytest
+import torch
 from conftest import locked_elsewhere
 
 from segmv3 import checkpoint
 from segmv3.config import Schedule
-from segmv3.errors import ConfigError, OutputError, ResourceError
+from segmv3.errors import CheckpointError, ConfigError, NumericsError, OutputError, ResourceError
 from segmv3.training.console import RunConsole
 from segmv3.training.loop import train
+from segmv3.training.run import Run
 from segmv3.training.signals import StopRequest
 
 
@@ -42,13 +46,13 @@ def reference(config, unbroken) -> str:
         pytest.param(
             "state written but not renamed",
             2,
-            [".step_00000006.pt.part", "step_00000004.json", "step_00000004.pt"],
+            [".segmv3-*.part", "step_00000004.json", "step_00000004.pt"],
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "state renamed, manifest missing",
             1,
-            [".step_00000004.json.part", "step_00000004.pt"],
+            [".segmv3-*.part", "step_00000004.pt"],
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -64,7 +68,8 @@ def test_killed_at(point, occurrence, left, config, tmp_path, unbroken):
     expected = reference(config, unbroken)
     run = tmp_path / "run"
     assert crash.run(config, run, point, occurrence) == 9
-    assert sorted(p.name for p in (run / "state").iterdir()) == left
+    names = sorted(p.name for p in (run / "state").iterdir())
+    assert len(names) == len(left) and all(map(fnmatch, names, left))
     assert not (run / "report.html").exists()
     assert crash.run(config, run) == 0
     assert crash.digest(run) == expected
@@ -205,3 +210,171 @@ def test_a_folder_of_something_else_is_left_alone(config, tmp_path):
     with pytest.raises(OutputError, match="thesis is not empty and holds no run"):
         train(config, tmp_path / "thesis", device="cpu")
     assert [p.name for p in Path(tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+
+# --- a run that gets more steps ---
+
+
+def longer(config, steps):
+    return replace(config, schedule=replace(config.schedule, steps=steps))
+
+
+def test_a_finished_run_gets_more_steps(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(config, run, device="cpu", threads=1)
+    with pytest.raises(ConfigError, match=r"schedule.steps 12 -> 24. Add --extend to train on, or use another --run"):
+        train(longer(config, 24), run, device="cpu", threads=1)
+    assert (run / "report.html").is_file()
+    capsys.readouterr()
+    train(longer(config, 24), run, device="cpu", threads=1, extend=True)
+    assert "extending" in (out := capsys.readouterr().out)
+    assert "from 12 to 24 steps at step 12: the rate goes on along the new schedule (1.07e-04 -> 5.36e-04)" in out
+    assert json.loads((run / "config.json").read_text())["extended"] == [{"from": 12, "to": 24, "at_step": 12}]
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {"event": "extend", "step": 12, "from": 12, "to": 24} in entries
+    assert [entry["step"] for entry in entries if entry["event"] == "eval"] == [6, 12, 18, 24]
+    best = max((e for e in entries if e["event"] == "eval"), key=lambda entry: entry["miou"])
+    assert json.loads((run / "metrics.json").read_text())["step"] == best["step"]
+    assert checkpoint.saved_steps(run / "state")[0] == 24 and (run / "report.html").is_file()
+    train(longer(config, 24), run, device="cpu")  # finished, as any other
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_an_extended_run_that_is_killed_ends_in_the_same_bits(config, tmp_path):
+    """Killed at once after the settings were written, and again on its way."""
+    train(config, tmp_path / "a", device="cpu", threads=1)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    train(longer(config, 20), tmp_path / "a", device="cpu", threads=1, extend=True)
+    before = json.loads((tmp_path / "b" / "config.json").read_text())
+    Run(tmp_path / "b").extend(before | {"schedule": before["schedule"] | {"steps": 20}}, 12, 12)
+    assert crash.run(longer(config, 20), tmp_path / "b", "between saves", 7) == 9
+    assert crash.run(longer(config, 20), tmp_path / "b") == 0
+    assert crash.digest(tmp_path / "b") == crash.digest(tmp_path / "a")
+
+
+def test_what_is_no_extension_is_refused(config, tmp_path):
+    run = tmp_path / "run"
+    train(config, run, device="cpu", threads=1)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for other in (longer(config, 8), replace(longer(config, 24), seed=1)):
+        with pytest.raises(ConfigError, match="was started with other settings"):
+            train(other, run, device="cpu", extend=True)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+# --- folders that were left, planted in, or spoilt ---
+
+
+def test_what_a_killed_start_leaves_is_gone_on_from(config, tmp_path):
+    run = tmp_path / "run"
+    (run / "state").mkdir(parents=True)
+    (run / "state").rmdir()
+    for name in (".segmv3-00.part", ".config.json.part", ".segmv3-write-test", "run.lock"):
+        (run / name).touch()
+    old = time.time() - 7200
+    os.utime(run / ".segmv3-00.part", (old, old))
+    train(longer(config, 2), run, device="cpu", threads=1)
+    assert (run / "report.html").is_file() and not (run / ".segmv3-00.part").exists()
+
+
+def test_a_start_looks_again_once_it_holds_the_folder(config, tmp_path):
+    """Another process has begun a run with other settings since this one looked."""
+    run = Run(tmp_path / "run")
+    run.check({"seed": 1, "schedule": {"steps": 4}})
+    run.folder.mkdir()
+    run.settings_file.write_text('{"seed": 2, "schedule": {"steps": 4}}')
+    with pytest.raises(ConfigError, match="seed 2 -> 1"), run.claimed({"seed": 1, "schedule": {"steps": 4}}):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_planted_links_are_not_followed(config, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".config.json.part", ".segmv3-write-test"):
+        (run / name).symlink_to(victim)
+    train(longer(config, 2), run, device="cpu", threads=1)
+    (run / "run.lock").unlink()
+    (run / "run.lock").symlink_to(victim)
+    (run / "report.html").unlink()
+    with pytest.raises(OutputError, match="run.lock cannot be written .a link or a pipe is in its place: remove it"):
+        train(longer(config, 2), run, device="cpu", threads=1)
+    assert victim.read_text() == "mine"
+
+
+@pytest.fixture
+def stopped(config, tmp_path):
+    """A run that stands at step 8, with the states of steps 6 and 8."""
+    run = tmp_path / "run"
+    assert crash.run(config, run, "between saves", 9) == 9
+    assert checkpoint.saved_steps(run / "state") == [8, 6]
+    return run
+
+
+def rewrite(run, step, change):
+    """A state with other content and a digest that agrees."""
+    path = run / "state" / f"step_{step:08d}.pt"
+    content = change(torch.load(path, weights_only=True))
+    torch.save(content, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps({"step": step, "sha256": digest}))
+
+
+def infinite_moment(state):
+    moment = next(iter(state["optimizer"]["state"].values()))["exp_avg"]
+    moment[(0,) * moment.ndim] = float("inf")
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: [1, 2], "is no training state"),
+        (lambda state: {k: v for k, v in state.items() if k != "optimizer"}, "is no training state"),
+        (lambda state: state | {"step": 7}, "is the state of another step"),
+        (lambda state: state | {"evaluations": [3]}, "is the state of another step"),
+        (infinite_moment, "holds a value that is not finite (optimizer.state.0.exp_avg)"),
+    ],
+)
+def test_a_state_of_other_content_is_passed_over(change, says, config, stopped, capsys):
+    rewrite(stopped, 8, change)
+    train(config, stopped, device="cpu", threads=1)
+    assert f"checkpoint: step_00000008.pt {says}; resuming from step_00000006.pt\n" in capsys.readouterr().out
+
+
+def of_another_net(state):
+    first = next(iter(state["model"]))
+    return state | {"model": state["model"] | {first: torch.zeros(3)}}
+
+
+def moments_of_another_net(state):
+    next(iter(state["optimizer"]["state"].values()))["exp_avg"] = torch.zeros(3)
+    return state
+
+
+@pytest.mark.parametrize("change", [of_another_net, moments_of_another_net])
+def test_a_state_of_another_net_is_one_line(change, config, stopped):
+    rewrite(stopped, 8, change)
+    with pytest.raises(CheckpointError, match="the state of step 8 in .* is of another net .*; start again") as caught:
+        train(config, stopped, device="cpu", threads=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[1]", '{"step": "x", "event": "eval"}', '{"step": 1, "event": 2}', "[" * 9999 + "}"]
+)
+def test_a_log_of_something_else_is_one_line(text, config, stopped):
+    log = stopped / "log.jsonl"
+    log.write_text(log.read_text() + text + "}"[: not text.endswith("}")] + "\n")
+    with pytest.raises(ConfigError, match="log.jsonl: line [0-9]+ .*; start again with another --run"):
+        train(config, stopped, device="cpu", threads=1)
+
+
+def test_no_state_is_written_with_a_value_that_is_not_finite(tmp_path):
+    for key in ("model", "optimizer", "average"):
+        state = {"model": {}, key: {"a": [torch.tensor([1.0, float("nan")])]}}
+        with pytest.raises(NumericsError, match="a.0 is not finite"):
+            checkpoint.save_state(tmp_path, 1, state)
+    assert not list(tmp_path.iterdir())

@@ -22,6 +22,8 @@ class Train(OnDevice):
     config: Annotated[Classification, tyro.conf.arg(name="")]
     run: Path
     """Folder of the run."""
+    extend: bool = False
+    """Allow more --schedule.steps than the run was started with; the rate goes on along the new schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def _train(arguments: list[str]) -> None:
     options = parse(Train, f"segmv3 classify train {path}", rest, defaults)
     from segmv3.training.loop import train
 
-    train(options.config, options.run, device=options.device, threads=options.threads)
+    train(options.config, options.run, device=options.device, threads=options.threads, extend=options.extend)
 
 
 def _evaluate(arguments: list[str]) -> None:

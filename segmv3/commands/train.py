@@ -20,6 +20,8 @@ class Train(OnDevice):
     config: Settings
     run: Path
     """Folder of the run."""
+    extend: bool = False
+    """Allow more --schedule.steps than the run was started with; the rate goes on along the new schedule."""
     tensorboard: bool = False
     """Also write event files for TensorBoard into the folder (pip install "segmv3[log]")."""
 
@@ -34,5 +36,6 @@ def run(arguments: list[str]) -> None:
         options.run,
         device=options.device,
         threads=options.threads,
+        extend=options.extend,
         tensorboard=options.tensorboard,
     )

@@ -28,8 +28,7 @@ from segmv3.config import Data
 from segmv3.data.datasets import Dataset, Pair, open_dataset, open_extra
 from segmv3.data.loader import read_ahead
 from segmv3.errors import DataError, OutputError, ResourceError
-from segmv3.files import _why as write_error
-from segmv3.files import alone, make_folder, write_bytes
+from segmv3.files import alone, make_folder, no_link, remove_leftovers, write_bytes, write_error
 from segmv3.images import UInt8Array
 from segmv3.labels import LabelTable
 from segmv3.records import from_json, read_json, read_regular, typed
@@ -260,6 +259,7 @@ def pack(
         return _compared(dataset, folder, half, progress)
     make_folder(folder)
     with alone(folder / ".lock", lambda: say(f"data: waiting for another process that packs into {folder}")):
+        remove_leftovers(folder)
         try:
             if overwrite:
                 for path in (_index_file, _pixel_file, _part_file, _journal_file):
@@ -318,7 +318,10 @@ def _write_pixels(dataset: Dataset, folder: Path, half: bool, progress: Progress
         raise ResourceError(f"the disk is full: {pixels} needs {needed / 1e6:,.1f} MB, {folder} has {free / 1e6:,.1f}")
     write_bytes(journal, "".join(line + "\n" for line in (head, *map(_line, images))).encode())
     try:
-        with part.open("r+b" if part.exists() else "w+b") as file, journal.open("a") as notes:
+        with (
+            open(part, "r+b" if part.exists() else "w+b", opener=no_link) as file,
+            open(journal, "a", opener=no_link) as notes,
+        ):
             file.truncate(written)
             file.seek(written)
             for each, image, labels in read_ahead(

@@ -34,7 +34,7 @@ from segmv3.errors import (
     ResourceError,
     is_out_of_memory,
 )
-from segmv3.files import alone, make_folder, write_bytes
+from segmv3.files import alone, is_temporary, make_folder, write_bytes
 from segmv3.records import typed
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
 from segmv3.sweep.space import Choices, Range, Space, flags, with_values
@@ -364,7 +364,10 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse a folder that holds something else, or a sweep of another config or space."""
     file = folder / "settings.json"
     if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(path.name != "sweep.lock" for path in folder.iterdir())):
+        if folder.exists() and (
+            not folder.is_dir()
+            or any(path.name != "sweep.lock" and not is_temporary(path) for path in folder.iterdir())
+        ):
             raise OutputError(f"{folder} is not empty and holds no sweep; choose another --output")
         return
     refuse_others(file, settings, [f"config.{name}" for name in FREE], "--output")

@@ -49,6 +49,7 @@ def train(
     threads: int | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
+    extend: bool = False,
     on_evaluation: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train a net, or go on with the run in `folder` where it stopped.
@@ -56,8 +57,9 @@ def train(
     Under `torchrun` every process trains on its slice of each batch. On a CPU with equal thread count an
     interrupted run ends in the same bits as an unbroken one.
 
-    Args: quiet: no lines and no progress bar. tensorboard: write `tensorboard/` into the folder. on_evaluation: told
-        the step and the score of each evaluation once the state is saved; what it raises ends the run there.
+    Args: quiet: no lines and no progress bar. tensorboard: write `tensorboard/` into the folder. extend: allow more
+        steps than the run was started with; the rate goes on along the new schedule. on_evaluation: told the step and
+        the score of each evaluation once the state is saved; what it raises ends the run there.
     Returns: the scores of the best weights, as in `metrics.json`.
     Raises: DataError, ConfigError, ModelError, OutputError before anything is trained; Interrupted once the
         work is saved; NumericsError when the loss is not finite, with the last good state kept.
@@ -74,10 +76,10 @@ def train(
         **task.sources,
     }
     run = Run(folder)
-    run.check(settings)
+    before = run.check(settings, extend=extend)
     with RunConsole(config.schedule.steps, quiet=quiet or not fabric.is_global_zero) as console:
-        if run.finished():
-            best = run.metrics()
+        if run.finished() and not before:
+            best = run.metrics(task.metric.key)
             console.say(f"{folder} is finished: {_headline(task, best)}")
             return best
         training = _Training(fabric, config, run, console, task, on_evaluation, tensorboard)
@@ -85,10 +87,13 @@ def train(
         if fabric.is_global_zero:
             task.check(console.task, console.say)
             settings["contents"] = task.contents()
-            run.check(settings)
-        with run.claimed(settings) if fabric.is_global_zero else nullcontext():
+        with run.claimed(settings, extend=extend) if fabric.is_global_zero else nullcontext():
             fabric.barrier()
             task.prepare(first=fabric.is_global_zero, everywhere=lambda value: training.reduce(value, "sum"))
+            training.restore()
+            if before and fabric.is_global_zero:
+                run.extend(settings, before, training.step)
+                training.tell_extension(before)
             return training.complete()
 
 
@@ -182,8 +187,7 @@ class _Training:
         self.board: Board | None = None
 
     def complete(self) -> dict[str, Any]:
-        """The loop."""
-        self._restore()
+        """The loop, from where `restore` left it."""
         self.first_step = self.step
         self.board = Board(self.run.folder / "tensorboard", self.step) if self.tensorboard else None
         self.console.begin(self.step)
@@ -228,7 +232,7 @@ class _Training:
                     self._finite_losses(meter)
                     self._save()
                 self.console.step(self.step)
-        best = self.run.metrics()
+        best = self.run.metrics(self.task.metric.key)
         if self.fabric.is_global_zero:
             with self.console.task("report") as progress:
                 self.task.report(self.run, self.log.entries(), self.fabric.device, progress)
@@ -445,25 +449,49 @@ class _Training:
         self.saved_step = self.step
         self.fabric.barrier()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Go on from the newest training state, where there is one."""
         state = checkpoint.load_state(self.run.states, self.console.say)
         if state is not None:
-            self.saved_step = state["step"]
-            self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
-            self.trained.load_state_dict(state["model"])
-            self.origin = state["origin"]
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.compilation.used = state["compiled"]
-            if self.scaler:
-                self.scaler.load_state_dict(state["scaler"])
-            if self.average:
-                self.average.net.load_state_dict(state["average"])
+            try:
+                self._take(state)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"the state of step {state['step']:,} in {self.run.states} is of another net "
+                    f"({checkpoint.one_line(error)}); start again with another --run"
+                ) from None
             self.console.say(f"resuming {self.run.folder} at step {self.step:,} of {self.schedule.steps:,}")
         steps = [int(self.reduce(torch.tensor(sign * self.step), "max").item()) for sign in (1, -1)]
         if steps[0] != -steps[1]:
             raise CheckpointError(f"processes see different states in {self.run.states}; they must share this folder")
         if self.fabric.is_global_zero:
             self.log.rewind(self.step, {entry["step"] for entry in self.evaluations})
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.saved_step = state["step"]
+        self.step, self.seconds, self.evaluations = state["step"], state["seconds"], state["evaluations"]
+        self.trained.load_state_dict(state["model"])
+        self.origin = state["origin"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():  # torch looks at their number alone
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of a parameter of shape {list(parameter.shape)} is {list(value.shape)}")
+        self.compilation.used = state["compiled"]
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.net.load_state_dict(state["average"])
+
+    def tell_extension(self, before: int) -> None:
+        """What more steps do to the rate, in the log and on the screen."""
+        schedules = replace(self.schedule, steps=before), self.schedule
+        old, new = (lr_at(min(self.step, each.steps - 1), self.config.optim.lr, each) for each in schedules)
+        self.log.add(event="extend", step=self.step, **{"from": before, "to": self.schedule.steps})
+        self.console.say(
+            f"extending {self.run.folder} from {before:,} to {self.schedule.steps:,} steps at step {self.step:,}: "
+            f"the rate goes on along the new schedule ({old:.2e} -> {new:.2e})"
+        )
 
     def _leave(self, meter: "_Meter", signal_number: int) -> None:
         if self.saved_step != self.step:

@@ -1,6 +1,6 @@
 """The folder of one run: whose it is, where it stands, what lies in it.
 
-config.json       the resolved settings, written first
+config.json       the resolved settings, written first, and how the run was extended
 log.jsonl         losses and scores by step
 state/            training states to resume from
 run.lock          held by the process that trains here
@@ -17,14 +17,15 @@ from typing import Any
 
 from segmv3.checkpoint import differences, saved_steps
 from segmv3.errors import ConfigError, OutputError, shortened
-from segmv3.files import alone, make_folder, write_bytes
+from segmv3.files import alone, is_temporary, make_folder, remove_leftovers, write_bytes
 from segmv3.records import read_json, typed
 
 # where files lie (what they hold is compared) and who reads them change no batch, what is computed again no gradient
 FREE = (
     *("data.root", "data.cache", "data.extra_images", "data.extra_labels", "distill.teacher"),
-    *("data.workers", "recompute"),
+    *("data.workers", "recompute", "extended"),
 )
+_STEPS = "schedule.steps"
 
 
 class Run:
@@ -40,31 +41,72 @@ class Run:
         self.metrics_file = folder / "metrics.json"
         self.report = folder / "report.html"
 
-    def check(self, settings: dict[str, Any]) -> None:
+    def check(self, settings: dict[str, Any], *, extend: bool = False) -> int | None:
         """Refuse a folder that holds something else, or a run with other settings.
 
-        Raises: OutputError, ConfigError; nothing is written.
+        Args:
+            settings: what the run is asked for now.
+            extend: allow more steps than the run was started with.
+
+        Returns:
+            The steps that the run had before, where it is extended now.
+
+        Raises:
+            OutputError, ConfigError: nothing is written.
         """
         if self.settings_file.is_file():
+            steps = self._extended_from(settings)
+            if extend and steps:
+                settings = settings | {"schedule": settings["schedule"] | {"steps": steps}}
             refuse_others(self.settings_file, settings, FREE, "--run")
             if self.best.is_file() and not self.finished() and not saved_steps(self.states):
                 raise ConfigError(f"{self.folder} holds weights but no training state to go on from; use another --run")
-        elif self.folder.exists() and (
-            not self.folder.is_dir() or any(path != self.lock_file for path in self.folder.iterdir())
-        ):
+            return steps
+        if self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
             raise OutputError(f"{self.folder} is not empty and holds no run; choose another --run")
+        return None
+
+    def _extended_from(self, settings: dict[str, Any]) -> int | None:
+        """The steps of the run in the folder where fewer than now."""
+        schedule = _read_json(self.settings_file).get("schedule")
+        steps = schedule.get("steps") if isinstance(schedule, dict) else None
+        return steps if isinstance(steps, int) and steps < settings["schedule"]["steps"] else None
 
     @contextmanager
-    def claimed(self, settings: dict[str, Any]) -> Iterator[None]:
+    def claimed(self, settings: dict[str, Any], *, extend: bool = False) -> Iterator[None]:
         """Hold the folder: two processes that train in it would spoil each other's files.
 
-        Raises: OutputError when another one does.
+        What `check` saw before may have changed: it looks again.
+
+        Raises:
+            OutputError: another process holds it.
+            ConfigError: another process has started a run with other settings meanwhile.
         """
         make_folder(self.folder)
         with alone(self.lock_file, self._refuse_company):
+            self.check(settings, extend=extend)
+            for folder in (self.folder, self.states):
+                remove_leftovers(folder)
             if not self.settings_file.is_file():
                 write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
             yield
+
+    def extend(self, settings: dict[str, Any], before: int, step: int) -> None:
+        """Write down that a run of `before` steps, which stands at `step`, gets those of `settings`.
+
+        The report goes first: a run without one is not finished, whenever this is ended.
+        """
+        self.report.unlink(missing_ok=True)
+        entry = {"from": before, "to": settings["schedule"]["steps"], "at_step": step}
+        settings = settings | {"extended": [*self.extensions(), entry]}
+        write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
+
+    def extensions(self) -> list[dict[str, int]]:
+        """`{"from": 12, "to": 24, "at_step": 12}` of each time that the run got more steps."""
+        try:
+            return typed(_read_json(self.settings_file).get("extended", []), list[dict[str, int]])
+        except ValueError as error:
+            raise ConfigError(f"{self.settings_file}: extended{error}; start again with another --run") from None
 
     def _refuse_company(self) -> None:
         raise OutputError(f"another process trains in {self.folder}; wait for it, stop it, or use another --run")
@@ -73,9 +115,20 @@ class Run:
         """Whether the run came to its end: the report is what it writes last."""
         return self.report.is_file() and self.metrics_file.is_file()
 
-    def metrics(self) -> dict[str, Any]:
-        """The scores of the best weights."""
-        return _read_json(self.metrics_file)
+    def metrics(self, key: str) -> dict[str, Any]:
+        """The scores of the best weights, `key` and what belongs to it among them."""
+        found = _read_json(self.metrics_file)
+        try:
+            for name, kind in ((key, float), ("step", int), ("split", str)):
+                typed(found.get(name), kind, name)
+        except ValueError as error:
+            raise ConfigError(f"{self.metrics_file}: {error}; start again with another --run") from None
+        return found
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run has before its settings."""
+    return path.name != "run.lock" and not is_temporary(path)
 
 
 def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], flag: str) -> None:
@@ -94,7 +147,13 @@ def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], f
         raise ConfigError(f"{file.parent} was started with {other}. Use another {flag}, or the data it began with.")
     if changed:
         text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
-        raise ConfigError(f"{file.parent} was started with other settings: {text}. Use another {flag}.")
+        more = (
+            list(changed) == [_STEPS]
+            and isinstance(changed[_STEPS][0], int)
+            and changed[_STEPS][0] < changed[_STEPS][1]
+        )
+        remedy = f"Add --extend to train on, or use another {flag}." if more else f"Use another {flag}."
+        raise ConfigError(f"{file.parent} was started with other settings: {text}. {remedy}")
 
 
 def _other_data(changed: dict[str, tuple[Any, Any]]) -> str:

@@ -286,7 +286,7 @@ class SegmentationTask:
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
         model, card = load(run.best)
         predict = Predictor(TorchBackend(model, device=device), card)
-        write_summary(run.folder, predict, parameters(model), self.val_set, log, run.metrics(), progress)
+        write_summary(run.folder, predict, parameters(model), self.val_set, log, run.metrics(self.metric.key), progress)
 
 
 class ClassificationTask:
@@ -357,4 +357,4 @@ class ClassificationTask:
 
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
         model, card = load_classifier(run.best)
-        write_classification_summary(run.folder, model, card, log, run.metrics())
+        write_classification_summary(run.folder, model, card, log, run.metrics(self.metric.key))

@@ -5,12 +5,10 @@ What is in the cache was checked before it got its name and is checked again whe
 network.
 """
 
-import errno
 import hashlib
 import http.client
 import os
 import re
-import shutil
 import socket
 import ssl
 import time
@@ -22,8 +20,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from segmv3.errors import CheckpointError, OutputError, ResourceError
-from segmv3.files import alone, cache_folder, make_folder
+from segmv3.errors import CheckpointError, ResourceError
+from segmv3.files import alone, append, cache_folder, make_folder
 from segmv3.screen import print_line
 
 _MAX_BYTES = 500_000_000
@@ -196,15 +194,9 @@ class _Redirects(HTTPRedirectHandler):
 
 def _append(part: Path, chunk: bytes) -> None:
     try:
-        with part.open("ab") as file:
-            file.write(chunk)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(f"{part} cannot be written ({error.strerror or error})") from None
-        free = shutil.disk_usage(part.parent).free
-        raise ResourceError(
-            f"the disk is full: {part.parent} has {free / 1e6:,.1f} MB free; the download goes on from here next time"
-        ) from None
+        append(part, chunk)
+    except ResourceError as error:
+        raise ResourceError(f"{error.args[0]}; the download goes on from here next time") from None
 
 
 def _transfer(transfer: _Transfer, say: Callable[[str], None]) -> None:
