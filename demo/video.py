@@ -16,9 +16,9 @@ def label_video(weights: str, source: Path, target: Path) -> None:
     """Write `target`, .webm or .mp4: the video, its classes painted over it. Ctrl-C keeps what is done."""
     predict = segmv3.load(weights)
     with VideoReader(source) as frames, VideoWriter(target, frames.fps, frames.size) as video:
-        for frame in frames:  # uint8 H x W x 3, RGB
+        for frame, time in frames.timed():  # uint8 H x W x 3, RGB, and seconds since the first
             labels = predict(frame)  # uint8 H x W, the index of each pixel's class
-            video.write(segmv3.overlay(frame, labels, predict.classes))
+            video.write(segmv3.overlay(frame, labels, predict.classes), time)
             print(f"\r{video.frames_written} frames", end="", file=sys.stderr)
     print(file=sys.stderr)
 

@@ -52,7 +52,7 @@ usage: segmv3 COMMAND ...
   benchmark latency|peers|throughput|decode|paper    how fast the nets are here, stage by stage, beside other projects
 
 segmv3 COMMAND --help lists the flags of a command, segmv3 --version prints the version.
-Exit codes: 0 done, 2 data or usage, 3 partial output, 4 environment or numerics, 130 and 143 interrupted.
+Exit codes: 0 done, 2 data or usage, 3 partial output, 4 environment or numerics, 129, 130 and 143 interrupted.
 """
 
 
@@ -64,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding has not
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _on_sigterm)
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no terminals to lose
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup: outlive the terminal
+                signal.signal(number, _on_signal)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -114,7 +117,7 @@ def _run(arguments: list[str]) -> None:
     import_module(f"segmv3.commands.{name}").run(rest)
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     """As Ctrl-C: what is open is closed on the way out. Training has a handler of its own."""
     raise Interrupted("what was finished is kept", number)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,8 @@ def _image_error(failures: list[DataError], total: int, output: Path) -> Segmv3E
 
 # ---- video ----
 
-_Sink = Callable[[UInt8Array, UInt8Array], None]  # takes a frame and its labels; called from one thread, in order
+_Sink = Callable[[UInt8Array, UInt8Array, Fraction], None]
+"""Takes a frame, its labels and its time; called from one thread, in order."""
 
 
 @dataclass
@@ -215,7 +217,7 @@ class _LabelFolder:
             if _FRAME_FILE.fullmatch(old.name):
                 old.unlink()
 
-    def __call__(self, frame: UInt8Array, labels: UInt8Array) -> None:
+    def __call__(self, frame: UInt8Array, labels: UInt8Array, time: Fraction) -> None:
         write_png(self.folder / f"{self.count:06d}.png", labels)
         self.count += 1
 
@@ -228,14 +230,14 @@ def _predict_video(video: VideoSource, job: _Job) -> list[Path]:
         make_folder(job.output)
         sinks = [_sink(kind, target, frames, job, open_files) for kind, target in targets.items()]
 
-        def finish(labelled: _Labelled) -> None:
+        def finish(labelled: tuple[UInt8Array, UInt8Array, Fraction]) -> None:
             for sink in sinks:
                 sink(*labelled)
 
         announced = frames.announced_frames
         with (
-            read_ahead(frames) as read,
-            work_behind(finish, ((frame, job.predict(frame)) for frame in read)) as finished,
+            read_ahead(frames.timed()) as read,
+            work_behind(finish, ((frame, job.predict(frame), time) for frame, time in read)) as finished,
         ):
             for done, _ in enumerate(finished, 1):
                 job.progress(done, announced)
@@ -252,8 +254,8 @@ def _sink(kind: str, target: Path, frames: VideoReader, job: _Job, open_files: E
     canvas = np.vstack([np.zeros((height, width, 3), np.uint8), strip])
     writer = open_files.enter_context(VideoWriter(target, frames.fps, canvas.shape[:2], overwrite=job.overwrite))
 
-    def write(frame: UInt8Array, labels: UInt8Array) -> None:
+    def write(frame: UInt8Array, labels: UInt8Array, time: Fraction) -> None:
         canvas[:height] = _picture(kind, frame, labels, job.classes)
-        writer.write(canvas)
+        writer.write(canvas, time)
 
     return write

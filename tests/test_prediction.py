@@ -3,11 +3,11 @@
 import hashlib
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -309,7 +309,7 @@ def test_a_file_that_cannot_be_written_ends_it(here: Path, monkeypatch: pytest.M
 STOPPED = """
 import signal, sys, time
 import numpy as np
-from segmv3.cli import _on_sigterm
+from segmv3.cli import _on_signal
 from segmv3.errors import Interrupted
 from segmv3.labels import Classes
 from segmv3.prediction import predict_source
@@ -319,7 +319,8 @@ def predict(image):
     time.sleep(0.02)
     return np.zeros(image.shape[:2], np.uint8)
 
-signal.signal(signal.SIGTERM, _on_sigterm)
+signal.signal(signal.SIGTERM, _on_signal)
+signal.signal(signal.SIGHUP, _on_signal)
 classes = Classes(("road",), ((128, 64, 128),))
 try:
     predict_source(sys.argv[1], predict, classes, Path("out"), save=["overlay", "labels"],
@@ -346,7 +347,7 @@ def stopped(source: str, number: int) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129)])
 def test_a_signal_leaves_complete_images(here: Path, number: int, code: int) -> None:
     put(*names(400))
     exit_code, told = stopped("in", number)
@@ -459,14 +460,14 @@ def test_frames_are_read_and_written_while_others_are_predicted(here: Path, monk
             changed.notify_all()
 
     class Reader(VideoReader):
-        def __iter__(self) -> Iterator[UInt8Array]:
-            for frame in super().__iter__():
+        def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
+            for frame in super().timed():
                 count("read")
                 yield frame
 
     class Writer(VideoWriter):
-        def write(self, frame: UInt8Array) -> None:
-            super().write(frame)
+        def write(self, frame: UInt8Array, time: Fraction | None = None) -> None:
+            super().write(frame, time)
             count("written")
 
     calls = iter(range(100))
@@ -487,7 +488,7 @@ def test_frames_are_read_and_written_while_others_are_predicted(here: Path, monk
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129)])
 def test_a_signal_leaves_a_video_that_plays(here: Path, number: int, code: int) -> None:
     drive("d.mp4", 400)
     exit_code, told = stopped("d.mp4", number)

@@ -3,9 +3,11 @@
 import builtins
 import os
 import signal
+import struct
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 
 from segmv3.errors import OutputError, PartialVideoError, ResourceError, Segmv3Warning, VideoError
 from segmv3.images import UInt8Array
-from segmv3.media.video import VideoReader, VideoWriter, _to_yuv420
+from segmv3.media import video as video_module
+from segmv3.media.frames import _to_sdr
+from segmv3.media.video import VideoReader, VideoWriter, _Clock, _to_yuv420
 
 av = pytest.importorskip("av")
 
@@ -113,7 +117,7 @@ def test_odd_sizes_are_padded_by_their_edge(tmp_path: Path, size: tuple[int, int
     assert np.abs(frames[-1].astype(int) - expected).mean() < 6
 
 
-@pytest.mark.parametrize("fps", [30000 / 1001, 12.5, 240.0, 1.0])
+@pytest.mark.parametrize("fps", [30000 / 1001, 12.5, 480.0, 1000.0, 0.5, 1 / 60])
 def test_the_frame_rate_is_not_rounded_to_a_whole_number(tmp_path: Path, fps: float) -> None:
     with VideoReader(write(tmp_path / "v.mp4", 4, fps=fps)) as video:
         assert video.fps == pytest.approx(fps, rel=1e-5)
@@ -153,7 +157,8 @@ def test_an_exception_leaves_a_playable_result(tmp_path: Path, suffix: str, exce
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_ctrl_c_and_a_hard_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".webm", ".mp4"])
+def test_ctrl_c_and_a_hard_kill(tmp_path: Path, suffix: str) -> None:
     script = (
         "import sys, numpy as np\n"
         "from segmv3.media.video import VideoWriter\n"
@@ -162,17 +167,17 @@ def test_ctrl_c_and_a_hard_kill(tmp_path: Path) -> None:
         "        video.write(np.zeros((48, 64, 3), np.uint8))\n"
         "        print(video.frames_written, flush=True)\n"
     )
-    for number, left in ((signal.SIGINT, "v.webm"), (signal.SIGKILL, ".v.partial.webm")):
-        command = [sys.executable, "-c", script, str(tmp_path / "v.webm")]
+    for number, left in ((signal.SIGINT, f"v{suffix}"), (signal.SIGKILL, f".v.*.partial{suffix}")):
+        command = [sys.executable, "-c", script, str(tmp_path / f"v{suffix}")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout
-            while int(process.stdout.readline()) < 300:
+            while int(process.stdout.readline()) < 8:
                 pass
             process.send_signal(number)
-            written = int(("300\n" + process.stdout.read()).split()[-1])
-        frames = read_what_there_is(tmp_path / left)
-        assert frames >= (written if number == signal.SIGINT else 150)
-        (tmp_path / left).unlink()
+            written = int(("8\n" + process.stdout.read()).split()[-1])
+        (path,) = tmp_path.glob(left)
+        assert read_what_there_is(path) >= (written if number == signal.SIGINT else written - 2)
+        path.unlink()
 
 
 def read_what_there_is(path: Path) -> int:
@@ -220,17 +225,39 @@ def test_a_full_disk_is_one_line_that_says_what_is_left(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # every longer file fails with EFBIG
     try:
-        with pytest.raises(OutputError) as caught, VideoWriter(tmp_path / "v.webm", 25, (240, 320)) as video:
+        with pytest.raises(ResourceError) as caught, VideoWriter(tmp_path / "v.webm", 25, (240, 320)) as video:
             for _ in range(200):
                 video.write(random.integers(0, 255, (240, 320, 3), dtype=np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (partial,) = tmp_path.iterdir()
+    held = read_what_there_is(partial)
     assert str(caught.value) == (
-        f"output: {tmp_path}/v.webm cannot be written (File too large); "
-        f"{video.frames_written} frames are in .v.partial.webm"
+        f"environment: the disk is full: {tmp_path}/v.webm cannot be finished; "
+        f"{held} of {video.frames_written} frames are in {partial.name}"
     )
-    assert not (tmp_path / "v.webm").exists()
-    assert 0 < read_what_there_is(tmp_path / ".v.partial.webm") <= video.frames_written
+    assert caught.value.exit_code == 4
+    assert video.frames_written - 2 <= held <= video.frames_written
+
+
+def test_two_writers_of_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "v.webm"
+    with VideoWriter(path, 25, (48, 64)) as first, VideoWriter(path, 25, (48, 64)) as second:
+        for index in range(6):
+            first.write(square(index))
+            if index % 2:
+                second.write(square(index))
+    assert len(read(path)) == 6  # the one that was left last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_utf_8_or_too_long(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"stra\xdfe" + b"x" * 240 + b".webm")
+    assert len(read(write(path, 3))) == 3
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OutputError, match=r"y\.webm cannot be written \(File name too long\)$"):
+        VideoWriter(tmp_path / ("y" * 255 + ".webm"), 25, (48, 64))
 
 
 # ---- foreign and broken input ----
@@ -252,10 +279,8 @@ def test_a_cut_video_gives_what_it_has_and_then_says_so(tmp_path: Path, suffix: 
                     frames.append(frame)  # noqa: PERF402 (what came before the error counts)
         assert len(frames) == video.frames_read
         counts.append(len(frames))
-        assert str(caught.value) == (
-            f"video: only {len(frames)} of the announced 100 frames could be read; "
-            f"result holds {len(frames)} frames ({cut} is cut or damaged)"
-        )
+        announced = "" if suffix == ".mkv" else f"only {len(frames)} of the announced 100 frames could be read; "
+        assert str(caught.value) == f"video: {announced}result holds {len(frames)} frames ({cut} is cut or damaged)"
         assert caught.value.exit_code == 3
     assert counts == sorted(set(counts)) and counts[0] >= 1 and counts[-1] >= 85
 
@@ -288,28 +313,132 @@ def test_a_trimmed_mp4_is_not_called_damaged(tmp_path: Path) -> None:
         assert len(list(video)) == 75
 
 
-@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
-def test_frames_are_turned_upright(tmp_path: Path, rotation: int) -> None:
-    path = encode(tmp_path / "v.mp4", [0, 1], noise=False, rotation=rotation)
-    upright = np.rot90(square(0), rotation // 90 % 4)  # both count counterclockwise
-    with VideoReader(path) as video:
+ORIENTATIONS = {  # the display matrix's a, b, c, d, and what a player makes of a stored frame
+    (1, 0, 0, 1): lambda f: f,
+    (0, 1, -1, 0): lambda f: np.rot90(f, -1),  # the camera was held sideways: turned clockwise
+    (-1, 0, 0, -1): lambda f: np.rot90(f, 2),
+    (0, -1, 1, 0): lambda f: np.rot90(f, 1),
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda f: f.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda f: np.rot90(f, 2).transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_frames_are_turned_and_mirrored_as_the_file_asks(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    data = encode(tmp_path / "v.mp4", [0, 1], noise=False).read_bytes()
+    one = [value << 16 for value in (1, 0, 0, 0, 1, 0, 0, 0, 1 << 14)]
+    a, b, c, d = (value << 16 for value in matrix)
+    told = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    header = data.index(b"tkhd")
+    at = data.index(struct.pack(">9i", *one), header)
+    (tmp_path / "v.mp4").write_bytes(data[:at] + told + data[at + 36 :])
+    shown = ORIENTATIONS[matrix](square(0))
+    with VideoReader(tmp_path / "v.mp4") as video:
         frame = next(iter(video))
-        assert video.size == upright.shape[:2] == frame.shape[:2]
-    assert np.abs(frame.astype(int) - upright).mean() < 5
+        assert video.size == shown.shape[:2] == frame.shape[:2]
+    assert np.abs(frame.astype(int) - shown).mean() < 5
 
 
-@pytest.mark.parametrize(("rate", "said"), [(1000, "1000"), (300, "300")])
-def test_an_impossible_frame_rate_becomes_25_with_a_warning(tmp_path: Path, rate: int, said: str) -> None:
-    path = encode(tmp_path / "v.mp4", list(range(10)), rate=rate)
-    text = rf"v\.mp4 announces {said} frames per second; 25 is used"
-    with pytest.warns(Segmv3Warning, match=text), VideoReader(path) as video:
-        assert video.fps == 25
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(64, 45), 91), (Fraction(8, 9), 57), (Fraction(1), 64)])
+def test_pixels_become_square(tmp_path: Path, aspect: Fraction, width: int) -> None:
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(square(0), format="rgb24")))
+        container.mux(stream.encode(None))
+    with VideoReader(tmp_path / "v.mp4") as video:
+        (frame,) = video
+    assert video.size == (48, width) and frame.shape == (48, width, 3)
+    assert (frame[16, :, 0] > 130).sum() == pytest.approx(16 * width / 64, abs=2)  # the square is as wide as shown
 
 
-def test_a_variable_frame_rate_is_told(tmp_path: Path) -> None:
-    path = encode(tmp_path / "v.mp4", [*range(10), *range(100, 150, 5), *range(150, 160)])
-    with VideoReader(path) as video, pytest.warns(Segmv3Warning, match="has a variable frame rate"):
-        assert len(list(video)) == 30
+def test_of_several_streams_the_one_ffmpeg_takes(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=10) for _ in range(3)]
+        for stream, (width, height) in zip(streams, [(32, 32), (64, 48), (48, 48)], strict=True):
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.disposition = 0
+        for stream in streams:
+            picture = av.VideoFrame.from_ndarray(square(0, stream.height, stream.width), format="rgb24")
+            container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+    text = r"v\.mkv holds 3 video streams: 1 \(64x48\) is read, 0 \(32x32\), 2 \(48x48\) left out$"
+    with pytest.warns(Segmv3Warning, match=text), VideoReader(tmp_path / "v.mkv") as video:
+        assert video.size == (48, 64)
+
+
+@pytest.mark.parametrize("rate", [1000, 480])
+def test_a_high_frame_rate_is_kept(tmp_path: Path, rate: int) -> None:
+    with VideoReader(encode(tmp_path / "v.mp4", list(range(10)), rate=rate)) as video:
+        assert video.fps == rate
+        assert [time for _, time in video.timed()] == [Fraction(index, rate) for index in range(10)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("first", [0, 130])
+def test_times_are_kept(tmp_path: Path, suffix: str, first: int) -> None:
+    ticks = [*range(10), *range(100, 150, 5), *range(150, 160)]
+    path = encode(tmp_path / f"v{suffix}", [first + tick for tick in ticks])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with VideoReader(path) as video, VideoWriter(tmp_path / "w.webm", video.fps, video.size) as copy:
+            for frame, time in video.timed():
+                copy.write(frame, time)
+        with VideoReader(tmp_path / "w.webm") as video:
+            times = [float(time) for _, time in video.timed()]
+    assert times == pytest.approx([tick / 25 for tick in ticks], abs=0.002)
+
+
+def test_times_that_repeat_begin_anew_or_are_missing() -> None:
+    def times(said: list[float | None], *, restarts: bool = False) -> list[float]:
+        clock = _Clock(Fraction(1, 10), restarts)
+        return [float(clock.at(None if each is None else Fraction(each))) for each in said]
+
+    assert times([5, 5.5, 5.75]) == [0, 0.5, 0.75]
+    assert times([None, None, None]) == [0, 0.1, 0.2]
+    assert times([1, None, 1.5]) == [0, 0.1, 0.5]
+    assert times([0, 0, 0.5]) == [0, 0.001, 0.5]
+    assert times([100, 100.5, 0, 0.5]) == [0, 0.5, 0.6, 1.1]
+    assert times([0, 3600, 3600.5]) == [0, 3600, 3600.5]
+    assert times([0, 3600, 3600.5], restarts=True) == [0, 0.1, 0.6]
+
+
+def test_empty_chunks_of_an_avi_repeat_the_frame_before(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.avi", [*range(4), *range(12, 20)], rate=10, noise=False)  # FFmpeg writes 8 empty ones
+    data = path.read_bytes()
+    index = data.rindex(b"idx1")
+    length = int.from_bytes(data[index + 4 : index + 8], "little") + 32
+    empty = struct.pack("<4sIII", b"00dc", 0, 0, 0)
+    data = data[: index + 4] + struct.pack("<I", length) + data[index + 8 :] + 2 * empty  # and two at the end
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    with VideoReader(path) as video:
+        frames, times = zip(*video.timed(), strict=True)
+    shown = [*range(4), *[3] * 8, *range(4, 12), 11, 11]
+    assert times == tuple(Fraction(index, 10) for index in range(22))
+    for index, frame in zip(shown, frames, strict=True):
+        assert np.abs(frame.astype(int) - square(index)).mean() < 6
+
+
+@pytest.mark.parametrize("announced", [3, 12, 500])
+def test_a_wrong_count_is_no_damage(tmp_path: Path, announced: int) -> None:
+    path = encode(tmp_path / "v.avi", list(range(12)))
+    data = path.read_bytes()
+    for chunk, offset in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
+        at = data.index(chunk) + offset
+        assert int.from_bytes(data[at : at + 4], "little") == 12
+        data = data[:at] + struct.pack("<I", announced) + data[at + 4 :]
+    path.write_bytes(data)
+    assert len(read(path)) == 12
+
+
+def test_a_frame_over_the_limit_of_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "v.webm", 1)
+    monkeypatch.setattr(video_module, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(VideoError, match=r"v\.webm has frames of 64x48: over the limit of 3,071 pixels$"):
+        VideoReader(path)
 
 
 def test_a_steady_video_warns_of_nothing(tmp_path: Path) -> None:
@@ -322,6 +451,8 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("<html>not found</html>")
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
+    if os.name != "nt":
+        os.mkfifo(tmp_path / "pipe.mp4")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -331,6 +462,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     for name, told in {
         "none.mp4": "does not exist",
         "folder.mp4": "is a folder, not a video",
+        **({} if os.name == "nt" else {"pipe.mp4": "is a pipe or a device, not a file"}),
         "text.mp4": "cannot be opened as a video (Invalid data found when processing input); ",
         "empty.mp4": "cannot be opened as a video (Invalid data found when processing input); ",
         "sound.mp4": "has no video stream (found: audio)",
@@ -390,3 +522,62 @@ def test_conversion_for_the_encoder_is_that_of_bt_709(height: int, width: int, s
     for plane, color, reach in zip(planes[tall:].reshape(2, -1), (blue, red), (1.8556, 1.5748), strict=True):
         difference = ((color - grey) / reach).reshape(tall // 2, 2, wide // 2, 2).mean(axis=(1, 3))
         np.testing.assert_allclose(plane, (128 + 224 * difference).ravel(), atol=1.5)
+
+
+def pq(light: float) -> float:
+    """SMPTE ST 2084: cd/m2 -> 0..1."""
+    power = (light / 10000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+def hlg(light: float) -> float:
+    """ARIB STD-B67, for a grey on a screen of 1000 cd/m2."""
+    scene = (light / 1000) ** (1 / 1.2)
+    return (3 * scene) ** 0.5 if scene <= 1 / 12 else 0.17883277 * np.log(12 * scene - 0.28466892) + 0.55991073
+
+
+@pytest.mark.parametrize(("transfer", "encoded"), [(16, pq), (18, hlg)])
+def test_hdr_becomes_what_a_screen_shows(tmp_path: Path, transfer: int, encoded: Callable[[float], float]) -> None:
+    for grey in (0, 10, 124, 200, 255):
+        value = grey / 255
+        light = 203 * (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4)
+        code = np.full((2, 3, 3), round(65535 * encoded(light)), np.uint16)
+        np.testing.assert_allclose(_to_sdr(code, transfer), grey, atol=1)
+    assert (_to_sdr(np.full((1, 1, 3), 65535, np.uint16), transfer) == 255).all()
+
+
+def test_hdr_colours_come_from_bt_2020(tmp_path: Path) -> None:
+    to_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # ITU-R BT.2087
+    linear = np.where(np.array(RED) > 10, ((np.array(RED) / 255 + 0.055) / 1.055) ** 2.4, 0)
+    codes = [round(1023 * pq(203 * part)) for part in to_2020 @ linear]
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "gbrp10le"
+        stream.codec_context.color_trc = 16
+        pixels = np.broadcast_to(np.array(codes, np.uint16), (48, 64, 3)).copy()
+        frame = av.VideoFrame.from_ndarray(pixels, format="gbrp10le")
+        frame.color_trc = 16
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (shown,) = read(path)
+    assert np.abs(shown.astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("matrix", "red", "blue"), [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)])
+def test_the_colours_of_a_file_are_obeyed(tmp_path: Path, matrix: int, red: float, blue: float, full: bool) -> None:
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 1 + full
+        planes = np.repeat(np.array([100, 90, 200], np.uint8), [48, 12, 12])[:, None].repeat(64, 1)
+        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        frame.colorspace, frame.color_range = matrix, 1 + full
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    grey, cb, cr = (100 / 255, -38 / 255, 72 / 255) if full else (84 / 219, -38 / 224, 72 / 224)
+    r, b = grey + 2 * (1 - red) * cr, grey + 2 * (1 - blue) * cb
+    shown = np.array([r, (grey - red * r - blue * b) / (1 - red - blue), b]) * 255
+    assert np.abs(read(path)[0][24, 32] - shown).max() < 3

@@ -1,0 +1,80 @@
+"""What the outermost layer of a video file says, where FFmpeg keeps it to itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_Box = tuple[bytes, int, int]  # its name, where its content begins and where it should end
+
+
+def breaks_off(path: Path) -> bool:
+    """Whether an MP4, AVI, WebM or Matroska file is shorter than its outermost boxes say; others never are."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        return any(end > size for _, _, end in _boxes(file, size))
+
+
+def avi_ticks(path: Path, stream: int) -> int:
+    """How many frames the index of an AVI file lists for a stream, repeated ones included; 0 without an index."""
+    names = (b"%02ddc" % stream, b"%02ddb" % stream)
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        for name, start, end in _boxes(file, size):
+            if name != b"RIFF":
+                break
+            for inner, begin, stop in _chunks(file, start + 4, min(end, size)):
+                if inner == b"idx1":
+                    file.seek(begin)
+                    index = file.read(min(stop, size) - begin)
+                    return sum(index[at : at + 4] in names for at in range(0, len(index), 16))
+    return 0
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[_Box]:
+    head = file.read(4)
+    file.seek(0)
+    if head == b"RIFF":
+        return _chunks(file, 0, size)
+    return _ebml(file) if head == _EBML else _atoms(file, size)
+
+
+def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
+    """Of RIFF: a name, a length, and content up to an even length."""
+    while start + 8 <= stop:
+        file.seek(start)
+        head = file.read(8)
+        length = int.from_bytes(head[4:], "little")
+        yield head[:4], start + 8, start + 8 + length
+        start += 8 + length + length % 2
+
+
+def _atoms(file: BinaryIO, size: int) -> Iterator[_Box]:
+    """Of MP4: a length that counts itself, and a name. What follows the last known name is not looked at."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        head = file.read(16)
+        length, name = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8 or name not in (b"ftyp", b"free", b"skip", b"wide", b"mdat", b"moov", b"moof", b"mfra", b"uuid"):
+            return  # a length of 0 means: to the end
+        yield name, start + 8, start + length
+        start += length
+
+
+def _ebml(file: BinaryIO) -> Iterator[_Box]:
+    """Of WebM and Matroska: the header, and one segment of which a live recording does not know the length."""
+    start = 0
+    for _ in range(2):
+        file.seek(start)
+        name, head = file.read(4), file.read(8)
+        width = 9 - head[0].bit_length() if head and head[0] else 9
+        if width > len(head) or name not in (_EBML, _SEGMENT):
+            return
+        length = int.from_bytes(head[:width], "big") & ((1 << 7 * width) - 1)
+        start += 4 + width + length
+        if length == (1 << 7 * width) - 1:
+            return
+        yield name, start - length, start
