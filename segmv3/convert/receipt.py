@@ -77,6 +77,11 @@ def verify_receipt(path: Path, *, trust: bool = False) -> None:
             )
 
 
+def digest_of(path: Path) -> str:
+    """One SHA-256 over all files of an export."""
+    return hashlib.sha256("".join(_sha256(file) for file in files_of(path)).encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

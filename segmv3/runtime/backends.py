@@ -20,6 +20,7 @@ from segmv3.errors import CheckpointError, ModelError
 from segmv3.images import UInt8Array
 from segmv3.models.fold import folded
 from segmv3.models.segmenter import Segmenter
+from segmv3.runtime.device import is_forked, refuse_forked_gpu
 from segmv3.runtime.machine import has_bf16
 
 if TYPE_CHECKING:
@@ -118,13 +119,16 @@ class TorchBackend:
         with torch.inference_mode():
             if self.device == "cpu":
                 return self._calculate(pixels)
+            refuse_forked_gpu()
             with self._lock:
                 return self._replay(pixels).clone()
 
     def _calculate(self, pixels: Tensor) -> Tensor:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device, dtype, enabled=self.precision != "fp32"):
-            return self._low_logits(pixels).float()
+            # a compiled net asks for its threads by number, and a forked process has none of them
+            calculate = self._net.low_logits if is_forked() else self._low_logits
+            return calculate(pixels).float()
 
     def _replay(self, pixels: Tensor) -> Tensor:
         key = tuple(pixels.shape)

@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from segmv3.checkpoint import Card
 from segmv3.config import Device
 from segmv3.convert.graph import needs_fixed_size
 from segmv3.convert.metadata import Metadata
+from segmv3.convert.receipt import digest_of, files_of, verify_receipt
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.backends import (
@@ -83,6 +84,12 @@ def load(
     path = Path(source)
     if is_export(path):
         return _open_export(path, backend, threads, device, precision, trust)
+    return _open_weights(source, backend, threads, device, precision, compile)
+
+
+def _open_weights(
+    source: Path | str, backend: str, threads: int | None, device: Device, precision: str, compile: bool
+) -> Predictor:
     model, card = open_segmenter(source)
     place = use_device("cpu" if backend in ("onnxruntime", "openvino") and device == "auto" else device, threads)
     if place.type == "cuda" and backend in ("onnxruntime", "openvino"):
@@ -99,7 +106,43 @@ def load(
     ]
     if not candidates:
         raise ModelError(f"{backend} does not calculate in {precision}; use --backend openvino, or --precision fp32")
-    return Predictor(choose(model, card, candidates, place), card)
+    found = choose(model, card, candidates, place)
+    return Predictor(found, card, _again(source, card.sha256, found, threads, compile=compile))
+
+
+def _again(
+    source: Path | str, digest: str, backend: Backend, threads: int | None, **settings: bool
+) -> tuple[Callable[..., Predictor], tuple[Any, ...]]:
+    """How another process opens what was opened here: with the backend and arithmetic that were chosen."""
+    path = Path(source)
+    place = str(path.absolute()) if path.exists() else str(source)  # or a published name
+    chosen = {"backend": backend.name, "precision": backend.precision, "device": backend.device, "threads": threads}
+    return _reopened, (place, digest, chosen | settings)
+
+
+def _reopened(source: str, digest: str, settings: dict[str, Any]) -> Predictor:
+    """What a pickled predictor becomes; opened once where a pool of processes sends the same one with every task.
+
+    Raises: CheckpointError when the file is gone or another one; else as `load`.
+    """
+    path = Path(source)
+    files = [file.stat() for file in files_of(path) if file.is_file()]
+    stamp = tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in files)
+    return _reopened_once(source, digest, tuple(settings.items()), stamp)
+
+
+@lru_cache(maxsize=2)
+def _reopened_once(source: str, digest: str, settings: tuple[tuple[str, Any], ...], stamp: object) -> Predictor:
+    if Path(source).suffix.lower() in EXPORTS and Path(source).is_file() and digest_of(Path(source)) != digest:
+        raise _other_file(source)
+    predictor = load(source, **dict(settings))
+    if predictor.__reduce__()[1][1] != digest:
+        raise _other_file(source)
+    return predictor
+
+
+def _other_file(source: str) -> CheckpointError:
+    return CheckpointError(f"{source} is not the file that this predictor was opened from; open it with segmv3.load")
 
 
 def _refuse_unknown(backend: str, precision: str, device: str) -> None:
@@ -182,7 +225,6 @@ def _open_export(
     use_device("cpu", threads)
     from segmv3.convert import onnx, openvino, torch_export
     from segmv3.convert.int8 import is_safe
-    from segmv3.convert.receipt import verify_receipt
 
     kind = path.suffix.lower()
     metadata = {".onnx": onnx, ".xml": openvino, ".pt2": torch_export}[kind].metadata_of(path)
@@ -200,7 +242,8 @@ def _open_export(
             ),
             stacklevel=3,
         )
-    return Predictor(open_file(path, metadata, name, asked), card)
+    found = open_file(path, metadata, name, asked)
+    return Predictor(found, card, _again(path, digest_of(path), found, threads, trust=trust))
 
 
 def open_file(path: Path, metadata: Metadata, runtime: str, precision: Arithmetic) -> Backend:

@@ -1,7 +1,9 @@
 """The callable that `segmv3.load` returns."""
 
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,16 +24,36 @@ STAGES = ("prepare", "net", "labels")
 class Predictor:
     """`predict(image) -> labels` for one net.
 
-    Safe to call from several threads at once.
+    Safe to call from several threads at once, and in a forked process (there with one thread, on the CPU). Pickled, it
+    is the name and the digest of its file and how it was opened: the other process opens the file again.
 
-    Attributes: card: what the weight file says of itself. timings: seconds of each of `STAGES` in the last call
-        that ended; empty before the first.
+    Attributes: card: what the weight file says of itself.
     """
 
-    def __init__(self, backend: Backend, card: Card) -> None:
+    def __init__(
+        self, backend: Backend, card: Card, again: tuple[Callable[..., "Predictor"], tuple[Any, ...]] | None = None
+    ) -> None:
+        """Args: again: a function that opens the same net in another process, and its arguments."""
         self._backend = backend
         self.card = card
-        self.timings: dict[str, float] = {}
+        self._again = again
+        self._own = threading.local()
+
+    def __reduce__(self) -> tuple[Callable[..., "Predictor"], tuple[Any, ...]]:
+        if self._again is None:
+            raise ModelError("this predictor was not opened from a file, so no other process can; use segmv3.load")
+        return self._again
+
+    def __copy__(self) -> Self:
+        return self  # nothing in it ever changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of each of `STAGES` in the last call of this thread; empty before its first."""
+        return dict(getattr(self._own, "timings", {}))
 
     @property
     def classes(self) -> Classes:
@@ -109,7 +131,7 @@ class Predictor:
         )
         labels = found.cpu().numpy()
         end = time.perf_counter()
-        self.timings = dict(zip(STAGES, (prepared - start, calculated - prepared, end - calculated), strict=True))
+        self._own.timings = dict(zip(STAGES, (prepared - start, calculated - prepared, end - calculated), strict=True))
         return labels if np.ndim(image) == 4 else labels[0]
 
     def stream(self, images: Iterable[UInt8Array]) -> Iterator[UInt8Array]:
