@@ -1,6 +1,8 @@
 """The command line as a person uses it: exit codes, one-line errors, files."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 import segmv3
+from segmv3 import cli
 from segmv3.cli import main
 from segmv3.images import read_ids, write_png
 from segmv3.models.zoo import create_model
@@ -188,3 +191,19 @@ def test_bad_data_stops_before_training(kind, config_file, folder, tmp_path, cap
 def test_a_cuda_device_that_is_not_there_is_named(predict, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "--device cuda" in fails(capsys, *predict, "--device", "cuda", code=4)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals to lose")
+@pytest.mark.parametrize(("before", "code"), [(signal.SIG_DFL, 129), (signal.SIG_IGN, 0)])
+def test_a_lost_terminal_is_obeyed_and_nohup_respected(
+    before: signal.Handlers, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_run", lambda arguments: os.kill(os.getpid(), signal.SIGHUP))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, before)
+    try:
+        assert cli.main(["models"]) == code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == ("interrupted: what was finished is kept\n" if code else "")

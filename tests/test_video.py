@@ -42,15 +42,13 @@ def write(path: Path, count: int, height: int = 48, width: int = 64, fps: float 
     return path
 
 
-def encode(path: Path, times: list[int], *, rate: int = 25, noise: bool = True, rotation: int = 0) -> Path:
+def encode(path: Path, times: list[int], *, rate: int = 25, noise: bool = True, **options: str) -> Path:
     """A foreign MPEG-4 video made by PyAV alone, one frame at each of `times` (in units of 1 / rate s)."""
     random = np.random.default_rng(0)
-    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}  # the index first, so cuts can be read
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("mpeg4", rate=rate)
+    muxing = {"movflags": "faststart"} if path.suffix == ".mp4" else {}  # the index first, so cuts can be read
+    with av.open(str(path), "w", options=muxing) as container:
+        stream = container.add_stream("mpeg4", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        if rotation:
-            stream.set_display_rotation(rotation)
         for index, time in enumerate(times):
             pixels = random.integers(0, 255, (48, 64, 3), dtype=np.uint8) if noise else square(index)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -420,6 +418,23 @@ def test_empty_chunks_of_an_avi_repeat_the_frame_before(tmp_path: Path) -> None:
     assert times == tuple(Fraction(index, 10) for index in range(22))
     for index, frame in zip(shown, frames, strict=True):
         assert np.abs(frame.astype(int) - square(index)).mean() < 6
+
+
+def test_frames_of_an_avi_that_are_stored_out_of_order(tmp_path: Path) -> None:
+    path = encode(tmp_path / "v.avi", list(range(20)), noise=False, bf="2")
+    with VideoReader(path) as video:
+        frames, times = zip(*video.timed(), strict=True)
+    assert times == tuple(Fraction(index, 25) for index in range(20))
+    for index, frame in enumerate(frames):
+        assert np.abs(frame.astype(int) - square(index)).mean() < 6
+
+
+def test_lengths_that_nobody_knew_are_no_damage(tmp_path: Path) -> None:
+    data = bytearray(encode(tmp_path / "v.avi", list(range(12))).read_bytes())
+    for at in (4, data.index(b"movi") - 4):  # as where the file went through a pipe
+        data[at : at + 4] = b"\xff" * 4
+    (tmp_path / "v.avi").write_bytes(data[: data.rindex(b"idx1")])
+    assert len(read(tmp_path / "v.avi")) == 12
 
 
 @pytest.mark.parametrize("announced", [3, 12, 500])

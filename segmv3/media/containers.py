@@ -16,7 +16,7 @@ def breaks_off(path: Path) -> bool:
 
 
 def avi_ticks(path: Path, stream: int) -> int:
-    """How many frames the index of an AVI file lists for a stream, repeated ones included; 0 without an index."""
+    """How many frames the index of an AVI file lists for a stream, empty ones included; 0 where it has no index."""
     names = (b"%02ddc" % stream, b"%02ddb" % stream)
     with path.open("rb") as file:
         size = path.stat().st_size
@@ -45,6 +45,8 @@ def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
         file.seek(start)
         head = file.read(8)
         length = int.from_bytes(head[4:], "little")
+        if length == 0xFFFFFFFF:  # written to a pipe: nobody knew
+            return
         yield head[:4], start + 8, start + 8 + length
         start += 8 + length + length % 2
 

@@ -68,6 +68,7 @@ class VideoReader:
         self.path = Path(path)
         self.frames_read = 0
         self._damaged = self._begun = False
+        self._empty: set[int] = set()  # ticks of an AVI that repeat the frame before
         self._container = _open(self.path)
         try:
             self._stream = _video_stream(self._container, self.path)
@@ -109,19 +110,19 @@ class VideoReader:
         """Each frame and when it is shown, in seconds since the first."""
         avi = self._container.format.name == "avi"
         clock = _Clock(1 / self._rate, "mpeg" in self._container.format.name)
-        ticks = avi_ticks(self.path, self._stream.index) if avi else 0
-        pixels, tick = None, 0
+        unit, tick, pixels = self._stream.time_base, 0, None
         for frame in self._frames:
-            if avi and pixels is not None and frame.pts is not None:
-                while tick + 1 < min(frame.pts, ticks or self._stream.duration or 0):  # empty chunks: as before
-                    tick += 1
-                    yield self._handed_out(pixels), clock.at(tick * self._stream.time_base)
+            while tick in self._empty:
+                if pixels is not None:
+                    yield self._handed_out(pixels), clock.at(tick * unit)
+                tick += 1
             pixels = self._view.pixels(frame)
-            tick = tick + 1 if frame.pts is None else frame.pts
-            yield self._handed_out(pixels), clock.at(None if frame.pts is None else frame.pts * self._stream.time_base)
-        if pixels is not None:
-            for late in range(tick + 1, ticks):
-                yield self._handed_out(pixels), clock.at(late * self._stream.time_base)
+            time = tick if avi else frame.pts
+            yield self._handed_out(pixels), clock.at(None if time is None else time * unit)
+            tick += 1
+        while tick in self._empty and pixels is not None:
+            yield self._handed_out(pixels), clock.at(tick * unit)
+            tick += 1
         self._complain()
 
     def _handed_out(self, pixels: UInt8Array) -> UInt8Array:
@@ -151,6 +152,9 @@ class VideoReader:
         import av
 
         packets = self._container.demux(self._stream)
+        avi = self._container.format.name == "avi"
+        ticks = avi_ticks(self.path, self._stream.index) if avi else 0
+        tick = 0
         while True:
             try:
                 packet = next(packets, None)
@@ -160,8 +164,11 @@ class VideoReader:
             if packet is not None:
                 if not packet.size:  # to the decoder an empty packet would mean the end
                     continue
-                if packet.is_corrupt:
-                    self._note_damage()
+                if packet.dts is not None and avi:  # FFmpeg leaves out the empty chunks
+                    self._empty.update(range(tick, min(packet.dts, ticks or self._stream.duration or 0)))
+                    tick = packet.dts + 1
+            else:
+                self._empty.update(range(tick, ticks))
             try:
                 frames = self._stream.decode(packet)  # None: what the decoder still holds
             except av.error.EOFError:
