@@ -1,6 +1,7 @@
 """Videos: as many frames out as in, right colours, and a playable file whatever happens in between."""
 
 import builtins
+import errno
 import os
 import signal
 import struct
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -447,6 +449,27 @@ def test_a_wrong_count_is_no_damage(tmp_path: Path, announced: int) -> None:
         data = data[:at] + struct.pack("<I", announced) + data[at + 4 :]
     path.write_bytes(data)
     assert len(read(path)) == 12
+
+
+def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+
+    path = write(tmp_path / "v.webm", 3)
+    with VideoReader(path) as video:
+        decoder = SimpleNamespace(
+            demux=lambda stream: iter([SimpleNamespace(size=1, dts=0)]), format=video._container.format
+        )
+        monkeypatch.setattr(video, "_stream", SimpleNamespace(decode=full))
+        with monkeypatch.context() as patched, pytest.raises(MemoryError):
+            patched.setattr(video, "_container", decoder)
+            next(video._decode())
+    monkeypatch.setattr(av, "open", full)
+    with pytest.raises(MemoryError):
+        VideoReader(path)
+    with pytest.raises(MemoryError):
+        VideoWriter(tmp_path / "w.webm", 25, (48, 64))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_frame_over_the_limit_of_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,8 +158,8 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError:
-                self._note_damage()
+            except av.error.FFmpegError as error:
+                self._note_damage(error)
                 packet = None
             if packet is not None:
                 if not packet.size:  # to the decoder an empty packet would mean the end
@@ -173,15 +173,17 @@ class VideoReader:
                 frames = self._stream.decode(packet)  # None: what the decoder still holds
             except av.error.EOFError:
                 frames = []
-            except av.error.FFmpegError:
-                self._note_damage()
+            except av.error.FFmpegError as error:
+                self._note_damage(error)
                 frames = []
             yield from frames
             if packet is None:
                 return
 
-    def _note_damage(self) -> None:
+    def _note_damage(self, error: Exception) -> None:
         """A recording of a broadcast begins anywhere: what comes before its first whole picture is no damage."""
+        if isinstance(error, MemoryError):
+            raise error
         if self._begun or "mpeg" not in self._container.format.name:
             self._damaged = True
 
@@ -329,6 +331,8 @@ class VideoWriter:
             held = ""
             if self.frames_written:
                 held = f"; {_count(self._partial):,} of {self.frames_written:,} frames are in {self._partial.name}"
+            if isinstance(error, MemoryError):
+                raise
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise ResourceError(f"the disk is full: {self.path} cannot be finished{held}") from None
             raise OutputError(f"{self.path} cannot be written ({_reason(error)}){held}") from None
@@ -368,6 +372,8 @@ def _open(path: Path) -> Any:
         raise VideoError(f"{path} is a pipe or a device, not a file; save it as a file first")
     try:
         return av.open(_local(path), options={"protocol_whitelist": "file"})  # a file cannot lead to the net
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path} cannot be opened as a video ({_reason(error)}); it is damaged or not one") from None
 
@@ -391,6 +397,7 @@ def _video_stream(container: Any, path: Path) -> Any:
             f"{', '.join(others)} left out"
         )
     _refuse_large(path, best.height, best.width)
+    best.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # for frames that are larger than announced
     return best
 
 
