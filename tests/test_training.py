@@ -97,10 +97,11 @@ def test_a_run_leaves_what_it_promises(config, tmp_path):
     assert card.facts["config"]["schedule"]["steps"] == 12
 
 
+@pytest.mark.slow
 def test_a_net_learns_to_tell_stripes(config, tmp_path):
-    longer = replace(config, optim=AdamW(lr=1e-2), schedule=Schedule(steps=60, min_lr=0, eval_every=60, log_every=20))
+    longer = replace(config, optim=AdamW(lr=1e-2), schedule=Schedule(steps=200, min_lr=0, eval_every=200, log_every=50))
     best = train(longer, tmp_path / "run", device="cpu", threads=1)
-    assert best["miou"] > 35  # 43.6 or 47.9, as sums are rounded on one or two threads; 3.5 untrained
+    assert best["miou"] > 45  # 62 to 69 for seeds 0 to 2, with and without AVX-512; 60 steps gave 35 to 55
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_state(config, tmp_path, monkeypatch):
