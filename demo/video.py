@@ -9,7 +9,8 @@ from pathlib import Path
 
 import segmv3
 from segmv3.errors import Segmv3Error
-from segmv3.media.video import VideoReader, VideoWriter
+from segmv3.media.encoding import VideoWriter
+from segmv3.media.video import VideoReader
 
 
 def label_video(weights: str, source: Path, target: Path) -> None:

@@ -17,8 +17,9 @@ from segmv3.files import expanded, make_folder
 from segmv3.images import UInt8Array, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
+from segmv3.media.encoding import VideoWriter
 from segmv3.media.sources import ImageSource, VideoSource, find_source
-from segmv3.media.video import VideoReader, VideoWriter
+from segmv3.media.video import VideoReader
 from segmv3.pipeline import read_ahead, work_behind
 
 KINDS = ("overlay", "labels", "color")

@@ -363,7 +363,8 @@ def test_a_signal_leaves_complete_images(here: Path, number: int, code: int) -> 
 # ---- video ----
 
 av = pytest.importorskip("av")
-from segmv3.media.video import VideoReader, VideoWriter  # noqa: E402 (below the check for av)
+from segmv3.media.encoding import VideoWriter  # noqa: E402 (below the check for av)
+from segmv3.media.video import VideoReader  # noqa: E402
 
 
 def drive(path: str, count: int = 12, size: tuple[int, int] = (48, 64)) -> Path:

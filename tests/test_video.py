@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from segmv3.errors import OutputError, PartialVideoError, ResourceError, Segmv3Warning, VideoError
 from segmv3.images import UInt8Array
 from segmv3.media import video as video_module
+from segmv3.media.encoding import VideoWriter, _to_yuv420
 from segmv3.media.frames import _to_sdr
-from segmv3.media.video import VideoReader, VideoWriter, _Clock, _to_yuv420
+from segmv3.media.video import VideoReader, _Clock
 
 av = pytest.importorskip("av")
 
@@ -161,7 +162,7 @@ def test_an_exception_leaves_a_playable_result(tmp_path: Path, suffix: str, exce
 def test_ctrl_c_and_a_hard_kill(tmp_path: Path, suffix: str) -> None:
     script = (
         "import sys, numpy as np\n"
-        "from segmv3.media.video import VideoWriter\n"
+        "from segmv3.media.encoding import VideoWriter\n"
         "with VideoWriter(sys.argv[1], 25, (48, 64)) as video:\n"
         "    while True:\n"
         "        video.write(np.zeros((48, 64, 3), np.uint8))\n"

@@ -13,7 +13,8 @@ from segmv3.benchmark.floor import Work, copied_gbytes
 from segmv3.benchmark.pictures import drive
 from segmv3.benchmark.timing import Progress, Times, time_in_turns
 from segmv3.images import UInt8Array, read_image, write_png
-from segmv3.media.video import VideoReader, VideoWriter
+from segmv3.media.encoding import VideoWriter
+from segmv3.media.video import VideoReader
 from segmv3.prediction import predict_source
 from segmv3.runtime import Predictor
 

@@ -1,11 +1,30 @@
-"""What the outermost layer of a video file says, where FFmpeg keeps it to itself."""
+"""Files of videos: opened through PyAV, and what their outermost layer says where FFmpeg keeps it to itself."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from segmv3.errors import ResourceError
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _Box = tuple[bytes, int, int]  # its name, where its content begins and where it should end
+
+
+def import_av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise ResourceError('video needs the package av: pip install "segmv3[video]"') from None
+    return av
+
+
+def local(path: Path) -> str:
+    """A name that FFmpeg cannot take for an address: to it, `rec12:30.mp4` has the protocol rec12."""
+    return str(path.absolute())
+
+
+def reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def breaks_off(path: Path) -> bool:
