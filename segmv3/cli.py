@@ -25,6 +25,10 @@ _COMMANDS = (
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_heard: list[int] = []
+"""Signals that arrived while the command ran."""
+
 _USAGE = """\
 usage: segmv3 COMMAND ...
 
@@ -57,17 +61,30 @@ Exit codes: 0 done, 2 data or usage, 3 partial output, 4 environment or numerics
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; what goes wrong is one line on standard error."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one command and return its exit code; what goes wrong is one line on standard error.
+
+    Args:
+        arguments: without the program's name. None: those of this process, which ends when this returns.
+    """
+    if arguments is None:
+        try:
+            code = main(sys.argv[1:])
+        except (Interrupted, KeyboardInterrupt):  # behind the last word
+            code = 128 + _heard[-1]
+        for number in _SIGNALS:  # while the interpreter goes, an exception would end in a traceback
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os._exit(128 + number))
+        return code
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding has not
+    _heard.clear()
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no terminals to lose
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup: outlive the terminal
+        for number in _SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 signal.signal(number, _on_signal)
+        sys.unraisablehook = _on_unraisable
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -83,17 +100,24 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return _fail("environment: out of memory; use smaller images, crops or batches", 4)
     except BrokenPipeError:  # whoever read our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # what no part of the program expects of a file: a name too long, a folder locked away
+    except Exception as error:
+        return _unexpected(error)
+    return 0
+
+
+def _unexpected(error: Exception) -> int:
+    """The exit code of what no part of the program expects; it is raised again where it is a fault of ours."""
+    if _heard:  # C code that was interrupted, matplotlib's for one, makes other errors of ours
+        return _fail("interrupted: what was finished is kept", 128 + _heard[0])
+    if is_out_of_memory(error):
+        return _fail("environment: out of memory; use smaller images, crops or batches", 4)
+    if isinstance(error, OSError):  # a name too long, a folder locked away
         name = shortened(error.filename or "a file", 200)
         code = 4 if error.errno in _OF_THE_MACHINE else 2
         return _fail(f"files: {name} cannot be used ({error.strerror or error})", code)
-    return 0
+    raise error
 
 
 def _refuse_odd(arguments: list[str]) -> None:
@@ -118,8 +142,21 @@ def _run(arguments: list[str]) -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    """As Ctrl-C: what is open is closed on the way out. Training has a handler of its own."""
+    """What is open is closed on the way out. Training has a handler of its own."""
+    _heard.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise Interrupted("what was finished is kept", number)
+
+
+def _on_unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """A signal that arrived where Python drops exceptions, in a `__del__` or at a garbage collection, comes again."""
+    if _heard and isinstance(lost.exc_value, Interrupted | KeyboardInterrupt):
+        again = threading.Timer(0.1, os.kill, [os.getpid(), _heard[-1]])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _last_message(error: Segmv3Error) -> str:

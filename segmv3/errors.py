@@ -5,6 +5,7 @@ traceback. Codes: 2 data or usage, 3 partial output, 4 environment or numerics, 
 work saved.
 """
 
+import errno
 import re
 
 
@@ -73,6 +74,10 @@ class ResourceError(Segmv3Error):
     area = "environment"
 
 
+class OutOfMemoryError(ResourceError):
+    """Memory of the machine or of a device ran out."""
+
+
 class NumericsError(Segmv3Error):
     """A loss or weight that is not finite."""
 
@@ -106,11 +111,21 @@ class Interrupted(BaseException):
         return f"interrupted: {super().__str__()}"
 
 
+_NO_MEMORY = (
+    r"out of memory|[Cc]an(no|')t allocate memory|MemoryError|bad_alloc|[Uu]nable to allocate|[Ii]nsufficient memory|"
+    r"Failed to allocate|unable to (mmap|write to file </torch_|resize file </torch_)|_ALLOC_FAILED"
+)
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory, of the machine or of a device, ran out; torch has an error of its own for every allocator."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
-    )
+    """Whether memory, of the machine or of a device, ran out: every library and allocator has words of its own.
+
+    A worker's error arrives with its traceback as the text.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    of_library = isinstance(error, RuntimeError) or type(error).__module__ in ("cv2", "safetensors_rust")
+    return of_library and bool(re.search(_NO_MEMORY, str(error)))
 
 
 def printable(text: object) -> str:

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from segmv3.data import loader
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import (
     StepSampler,
+    TrainSamples,
     refuse_workers_beyond_memory,
     sample_at,
     shard,
@@ -41,6 +43,27 @@ def digests(config: Data, start=0, stop=5, **options) -> list[str]:
 )
 def test_batches_do_not_depend_on_workers(folder, workers, method):
     assert digests(data(folder, workers), start_method=method) == digests(data(folder))
+
+
+def busy(self, address):
+    end = time.process_time() + 1.5
+    while time.process_time() < end:
+        pass
+    return taken(self, address)
+
+
+taken = TrainSamples.__getitem__
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="workers' time is read from /proc")
+def test_a_slow_worker_is_waited_for_and_a_hung_one_is_not(folder, monkeypatch):
+    monkeypatch.setattr(loader, "_HUNG_AFTER", 0.7)
+    few = replace(data(folder, workers=1), batch_size=1)
+    monkeypatch.setattr(TrainSamples, "__getitem__", busy)
+    assert len(digests(few, stop=1, start_method="fork")) == 1
+    monkeypatch.setattr(TrainSamples, "__getitem__", lambda self, address: time.sleep(4))
+    with pytest.raises(RuntimeError, match=r"timed out after 0\.7 seconds"):
+        digests(few, stop=1, start_method="fork")
 
 
 def test_batches_are_a_function_of_the_step(folder):

@@ -112,6 +112,7 @@ def test_a_polite_stop_saves_and_resumes(number, code, config, tmp_path, monkeyp
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
     assert err.startswith("interrupted: saved at step ") and err.count("\n") == 1
+    assert "stopping after this step, which is saved; a second signal leaves at once" in out
     [step] = checkpoint.saved_steps(run / "state")
     assert f"saved at step {step:,} " in err and step > 0
 
@@ -189,6 +190,69 @@ def test_a_full_disk_at_the_first_evaluation_is_gone_on_from(config, tmp_path, m
             train(config, tmp_path / "run", device="cpu", threads=1)
     assert not (tmp_path / "run" / "best.safetensors").exists()  # weights without a state could not be gone on from
     train(config, tmp_path / "run", device="cpu", threads=1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_second_signal_leaves_while_the_main_thread_calculates():
+    script = (
+        "import torch\n"
+        "from segmv3.training.signals import StopRequest\n"
+        "a = torch.rand(6000, 6000)\n"
+        "torch.set_num_threads(1)\n"
+        "with StopRequest(lambda: print('workers killed', flush=True)):\n"
+        "    print('begun', flush=True)\n"
+        "    torch.linalg.eigh(a + a.T)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "begun\n"
+        time.sleep(0.3)  # into the decomposition, which takes minutes
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline().startswith("stopping after this step")
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "workers killed\n"
+        assert process.wait(timeout=30) == 143
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for children in /proc")
+def test_a_run_that_is_left_at_once_goes_on_from_its_last_state(config, tmp_path, unbroken):
+    """Two signals in a step that takes long: the states are untouched, no worker stays."""
+    expected = reference(config, unbroken)
+    run = tmp_path / "run"
+    file = tmp_path / "config.py"
+    file.write_text(f"from pathlib import *\nfrom segmv3.config import *\nconfig = {config!r}\n")
+    script = (
+        "import sys, torch\n"
+        "from segmv3.cli import main\n"
+        "from segmv3.training import loop\n"
+        "rate, a = loop.lr_at, torch.rand(6000, 6000)\n"
+        "def slow(step, *rest):\n"
+        "    if step == 9:\n"
+        "        print('slow step', flush=True)\n"
+        "        torch.linalg.eigh(a + a.T)\n"
+        "    return rate(step, *rest)\n"
+        "loop.lr_at = slow\n"
+        "sys.exit(main())\n"
+    )
+    flags = ["train", str(file), "--run", str(run), "--threads", "1", "--data.workers", "2"]
+    with subprocess.Popen([sys.executable, "-c", script, *flags], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        while process.stdout.readline() != "slow step\n":
+            pass
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        states = {path: path.read_bytes() for path in (run / "state").iterdir()}
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline().startswith("stopping after this step")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.1)
+    assert {path: path.read_bytes() for path in (run / "state").iterdir()} == states
+    assert crash.run(config, run) == 0
+    assert crash.digest(run) == expected
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals to lose")

@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from segmv3.data import loader
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import TrainSamples
 from segmv3.data.pack import PackedDataset, pack
-from segmv3.errors import ConfigError, DataError, ModelError, NumericsError
+from segmv3.errors import ConfigError, DataError, ModelError, NumericsError, ResourceError
 from segmv3.images import write_png
 from segmv3.models.zoo import create_model
 from segmv3.training import tasks
@@ -161,6 +163,35 @@ def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("data: ") and done.stderr.count("\n") == 1 and "scene_0.png" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+@pytest.mark.parametrize(
+    ("fate", "says"),
+    [
+        ("exit", r"environment: a data worker died or hung \(DataLoader worker \(pid.*exit code 1\) in step \d"),
+        (
+            "kill",
+            r"environment: a data worker died or hung \(DataLoader worker .* killed by signal: Killed\) in step \d",
+        ),
+        ("numpy", r"environment: out of memory in step 1; no state was saved yet\. Use a smaller batch"),
+        ("malloc", r"environment: out of memory in step 1; no state was saved yet\. Use a smaller batch"),
+    ],
+)
+def test_the_end_of_a_worker_is_one_line(config, tmp_path, monkeypatch, fate, says):
+    def end(self, address):
+        if fate == "exit":
+            os._exit(1)
+        if fate == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fate == "numpy":
+            np.empty(1 << 50, np.uint8)
+        raise MemoryError
+
+    monkeypatch.setattr(TrainSamples, "__getitem__", end)
+    with pytest.raises(ResourceError, match=says) as caught:
+        train(replace(config, data=replace(config.data, workers=2)), tmp_path / "run", device="cpu", threads=1)
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value) and "--data.workers" in str(caught.value)
 
 
 def losses(run: Path) -> list[float]:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -153,7 +154,7 @@ def train_batches(
     Args: start_method: how workers start ("fork", "spawn"); None takes the platform's own.
     """
     samples: TorchDataset[Any] = TrainSamples(dataset, data, seed)  # torch takes a batch's type for a sample's
-    return DataLoader(
+    return _PatientLoader(
         samples,
         batch_sampler=StepSampler(len(dataset), data.batch_size, seed, start, stop, rank, world_size),
         num_workers=data.workers,
@@ -161,8 +162,50 @@ def train_batches(
         worker_init_fn=_prepare_worker,
         multiprocessing_context=start_method if data.workers else None,
         pin_memory=pin_memory,
-        timeout=120 if data.workers else 0,  # a hung worker is an error, not a silence
+        timeout=_HUNG_AFTER if data.workers else 0,
     )
+
+
+_HUNG_AFTER = 120  # seconds
+
+
+class _PatientLoader(DataLoader[Batch]):
+    """Workers that hang are an error, not a silence; those that are slow or still starting are waited for.
+
+    Hung is who delivered nothing and used no processor time between two limits.
+    """
+
+    def __iter__(self) -> Any:
+        batches, spent_before = super().__iter__(), -1.0
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if codes := [worker.exitcode for worker in getattr(batches, "_workers", ()) if worker.exitcode]:
+                    ends = (f"exit code {n}" if n > 0 else f"killed by {signal.Signals(-n).name}" for n in codes)
+                    raise RuntimeError(f"{error} ({', '.join(ends)})") from None
+                spent = _seconds_of_workers()
+                if "timed out" not in str(error) or spent == spent_before:
+                    raise
+                spent_before = spent
+            else:
+                yield batch
+
+
+def _seconds_of_workers() -> float:
+    """Processor time that the workers of this process used; where the system does not tell, they are never hung."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        try:
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            if not Path("/proc/self/stat").exists():
+                return time.monotonic()
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return float(ticks)
 
 
 # --- enough of them, and not too many ---
@@ -231,16 +274,20 @@ def waiting_advice(wait: float, data: Data | ImageFolder) -> str:
     return f"the net waits for data {wait:.0%} of the time: {advice}"
 
 
-def _kill_workers() -> None:
-    """At exit: multiprocessing would send its children SIGTERM, which ours ignore, and wait for ever."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call this a failure
+def kill_workers() -> None:
+    """Multiprocessing would send its children SIGTERM, which ours ignore, and wait for ever."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
-atexit.register(_kill_workers)  # runs before multiprocessing's own, which was registered earlier
+def _at_exit() -> None:
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call this a failure
+    kill_workers()
+
+
+atexit.register(_at_exit)  # runs before multiprocessing's own, which was registered earlier
 
 
 def _prepare_worker(_: int) -> None:

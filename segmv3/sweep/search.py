@@ -30,6 +30,7 @@ from segmv3.errors import (
     Interrupted,
     ModelError,
     NumericsError,
+    OutOfMemoryError,
     OutputError,
     ResourceError,
     is_out_of_memory,
@@ -224,7 +225,7 @@ class _Search:
         except _Pruned as pruned:
             traceback.clear_frames(pruned.__traceback__)  # else the workers live on until the garbage collector comes
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (ConfigError, ModelError, NumericsError, CheckpointError) as error:
+        except (ConfigError, ModelError, NumericsError, CheckpointError, OutOfMemoryError) as error:
             problem = str(error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

@@ -20,8 +20,26 @@ from torch import Tensor
 
 from segmv3 import checkpoint
 from segmv3.config import Classification, Config, Device, TrainingPrecision, to_dict
-from segmv3.data.loader import Batch, Photometric, refuse_workers_beyond_memory, shard, train_batches, waiting_advice
-from segmv3.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, ResourceError
+from segmv3.data.loader import (
+    Batch,
+    Photometric,
+    kill_workers,
+    refuse_workers_beyond_memory,
+    shard,
+    train_batches,
+    waiting_advice,
+)
+from segmv3.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    NumericsError,
+    OutOfMemoryError,
+    ResourceError,
+    Segmv3Error,
+    is_out_of_memory,
+)
 from segmv3.files import write_bytes
 from segmv3.runtime import use_device
 from segmv3.training.average import MovingAverage, same_on_all_processes
@@ -192,7 +210,7 @@ class _Training:
         self.board = Board(self.run.folder / "tensorboard", self.step) if self.tensorboard else None
         self.console.begin(self.step)
         schedule, began, meter = self.schedule, time.monotonic() - self.seconds, _Meter(self.step)
-        with StopRequest() as stop:
+        with self._failing_in_one_line(), StopRequest(kill_workers) as stop:
             batches = iter(self._batches())
             while True:
                 self.seconds = time.monotonic() - began
@@ -263,11 +281,24 @@ class _Training:
             traceback.clear_frames(error.__traceback__)  # else the workers wait 20 s for the garbage collector
             line = str(error).strip().rpartition(f"{DataError.area}: ")[2]  # torch puts a worker's traceback before it
             raise DataError(f"{line}; {self._kept()}") from None
-        except RuntimeError as error:  # all that torch says of a worker that is killed or hangs
-            if not re.search(r"DataLoader (worker \(pid|timed out)", str(error)):
+
+    @contextmanager
+    def _failing_in_one_line(self) -> Iterator[None]:
+        """What the machine does to a run. Torch tells of a dead worker wherever in a step the main thread is."""
+        try:
+            yield
+        except Segmv3Error:
+            raise
+        except Exception as error:
+            died = _dead_worker(error)
+            if not died and not is_out_of_memory(error):
                 raise
-            what = f"a data worker died or hung before step {self.step + 1:,} ({str(error).splitlines()[0]})"
-            raise ResourceError(f"{what}; {self._kept()}. Fewer --data.workers need less memory") from None
+            traceback.clear_frames(error.__traceback__)  # as in `_next`
+            where = f"in step {self.step + 1:,}; {self._kept()}"
+            advice = "fewer --data.workers need less memory and less of /dev/shm"
+            if died:
+                raise ResourceError(f"a data worker died or hung ({died}) {where}. Try again; {advice}") from None
+            raise OutOfMemoryError(f"out of memory {where}. Use a smaller batch or crop; {advice}") from None
 
     def _kept(self) -> str:
         return f"the state of step {self.saved_step:,} is kept" if self.saved_step else "no state was saved yet"
@@ -498,6 +529,14 @@ class _Training:
             self._finite_losses(meter)
             self._save()
         raise Interrupted(f"saved at step {self.step:,} in {self.run.folder}; the same command goes on", signal_number)
+
+
+def _dead_worker(error: Exception) -> str:
+    """What is known of the end of a data worker; empty for any other error."""
+    if found := re.search(r"DataLoader (worker \(pid.*|timed out.*)", str(error)):
+        return found[0].partition(". ")[0].rstrip(". ")
+    lost = isinstance(error, ConnectionError | EOFError | BlockingIOError)  # on the way from it, or it cannot start
+    return f"{type(error).__name__}: {error}" if lost else ""
 
 
 class _Meter:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import socket
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,13 +17,16 @@ class StopRequest:
     """While open, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process.
 
     A handler that saved would run in the middle of anything, a save included; the loop reads the flag where the
-    state is whole. A second signal leaves at once without touching files.
+    state is whole. Python's handlers wait for the operation that runs in the main thread, which may take minutes; a
+    thread therefore says at once that a signal was heard, and a second one leaves without touching files.
 
+    Args: before_leaving: called by that thread before it ends the process.
     Attributes: signal: the number of the signal received, 0 before any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_leaving: Callable[[], None] = lambda: None) -> None:
         self.signal = 0
+        self._before_leaving = before_leaving
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -30,15 +36,35 @@ class StopRequest:
             if number == _HANGUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup: the run outlives its terminal
             self._before[number] = signal.signal(number, self._on_signal)
+        ours, self._ear = socket.socketpair()
+        self._ear.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(self._ear.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=[ours], daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._fd_before)
+            self._ear.close()  # ends the thread
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _listen(self, ours: socket.socket) -> None:
+        heard = 0
+        with ours:
+            while numbers := ours.recv(64):
+                for number in numbers:
+                    if number not in self._before:
+                        continue
+                    heard += 1
+                    if heard == 1:
+                        with suppress(OSError):  # nobody reads our output
+                            os.write(1, b"stopping after this step, which is saved; a second signal leaves at once\n")
+                    else:
+                        self._before_leaving()
+                        os._exit(128 + number)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = number
+        self.signal = self.signal or number
