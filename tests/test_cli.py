@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -207,3 +209,89 @@ def test_a_lost_terminal_is_obeyed_and_nohup_respected(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert capsys.readouterr().err == ("interrupted: what was finished is kept\n" if code else "")
+
+
+@pytest.fixture
+def handlers():
+    """What `main` changes of this process."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before, hook = {number: signal.getsignal(number) for number in numbers}, sys.unraisablehook
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
+    yield numbers
+    sys.unraisablehook = hook
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_inside_c_code_ends_in_one_line(handlers, monkeypatch, capsys):
+    for number in handlers:
+
+        def drawing(_, number=number):
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                raise ValueError("object __array__ method not producing an array") from None  # as matplotlib does
+
+        monkeypatch.setattr(cli, "_run", drawing)
+        assert main(["models"]) == 128 + number
+        assert capsys.readouterr().err == "interrupted: what was finished is kept\n"
+
+
+def test_a_signal_that_python_drops_comes_again(handlers, monkeypatch, capsys):
+    class Closing:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def run(_):
+        Closing()
+        time.sleep(20)
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert main(["models"]) == 143
+    assert capsys.readouterr().err == "interrupted: what was finished is kept\n"
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_while_the_interpreter_ends_leaves_no_traceback(name, code):
+    script = (
+        "import atexit, signal, sys\n"
+        "from segmv3 import cli\n"
+        "cli._run = lambda _: None\n"
+        f"atexit.register(signal.raise_signal, signal.{name})\n"
+        "sys.exit(cli.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "models"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("Caught _ArrayMemoryError in DataLoader worker process 0.\nOriginal Traceback"),
+        RuntimeError("unable to write to file </torch_12_3>: No space left on device (28)"),
+        cv2.error("OpenCV(5.0.0) alloc.cpp:52: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+        np._core._exceptions._ArrayMemoryError((1 << 50,), np.dtype("u1")),
+    ],
+)
+def test_memory_that_ran_out_is_one_line(handlers, error, monkeypatch, capsys):
+    def run(_):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert main(["models"]) == 4
+    assert capsys.readouterr().err == "environment: out of memory; use smaller images, crops or batches\n"
+
+
+def test_a_fault_of_ours_is_not_hidden(handlers, monkeypatch):
+    def run(_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(cli, "_run", run)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["models"])
