@@ -55,6 +55,7 @@ def busy(self, address):
 taken = TrainSamples.__getitem__
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="workers' time is read from /proc")
 def test_a_slow_worker_is_waited_for_and_a_hung_one_is_not(folder, monkeypatch):
     monkeypatch.setattr(loader, "_HUNG_AFTER", 0.7)

@@ -208,6 +208,7 @@ def test_a_second_signal_leaves_while_the_main_thread_calculates():
         time.sleep(0.3)  # into the decomposition, which takes minutes
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline().startswith("stopping after this step")
+        time.sleep(0.7)  # not an echo of the first
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "workers killed\n"
         assert process.wait(timeout=30) == 143
@@ -243,6 +244,7 @@ def test_a_run_that_is_left_at_once_goes_on_from_its_last_state(config, tmp_path
         states = {path: path.read_bytes() for path in (run / "state").iterdir()}
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline().startswith("stopping after this step")
+        time.sleep(0.7)  # not an echo of the first
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 143
     assert len(workers) >= 2

@@ -169,7 +169,7 @@ def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_pat
 @pytest.mark.parametrize(
     ("fate", "says"),
     [
-        ("exit", r"environment: a data worker died or hung \(DataLoader worker \(pid.*exit code 1\) in step \d"),
+        ("exit", r"environment: a data worker died or hung \(DataLoader worker \(pid.*exit code 1\)+ in step \d"),
         (
             "kill",
             r"environment: a data worker died or hung \(DataLoader worker .* killed by signal: Killed\) in step \d",

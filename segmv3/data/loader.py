@@ -292,6 +292,7 @@ atexit.register(_at_exit)  # runs before multiprocessing's own, which was regist
 
 def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's own threads deadlock after a fork and crowd out the other workers
+    signal.set_wakeup_fd(-1)  # a forked worker shares it
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # they reach the whole group; when to stop is the loop's say
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
@@ -11,6 +12,10 @@ from typing import Any
 
 _ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _HANGUP = getattr(signal, "SIGHUP", None)
+
+
+_ECHO = 0.5
+"""Seconds in which the same request may come twice: `timeout` and torchrun pass on what the group got already."""
 
 
 class StopRequest:
@@ -47,24 +52,30 @@ class StopRequest:
     ) -> None:
         if self._before:
             signal.set_wakeup_fd(self._fd_before)
-            self._ear.close()  # ends the thread
+            self._ear.shutdown(socket.SHUT_RDWR)  # ends the thread, whoever else has inherited it
+            self._ear.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _listen(self, ours: socket.socket) -> None:
-        heard = 0
+        heard = 0.0
         with ours:
             while numbers := ours.recv(64):
                 for number in numbers:
                     if number not in self._before:
                         continue
-                    heard += 1
-                    if heard == 1:
-                        with suppress(OSError):  # nobody reads our output
-                            os.write(1, b"stopping after this step, which is saved; a second signal leaves at once\n")
-                    else:
+                    if not heard:
+                        heard = time.monotonic()
+                        self._say("stopping after this step, which is saved; a second signal leaves at once")
+                    elif time.monotonic() - heard > _ECHO:
                         self._before_leaving()
                         os._exit(128 + number)
+
+    def _say(self, line: str) -> None:
+        """Once, where torchrun started several; not through `print`, which the main thread may be in."""
+        if os.environ.get("RANK", "0") == "0":
+            with suppress(OSError):  # nobody reads our output
+                os.write(1, f"{line}\n".encode())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or number
