@@ -172,7 +172,7 @@ def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_pat
         ("exit", r"environment: a data worker died or hung \(DataLoader worker \(pid.*exit code 1\)+ in step \d"),
         (
             "kill",
-            r"environment: a data worker died or hung \(DataLoader worker .* killed by signal: Killed\) in step \d",
+            r"environment: a data worker died or hung \(DataLoader worker .*[Kk]illed.*\) in step \d",
         ),
         ("numpy", r"environment: out of memory in step 1; no state was saved yet\. Use a smaller batch"),
         ("malloc", r"environment: out of memory in step 1; no state was saved yet\. Use a smaller batch"),
