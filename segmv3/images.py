@@ -4,66 +4,166 @@ Pillow with a full decode, and for plain PNG files what decodes them faster: lib
 else OpenCV. `PIL.Image.verify` and `cv2.imread` both accept half a JPEG; `load()` does not.
 """
 
+import errno
 import io
+import os
+import stat
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from segmv3.errors import DataError
+from segmv3.errors import ConfigError, DataError, ResourceError, Segmv3Error, Segmv3Warning, is_out_of_memory
 from segmv3.files import write_bytes
 
 UInt8Array = NDArray[np.uint8]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, IndexError)  # the last: no IDAT
-_HARMLESS_CHUNKS = frozenset({b"IHDR", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"bKGD", b"sBIT"})
-MAX_PIXELS = 179_000_000  # a 20 kB PNG can ask for hundreds of MB; Pillow's own limit only warns at half of this
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".webp", ".bmp", ".tif", ".tiff"}  # .jfif: as browsers save
+)
+NOTES = frozenset(
+    {".txt", ".md", ".rst", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".html", ".log", ".pdf"}
+    | {".db", ".ini", ".py", ".sh", ".part", ".lock"}
+)
+"""Suffixes of what lies beside images, never in their place."""
 
 
-def _read(path: Path) -> bytes:
+def _pixel_limit() -> int:
+    said = os.environ.get("SEGMV3_MAX_PIXELS") or "179000000"
+    if not (said.isascii() and said.isdigit() and 0 < int(said) < 2**40):
+        raise ConfigError(f"SEGMV3_MAX_PIXELS is {said!r}; it must be a number of pixels, such as 400000000")
+    return int(said)
+
+
+MAX_PIXELS = _pixel_limit()
+"""No larger picture is decoded: a PNG of 20 kB can ask for gigabytes. The variable SEGMV3_MAX_PIXELS sets another."""
+_MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than a picture of that many pixels fills
+if Image.MAX_IMAGE_PIXELS is not None and MAX_PIXELS > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow's limit inside of TIFF
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FORMATS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
+    (_PNG, PngImagePlugin.PngImageFile),
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    *((start, TiffImagePlugin.TiffImageFile) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+)
+# Of a PNG, what its pixels are made of and which way is up. All else is left out: profiles and texts of any size.
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf"})
+_TURNING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+
+
+def read_file(path: Path) -> bytes:
+    """The contents of a regular file; pipes and devices are neither waited for nor read.
+
+    Raises: DataError naming the path, ResourceError when the memory does not hold it.
+    """
     try:
-        return path.read_bytes()
+        stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (closed below)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise DataError(f"{path} is a folder, not an image") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    with stream, _blamed_on(path, "cannot be read"):
+        about = os.fstat(stream.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise DataError(f"{path} is a pipe or a device, not a file")
+        if about.st_size > _MAX_BYTES:
+            raise DataError(f"{path} holds {about.st_size:,} bytes: over the limit of {_MAX_BYTES:,}")
+        return stream.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe has no other end to wait for
+
+
+@contextmanager
+def _blamed_on(path: Path, what: str, advice: str = "") -> Iterator[None]:
+    """What a decoder raises is the file's fault, but for memory that is not there."""
+    try:
+        yield
+    except Segmv3Error:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if is_out_of_memory(error) or getattr(error, "errno", 0) == errno.ENOMEM or "out of memory" in text:
+            raise ResourceError(f"out of memory while {path} was read; use smaller images") from None
+        if any(word in text for word in ("unknown pixel mode", "unknown data organization", "Unsupported BMP")):
+            what, advice = "holds pixels of a type that is not read", "; store it as 8-bit RGB"
+        raise DataError(f"{path} {what} ({text}){advice}") from None
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path} is {width}x{height}: over the limit of {MAX_PIXELS:,} pixels (SEGMV3_MAX_PIXELS sets another)"
+        )
+
+
+def _png_chunks(data: bytes, path: Path) -> list[tuple[bytes, int, int]]:
+    """Name, start and end of every chunk of a PNG before its IEND, all of them with the right checksum.
+
+    Pillow stops reading once the picture is full and ignores what the checksums say of the pixels, and what OpenCV says
+    of a damaged file is not to be relied on.
+    """
+    view, place, chunks = memoryview(data), len(_PNG), []
+    while (name := data[place + 4 : place + 8]) != b"IEND":
+        end = place + 12 + int.from_bytes(view[place : place + 4], "big")
+        if end > len(data):
+            raise DataError(f"{path} is damaged (it ends too early; file of {len(data):,} bytes); replace it")
+        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            raise DataError(f"{path} is damaged (wrong checksum of {name!r}; file of {len(data):,} bytes); replace it")
+        chunks.append((name, place, end))
+        place = end
+    if data[place : place + 4] + data[place + 8 : place + 12] != b"\0\0\0\0\xaeB`\x82":
+        raise DataError(f"{path} is damaged (its last chunk is; file of {len(data):,} bytes); replace it")
+    if not chunks or chunks[0][0] != b"IHDR" or chunks[0][2] - chunks[0][1] != 25:
+        raise DataError(f"{path} cannot be opened as an image (a PNG without its header); replace it")
+    return chunks
+
+
+def _bare_png(data: bytes, path: Path) -> tuple[bytes, bool]:
+    """A PNG without what does not change its pixels, and whether it may be decoded by other than Pillow."""
+    chunks = _png_chunks(data, path)
+    _check_size(path, int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
+    kept, names = [data[:8]], set()
+    for name, start, end in chunks:
+        text = (
+            name in (b"tEXt", b"zTXt", b"iTXt") and data.startswith(_TURNING_TEXTS, start + 8) and end - start < 65536
+        )
+        if name in _PIXEL_CHUNKS or text:
+            kept.append(data[start:end])
+            names.add(name)
+        elif name == b"acTL":
+            _say_first(path, int.from_bytes(data[start + 8 : start + 12], "big"), "frames")
+    whole = len(kept) == len(chunks) + 1
+    plain = data[24:25] == b"\x08" and data[28:29] == b"\0" and names <= {b"IHDR", b"IDAT"}
+    return data if whole else b"".join((*kept, b"\0\0\0\0IEND\xaeB`\x82")), plain
 
 
 def _plain_png(data: bytes, *, color: bool) -> UInt8Array | None:
-    """The pixels of an 8-bit grey or RGB PNG that is whole and holds nothing that would change them.
+    """The pixels of an 8-bit grey or RGB PNG of header and pixels alone, whose checksums are right.
 
-    OpenCV's libpng takes a fifth less time than Pillow, libspng with zlib-ng two fifths less; what OpenCV says of a
-    damaged file is not to be relied on, so that every checksum is looked at first. None is Pillow's turn: to decode, or
-    to say what is wrong.
+    OpenCV's libpng takes a fifth less time than Pillow, libspng with zlib-ng two fifths less. None is Pillow's turn: to
+    decode, or to say what is wrong.
 
-    Args: color: RGB of either kind, uint8 H x W x 3; otherwise grey alone, H x W.
+    Args:
+        data: the file.
+        color: RGB of either kind, uint8 H x W x 3; otherwise grey alone, H x W.
     """
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+    if data[25:26] not in ((b"\0", b"\2") if color else (b"\0",)):
         return None
-    depth, kind, interlaced = data[24:25], data[25:26], data[28:29]
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    plain = depth == b"\x08" and interlaced == b"\x00" and kind in ((b"\x00", b"\x02") if color else (b"\x00",))
-    if not plain or width * height > MAX_PIXELS:
-        return None
-    view, place = memoryview(data), 8
-    while view[place + 4 : place + 8] != b"IEND":
-        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
-        if data[place + 4 : place + 8] not in _HARMLESS_CHUNKS:  # the end of a file that is cut, too
-            return None
-        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            return None
-        place = end + 4
-    decode = _by_libspng if png_library() == "libspng" else _by_opencv
-    return decode(data, color)
+    return (_by_libspng if png_library() == "libspng" else _by_opencv)(data, color)
 
 
 @cache  # an import that fails is searched for each time
@@ -88,65 +188,128 @@ def _by_libspng(data: bytes, color: bool) -> UInt8Array | None:
 def _by_opencv(data: bytes, color: bool) -> UInt8Array | None:
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB if color else cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB if color else cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # of its own limits, or no memory: Pillow will say
+        return None
     return cast(UInt8Array | None, pixels)
 
 
-def _load(data: bytes, path: Path) -> Image.Image:
-    """Decode a file to its last pixel.
+def _read(path: Path, *, color: bool) -> tuple[UInt8Array | None, Image.Image | None]:
+    """A file as pixels where it is a plain PNG, otherwise as Pillow's image, decoded to its last pixel.
 
-    Pillow stops reading a PNG once the picture is full and ignores what its checksums say of the pixels, hence
-    the second look at those. JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
+    JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
     """
-    image = _decode(data, path)
-    try:
-        if image.format == "PNG":
-            image.verify()  # leaves the image unusable
-            image = _decode(data, path)
+    data = read_file(path)
+    size = f"file of {len(data):,} bytes"
+    kind = next((kind for start, kind in _FORMATS if data.startswith(start)), None)
+    if kind is None or (data[:4] == b"RIFF" and data[8:12] != b"WEBP"):
+        raise DataError(f"{path} cannot be opened as an image (not a PNG, JPEG, WEBP, BMP or TIFF); replace it")
+    if data[:4] == b"RIFF":
+        _check_size(path, *_webp_size(data))  # opened, it takes the memory of its canvas
+    if data.startswith(_PNG):
+        with _blamed_on(path, "is damaged", f"; {size}; replace it"):
+            data, plain = _bare_png(data, path)
+            pixels = _plain_png(data, color=color) if plain else None
+        if pixels is not None:
+            return pixels, None
+    with _blamed_on(path, "cannot be opened as an image", "; replace it"):
+        image = kind(io.BytesIO(data))
+        _check_size(path, *image.size)
+    with _blamed_on(path, "is damaged", f"; {size}; replace it"):
+        frames = 1 if image.format == "PNG" else getattr(image, "n_frames", 1)
         image.load()
-    except _DECODING_ERRORS as error:
-        raise DataError(f"{path} is damaged ({_reason(error)}; file of {len(data):,} bytes); replace it") from None
-    return image
+        tags: Any = getattr(image, "tag_v2", {})  # of a TIFF
+        depths = data[24] if image.format == "PNG" else tags.get(258, 8)
+        image.info["depth"] = int(np.max(depths))
+    if frames > 1:
+        _say_first(path, frames, "pages" if image.format == "TIFF" else "frames")
+    return None, image
 
 
-def _decode(data: bytes, path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be opened as an image ({_reason(error)}); replace it") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{path} is {image.width}x{image.height}: over the limit of {MAX_PIXELS:,} pixels")
-    return image
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header of a WebP."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "not a PNG, JPEG, WEBP, BMP or TIFF" if "cannot identify" in text else text
+_said: set[str] = set()  # once for each kind in a process, not for each of a million files
+
+
+def _say_first(path: Path, count: int, what: str) -> None:
+    if count > 1 and what not in _said:
+        _said.add(what)
+        text = f"data: {path} holds {count:,} {what}; the first is read, of this file and of others like it"
+        warnings.warn(text, Segmv3Warning, stacklevel=4)
+
+
+_COLOURS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_DARK = 1 << 14  # 10, 12 or 14 bits in 16 have no brighter values
+_TURNED: dict[int, Callable[[UInt8Array], UInt8Array]] = {  # by EXIF's number
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
 
 
 def read_image(path: Path | str) -> UInt8Array:
     """Decode an image file completely.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB, alpha is dropped, EXIF rotation is applied.
+    Grey, palette, CMYK, YCbCr and 16-bit images become 8-bit RGB, alpha is dropped, EXIF rotation is applied. Of an
+    animation or a file of many pages the first picture is read.
 
     Returns: uint8 H x W x 3, RGB.
-    Raises: DataError naming the path when the file is missing, damaged or not an image.
+    Raises: DataError naming the path when the file is missing, damaged, not an image or of pixels whose range is not
+        known (floating point, 32 bits, LAB); ResourceError when memory runs out.
     """
-    data = _read(Path(path))
-    if (pixels := _plain_png(data, color=True)) is not None:
-        return pixels
-    try:
-        image = ImageOps.exif_transpose(_load(data, Path(path)))
-    except _DECODING_ERRORS as error:
-        raise DataError(f"{path} has unreadable EXIF data ({_reason(error)}); replace it") from None
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips 16-bit values at 255
-        grey = np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255).round().astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    path = Path(path)
+    pixels, image = _read(path, color=True)
+    if image is None:
+        return cast(UInt8Array, pixels)
+    with _blamed_on(path, "has unreadable EXIF data", "; replace it"):
+        turn = image.getexif().get(0x0112, 1)
+    with _blamed_on(path, "cannot be converted to RGB"):
+        pixels = _rgb(image, path)
+        return np.ascontiguousarray(_TURNED[turn](pixels)) if turn in _TURNED else pixels
+
+
+def _rgb(image: Image.Image, path: Path) -> UInt8Array:
+    """Uint8 H x W x 3, made in strips: there is no second copy of a large picture in another form."""
+    wide = image.mode.startswith("I;16")
+    if not wide and image.mode not in _COLOURS:
+        kind = {"F": "floating-point", "I": "32-bit or signed", "LAB": "LAB"}.get(image.mode, image.mode)
+        raise DataError(f"{path} holds {kind} pixels, which are not read; store it as 8-bit RGB or 16-bit grey")
+    tags: Any = getattr(image, "tag_v2", {})  # of a TIFF
+    brightest = 0
+    image.info.pop("transparency", None)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, 2**18 // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        into = pixels[top : top + rows]
+        if wide:  # Pillow's own conversion clips at 255
+            grey = np.asarray(strip)
+            brightest = max(brightest, int(grey.max()))
+            grey = 65535 - grey if tags.get(262) == 0 else grey  # WhiteIsZero
+            into[:] = ((grey.astype(np.uint32) + 128) // 257)[..., None]
+        else:
+            into[:] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+    if image.info["depth"] == 16 and image.mode in ("L", "LA", "RGB", "RGBA"):  # Pillow keeps the upper 8 bits
+        brightest = 257 * int(pixels.max())
+    if 0 < brightest < _DARK:
+        raise DataError(
+            f"{path} holds 16-bit values up to about {brightest:,}, nearly black: are they of 12 bits or so? "
+            "Scale them to 0..65535, or store it with 8 bits"
+        )
+    return pixels
 
 
 def read_ids(path: Path) -> UInt8Array:
@@ -156,10 +319,9 @@ def read_ids(path: Path) -> UInt8Array:
     Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel; and a
         JPEG, whose compression invents ids.
     """
-    data = _read(path)
-    if (pixels := _plain_png(data, color=False)) is not None:
-        return pixels
-    image = _load(data, path)
+    plain, image = _read(path, color=False)
+    if image is None:
+        return cast(UInt8Array, plain)
     lossy = "a JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""
     if lossy or image.mode not in _IDS:
         kind = lossy or _KINDS.get(image.mode, f"of mode {image.mode}")
@@ -169,7 +331,7 @@ def read_ids(path: Path) -> UInt8Array:
             advice += f" (is it a gtFine_{mark} file?)" if city and path.stem.endswith(f"_{mark}") else ""
         raise DataError(f"{path} is {kind}; {advice}")
     pixels = np.array(image, np.uint8)
-    depth = data[24] if image.format == "PNG" and image.mode == "L" else 8
+    depth = image.info["depth"] if image.mode == "L" else 8
     return pixels if depth >= 8 else pixels // (255 // (2**depth - 1))  # Pillow spreads grey of 2 or 4 bits over 0..255
 
 

@@ -3,6 +3,7 @@
 Reading, prediction and writing overlap: the net runs in the caller's thread, the rest in others.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ Progress = Callable[[int, int | None], None]
 """Called with (images or frames done, how many there are or None); a video's total is only announced."""
 
 _Labelled = tuple[UInt8Array, UInt8Array]  # an image and its labels
+_Failure = DataError | OutputError
 
 _PNG_THREADS = 2  # compressing a PNG can take as long as labelling it
 
@@ -39,7 +41,7 @@ _FRAME_FILE = re.compile(r"\d{6,}\.png")
 
 
 class PartialResultError(Segmv3Error):
-    """Some of the images could not be read; the others are done."""
+    """Some of the images could not be read, or their results not written; the others are done."""
 
     exit_code = 3
     area = "predict"
@@ -72,8 +74,8 @@ def predict_source(
     Returns: the files written, and the folder for the labels of a video.
     Raises, before anything is predicted or written: ConfigError for a kind that does not exist; DataError or
         VideoError when the source cannot be used; OutputError when results exist or cannot be written.
-    Raises, with all that could be done on disk: PartialResultError when some images cannot be read (DataError
-        when none can), PartialVideoError when a video is cut or damaged.
+    Raises, with all that could be done on disk: PartialResultError when some images cannot be read or written
+        (DataError or OutputError when none can), PartialVideoError when a video is cut or damaged.
     Raises, with what was predicted by then on disk and every file complete: whatever `predict`, a signal handler or
         writing raises; of several errors the one of the earliest image or frame.
     """
@@ -108,7 +110,7 @@ def _silent(done: int, total: int | None) -> None:
 
 def _refuse_own_folder(source: str, output: Path) -> None:
     folder = expanded(source)
-    if source.strip() and folder.is_dir() and folder.resolve() == output.resolve():
+    if source.strip() and folder.is_dir() and os.path.realpath(folder) == os.path.realpath(output):
         raise OutputError(
             f"{output} is the folder the images are read from, and the next run would read the results as "
             "images; choose another --output"
@@ -117,11 +119,12 @@ def _refuse_own_folder(source: str, output: Path) -> None:
 
 def _refuse_conflicts(inputs: Sequence[Path], targets: Sequence[Path], overwrite: bool) -> None:
     """Nothing of the user's is overwritten: inputs never, other files only when allowed."""
-    originals = {path.resolve() for path in inputs}
+    originals = {os.path.realpath(path) for path in inputs}  # unlike resolve, of links that go round, too
     for target in targets:
-        if target.resolve() in originals:
+        if os.path.realpath(target) in originals:
             raise OutputError(f"{target} is one of the inputs; choose another --output")
-    existing = [] if overwrite else [target for target in targets if target.exists()]
+    # a name too long for the file system is not there
+    existing = [] if overwrite else [target for target in targets if os.path.exists(target)]  # noqa: PTH110
     if existing:
         exist = "exists" if len(existing) == 1 else f"and {len(existing) - 1:,} more exist"
         raise OutputError(f"{existing[0]} {exist}; choose another --output or add --overwrite")
@@ -138,11 +141,14 @@ def _predict_images(images: ImageSource, job: _Job) -> list[Path]:
         make_folder(folder)
 
     written: list[Path] = []
-    failures: list[DataError] = []
+    failures: list[_Failure] = []
 
-    def finish(step: tuple[dict[str, Path], _Labelled | DataError]) -> list[Path] | DataError:
+    def finish(step: tuple[dict[str, Path], _Labelled | DataError]) -> list[Path] | _Failure:
         kinds, labelled = step
-        return labelled if isinstance(labelled, DataError) else _write_results(*labelled, kinds, job.classes)
+        try:
+            return labelled if isinstance(labelled, DataError) else _write_results(*labelled, kinds, job.classes)
+        except OutputError as error:  # of this file; a full disk is a ResourceError
+            return error
 
     with (
         read_ahead(map(_read, images.paths)) as read,
@@ -151,7 +157,7 @@ def _predict_images(images: ImageSource, job: _Job) -> list[Path]:
         ) as finished,
     ):
         for done, outcome in enumerate(finished, 1):
-            if isinstance(outcome, DataError):
+            if isinstance(outcome, Segmv3Error):
                 failures.append(outcome)
             else:
                 written += outcome
@@ -187,14 +193,16 @@ def _picture(kind: str, image: UInt8Array, labels: UInt8Array, classes: Classes)
     return colorize(labels, classes) if kind == "color" else overlay(image, labels, classes)
 
 
-def _image_error(failures: list[DataError], total: int, output: Path) -> Segmv3Error:
+def _image_error(failures: Sequence[_Failure], total: int, output: Path) -> Segmv3Error:
     if total == 1:
         return failures[0]
     first = failures[0].args[0]
+    kinds = {type(failure) for failure in failures}
+    done = "read" if kinds == {DataError} else "written" if kinds == {OutputError} else "read or written"
     if len(failures) == total:
-        return DataError(f"none of the {total:,} images could be read (first: {first})")
+        return type(failures[0])(f"none of the {total:,} images could be {done} (first: {first})")
     return PartialResultError(
-        f"{len(failures):,} of {total:,} images could not be read (first: {first}); "
+        f"{len(failures):,} of {total:,} images could not be {done} (first: {first}); "
         f"the results of the others are in {output}"
     )
 

@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -6,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import paint
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from segmv3 import images
-from segmv3.errors import DataError, OutputError
+from segmv3.errors import ConfigError, DataError, OutputError, ResourceError, Segmv3Warning
 from segmv3.images import read_ids, read_image, write_png
 
 PICTURE = paint(0, (24, 32), 4)[0]
@@ -26,12 +27,135 @@ def test_lossless_formats_return_the_stored_pixels(tmp_path, suffix):
     assert np.array_equal(read_image(path), PICTURE)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
-def test_other_modes_become_rgb(tmp_path, mode):
-    converted = Image.fromarray(PICTURE).convert(mode)
-    path = save(tmp_path / ("a.tiff" if mode == "CMYK" else "a.png"), converted)
-    expected = np.array(converted.convert("RGB"))
-    assert np.array_equal(read_image(path), expected)
+GREY = np.repeat((np.arange(24 * 32, dtype=np.uint32) % 256).astype(np.uint8).reshape(24, 32)[..., None], 3, axis=2)
+WHITE = np.where(GREY < 128, 0, 255).astype(np.uint8)
+
+
+def stored(mode: str, pixels: np.ndarray) -> Image.Image:
+    """RGB as a picture of another mode that holds the very same colours, made by hand."""
+    grey, full = pixels[..., 0], np.full(pixels.shape[:2], 255, np.uint8)
+    if mode == "P":
+        image = Image.fromarray(255 - grey, "P")
+        image.putpalette([255 - i for i in range(256) for _ in range(3)])
+        return image
+    planes = {"L": grey, "LA": np.dstack([grey, full]), "RGBA": np.dstack([pixels, full // 2])}
+    planes |= {"1": grey > 0, "CMYK": np.dstack([255 - pixels, 0 * full]), "I;16": grey.astype(np.uint16) * 257}
+    return Image.fromarray(planes[mode], mode if mode == "CMYK" else None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [(mode, suffix) for mode in ("L", "LA", "P", "RGBA", "1", "I;16") for suffix in (".png", ".tiff")]
+    + [("CMYK", ".tiff"), ("CMYK", ".jpg")],
+)
+def test_other_modes_become_rgb(tmp_path, mode, suffix):
+    pixels = {"RGBA": PICTURE, "CMYK": PICTURE, "1": WHITE}.get(mode, GREY)
+    path = save(tmp_path / f"a{suffix}", stored(mode, pixels), **({"quality": 100} if suffix == ".jpg" else {}))
+    found = read_image(path).astype(int)
+    assert found.shape == pixels.shape
+    assert np.abs(found - pixels).mean() < (4 if suffix == ".jpg" else 1e-9)
+
+
+def test_ycbcr_becomes_rgb(tmp_path):
+    path = save(tmp_path / "a.tiff", Image.fromarray(PICTURE).convert("YCbCr"))
+    assert np.abs(read_image(path).astype(int) - PICTURE).mean() < 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_colours_of_16_bits_keep_their_upper_half_and_dark_ones_are_refused(tmp_path, suffix):
+    cv2 = pytest.importorskip("cv2")
+    bgr = PICTURE[..., ::-1].astype(np.uint16)
+    path = tmp_path / f"a{suffix}"
+    cv2.imwrite(str(path), bgr * 257)
+    assert np.array_equal(read_image(path), PICTURE)
+    for wide in (bgr * 16, bgr[..., 0] * 16, bgr[..., 0]):
+        cv2.imwrite(str(path), wide)
+        with pytest.raises(DataError, match=r"a\.\w+ holds 16-bit values up to about [\d,]+, nearly black"):
+            read_image(path)
+    cv2.imwrite(str(path), bgr[..., 0] * 0)
+    assert not read_image(path).any()
+
+
+@pytest.mark.parametrize(("order", "white"), [("big", 1), ("little", 1), ("little", 0)])
+def test_16_bit_grey_of_any_byte_order_and_sign(tmp_path, order, white):
+    start, expected = b"MM\0*\0\0\0\x08" if order == "big" else b"II*\0\x08\0\0\0", GREY if white else 255 - GREY
+    values = {256: 32, 257: 24, 258: 16, 259: 1, 262: white, 273: 122, 277: 1, 278: 24, 279: 1536}
+    data = start + len(values).to_bytes(2, order)
+    for tag, value in values.items():
+        data += b"".join(n.to_bytes(size, order) for n, size in ((tag, 2), (4, 2), (1, 4), (value, 4)))
+    grey = GREY[..., 0].astype(">u2" if order == "big" else "<u2") * 257
+    (tmp_path / "a.tif").write_bytes(data + bytes(4) + grey.astype(grey.dtype.newbyteorder(order)).tobytes())
+    assert np.array_equal(read_image(tmp_path / "a.tif"), expected)
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1])
+def test_pixels_of_unknown_range_are_refused(tmp_path, scale):
+    said = "which are not read; store it as 8-bit RGB"
+    for kind, pixels in (("floating-point", (PICTURE[..., 0] * scale).astype("f4")), ("32-bit", PICTURE[..., 0] * 1)):
+        image = Image.fromarray(pixels if kind != "32-bit" else pixels.astype("i4"))
+        with pytest.raises(DataError, match=f"a.tiff holds {kind}.*{said}"):
+            read_image(save(tmp_path / "a.tiff", image))
+    with pytest.raises(DataError, match=f"a.tiff holds LAB pixels, {said}"):
+        read_image(save(tmp_path / "a.tiff", Image.new("LAB", (4, 4))))
+
+
+@pytest.mark.parametrize(("suffix", "what"), [(".tiff", "pages"), (".webp", "frames"), (".png", "frames")])
+def test_the_first_picture_of_many_is_read_with_a_word(tmp_path, suffix, what, monkeypatch):
+    monkeypatch.setattr(images, "_said", set())
+    first, second = Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)
+    path = save(
+        tmp_path / f"a{suffix}",
+        first,
+        save_all=True,
+        append_images=[second],
+        **{"lossless": True} if "w" in suffix else {},
+    )
+    with pytest.warns(Segmv3Warning, match=rf"^data: .*a{suffix} holds 2 {what}; the first is read"):
+        assert np.array_equal(read_image(path), PICTURE)
+    assert np.array_equal(read_image(path), PICTURE)  # once is enough
+
+
+def test_profiles_and_texts_of_any_size_are_not_looked_at(tmp_path):
+    rng = np.random.default_rng(0)
+    for image in (Image.fromarray(PICTURE), Image.fromarray(PICTURE).convert("RGBA")):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Comment", "x" * 3_000_000, zip=True)
+        path = save(tmp_path / "a.png", image, icc_profile=rng.bytes(1_500_000), pnginfo=info)
+        assert np.array_equal(read_image(path), PICTURE)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "p.png")
+    (tmp_path / "z.png").symlink_to("/dev/zero")
+    (tmp_path / "n.png").symlink_to(tmp_path / "n.png")
+    for name, why in (("p", "is a pipe or a device"), ("z", "is a pipe or a device"), ("n", "cannot be read")):
+        with pytest.raises(DataError, match=f"{name}.png {why}"):
+            read_image(tmp_path / f"{name}.png")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=r"large.png holds [\d,]+ bytes: over the limit"):
+        read_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("target", ["_plain_png", "_rgb", "_png_chunks"])
+def test_no_memory_is_not_the_files_fault(tmp_path, monkeypatch, target):
+    path = save(tmp_path / "a.png", Image.fromarray(PICTURE).convert("RGB" if target == "_plain_png" else "P"))
+
+    def none_left(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, target, none_left)
+    with pytest.raises(ResourceError, match=r"environment: out of memory while .*a.png was read"):
+        read_image(path)
+
+
+def test_the_pixel_limit_is_set_by_one_variable(monkeypatch):
+    monkeypatch.setenv("SEGMV3_MAX_PIXELS", "400000000")
+    assert images._pixel_limit() == 400_000_000
+    monkeypatch.setenv("SEGMV3_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="SEGMV3_MAX_PIXELS is 'many'; it must be a number of pixels"):
+        images._pixel_limit()
 
 
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
@@ -46,10 +170,8 @@ def test_exif_rotation_is_applied(tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     path = save(tmp_path / "a.png", Image.fromarray(PICTURE), exif=exif)
-    turned = {1: PICTURE, 3: PICTURE[::-1, ::-1], 6: np.rot90(PICTURE, -1), 8: np.rot90(PICTURE)}.get(turn)
-    pixels = read_image(path)
-    if turned is not None:
-        assert np.array_equal(pixels, turned)
+    assert np.array_equal(read_image(path), np.array(ImageOps.exif_transpose(Image.open(path))))
+    assert np.array_equal(read_image(path), PICTURE) == (turn == 1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
@@ -90,10 +212,20 @@ def test_what_is_no_image_is_refused(tmp_path):
             read_image(tmp_path / name)
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
-    path = save(tmp_path / "bomb.png", Image.new("1", (14000, 14000)))
-    with pytest.raises(DataError, match="bomb.png"):
-        read_image(path)
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "bmp", "tiff"])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 32 * 24 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    path = save(tmp_path / f"bomb.{suffix}", Image.fromarray(PICTURE))
+    for read in (read_image, read_ids):
+        with pytest.raises(DataError, match=rf"bomb.{suffix} is 32x24: over the limit of 767 pixels \(SEGMV3_MAX"):
+            read(path)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"exif": b"Exif\0\0"}])
+def test_the_size_of_a_webp_is_read_from_its_header(tmp_path, options):
+    data = save(tmp_path / "a.webp", Image.new("RGB", (301, 77)), **options).read_bytes()
+    assert images._webp_size(data) == (301, 77)
 
 
 def test_ids_are_read_as_stored(tmp_path):
@@ -176,20 +308,22 @@ def test_plain_png_files_are_decoded_as_pillow_does(decoder, tmp_path):
             info.add(b"gAMA", (45455).to_bytes(4, "big"))
         Image.fromarray(pixels).save(path, pnginfo=info)
         data = path.read_bytes()
-        assert images._plain_png(data, color=True) is not None
         assert np.array_equal(read_image(path), np.array(Image.open(path).convert("RGB")))
+        assert images._read(path, color=True)[1] is None
         assert read_image(path).flags.writeable
+        assert (images._read(path, color=False)[1] is None) == (len(shape) == 2)
         if len(shape) == 2:
-            assert np.array_equal(images._plain_png(data, color=False), pixels)
             assert np.array_equal(read_ids(path), pixels)
-        else:
-            assert images._plain_png(data, color=False) is None
-        for end in (0, 8, 20, 40, len(data) // 2, len(data) - 13, len(data) - 8):
-            assert images._plain_png(data[:end], color=True) is None
+        for end in (0, 8, 20, 40, len(data) // 2, len(data) - 13, len(data) - 8, len(data) - 1):
+            path.write_bytes(data[:end])
+            with pytest.raises(DataError):
+                read_image(path)
         for place in (18, 30, 42, len(data) - 14):  # a bit flipped in the header, in the pixels or in a checksum
             broken = bytearray(data)
             broken[place] ^= 1
-            assert images._plain_png(bytes(broken), color=True) is None
+            path.write_bytes(broken)
+            with pytest.raises(DataError, match="is damaged"):
+                read_image(path)
 
 
 def test_pixels_that_are_no_picture_under_right_checksums_are_damage(decoder, tmp_path):
@@ -206,8 +340,8 @@ def test_unusual_png_files_are_left_to_pillow(tmp_path):
     path = tmp_path / "x.png"
     for image in (Image.new("P", (4, 4)), Image.new("RGBA", (4, 4)), Image.new("I;16", (4, 4)), Image.new("1", (4, 4))):
         image.save(path)
-        assert images._plain_png(path.read_bytes(), color=True) is None
+        assert images._read(path, color=True)[1] is not None
     turned = Image.new("RGB", (4, 4)).getexif()
     turned[274] = 6
     Image.new("RGB", (4, 4)).save(path, exif=turned)
-    assert images._plain_png(path.read_bytes(), color=True) is None
+    assert images._read(path, color=True)[1] is not None

@@ -16,7 +16,7 @@ from PIL import Image
 
 import segmv3
 from segmv3 import prediction
-from segmv3.errors import ConfigError, DataError, OutputError, PartialVideoError, VideoError
+from segmv3.errors import ConfigError, DataError, OutputError, PartialVideoError, ResourceError, VideoError
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
@@ -284,13 +284,31 @@ def test_results_are_told_in_order_though_written_in_another(here: Path, monkeyp
     assert [path.name[:3] for path in written] == ["000", "001", "002", "003"]
 
 
-def test_a_file_that_cannot_be_written_ends_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_costs_no_other(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(*names(5))
+
+    def writing(path: Path, pixels: UInt8Array) -> None:
+        if path.name.startswith("003"):
+            raise OutputError(f"{path} cannot be written (a test)")
+        write_png(path, pixels)
+
+    monkeypatch.setattr(prediction, "write_png", writing)
+    with pytest.raises(PartialResultError) as caught:
+        predict_source("in", predict, CLASSES, Path("out"))
+    assert str(caught.value) == (
+        "predict: 1 of 5 images could not be written (first: out/003_overlay.png cannot be written (a test)); "
+        "the results of the others are in out"
+    )
+    assert sorted(contents(Path("out"))) == [f"{index:03d}_overlay.png" for index in (0, 1, 2, 4)]
+
+
+def test_a_full_disk_ends_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(*names(12))
     calls = []
 
     def writing(path: Path, pixels: UInt8Array) -> None:
         if path.name.startswith("003"):
-            raise OutputError(f"{path} cannot be written (a test)")
+            raise ResourceError("the disk is full")
         write_png(path, pixels)
 
     def predicting(image: UInt8Array) -> UInt8Array:
@@ -298,12 +316,33 @@ def test_a_file_that_cannot_be_written_ends_it(here: Path, monkeypatch: pytest.M
         return predict(image)
 
     monkeypatch.setattr(prediction, "write_png", writing)
-    with pytest.raises(OutputError) as caught:
+    with pytest.raises(ResourceError, match="the disk is full"):
         predict_source("in", predicting, CLASSES, Path("out"))
-    assert str(caught.value) == "output: out/003_overlay.png cannot be written (a test)"
     done = sorted(contents(Path("out")))
     assert done[:3] == [f"{index:03d}_overlay.png" for index in range(3)] and len(done) <= 4
     assert len(calls) <= 7
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_link_that_leads_to_itself_costs_no_other(here: Path) -> None:
+    put("in/a.png")
+    Path("in/n.png").symlink_to(here / "in/n.png")
+    with pytest.raises(PartialResultError, match=r"1 of 2 images could not be read \(first: in/n.png cannot be read"):
+        predict_source("in", predict, CLASSES, Path("out"))
+    assert sorted(contents(Path("out"))) == ["a_overlay.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are short or UTF-8")
+def test_names_that_are_too_long_or_not_utf_8(here: Path) -> None:
+    long, odd = "a" * 251, os.fsdecode(b"stra\xdfe")
+    put("in/b.png")
+    for name in (long, odd):
+        Path(f"in/{name}.png").write_bytes(Path("in/b.png").read_bytes())
+    with pytest.raises(PartialResultError, match=r"1 of 3 images could not be written \(first: out/aaa.* too long\)"):
+        predict_source("in", predict, CLASSES, Path("out"), save=["labels"])
+    assert sorted(contents(Path("out"))) == ["b_labels.png", f"{odd}_labels.png"]
+    with pytest.raises(OutputError, match="too long"):
+        predict_source(f"in/{long}.png", predict, CLASSES, Path("out"))
 
 
 STOPPED = """

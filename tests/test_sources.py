@@ -1,6 +1,7 @@
 """Sources: what a name stands for, what results are called, and one line for everything that is not there."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_one_video(here: Path, name: str) -> None:
 
 def test_a_folder_is_searched_with_its_subfolders_sorted_and_without_dot_files(here: Path) -> None:
     put("in/b.png", "in/a.jpg", "in/sub/a.jpg", "in/._a.jpg", "in/.hidden/c.png", "in/notes.md", "in/Z.tiff")
-    assert images("in") == {"in/Z.tiff": "Z", "in/a.jpg": "a", "in/b.png": "b", "in/sub/a.jpg": "sub/a"}
+    with pytest.warns(Segmv3Warning, match=r"^data: in: left out 1 hidden; only"):
+        assert images("in") == {"in/Z.tiff": "Z", "in/a.jpg": "a", "in/b.png": "b", "in/sub/a.jpg": "sub/a"}
 
 
 def test_equal_stems_side_by_side_keep_their_suffixes(here: Path) -> None:
@@ -118,8 +120,53 @@ def test_names_never_leave_the_output_folder(here: Path) -> None:
 
 def test_left_out_pictures_and_videos_are_announced(here: Path) -> None:
     put("in/a.png", "in/b.heic", "in/c.heic", "in/d.mp4", "in/readme.md")
-    with pytest.warns(Segmv3Warning, match=r"^data: in: left out 2 \.heic, 1 \.mp4; only \.bmp "):
+    Path("in/notes").symlink_to("nowhere")
+    said = r"^data: in: left out 2 \.heic, 1 \.mp4, 1 link to nowhere; only \.bmp .*, and a video must be named alone$"
+    with pytest.warns(Segmv3Warning, match=said):
         assert images("in") == {"in/a.png": "a"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_in_a_folder_are_left_out_and_links_to_nowhere_are_for_the_reader(here: Path) -> None:
+    put("in/a.png")
+    os.mkfifo("in/p.png")
+    Path("in/z.png").symlink_to("/dev/zero")
+    Path("in/n.png").symlink_to(here / "in/n.png")
+    with pytest.warns(Segmv3Warning, match=r"^data: in: left out 2 no regular file; only "):
+        assert images("in") == {"in/a.png": "a", "in/n.png": "n"}
+    with pytest.warns(Segmv3Warning, match="left out"):
+        assert images("in/[!n].png") == {"in/a.png": "a"}
+    assert complaint("in/n.png") == "data: in/n.png is a link to nowhere"
+
+
+def test_photographs_as_browsers_save_them_are_taken(here: Path) -> None:
+    put("in/a.jfif", "in/B.JPE", "in/c.jif")
+    assert images("in") == {"in/B.JPE": "B", "in/a.jfif": "a", "in/c.jif": "c"}
+
+
+def test_brackets_that_are_in_the_names_of_files_are_taken_literally(here: Path) -> None:
+    put("drive [front]/0.png", "drive [front]/1.png", "b/x[1] y/2.png", "drive f/3.png", "c[1]/n.txt", "c1/4.png")
+    front = {"drive [front]/0.png": "0", "drive [front]/1.png": "1"}
+    assert images("drive [front]/*.png") == front
+    assert images(f"{here}/drive [front]/*.png") == {f"{here}/{path}": name for path, name in front.items()}
+    assert images("drive [front]/[1].png") == {"drive [front]/1.png": "1"}
+    assert images("drive [f]/?.png") == {"drive f/3.png": "3"}
+    assert images("*/x[1]*/*.png") == {"b/x[1] y/2.png": "2"}
+    assert images("c[1]/*.png") == {"c1/4.png": "4"}
+    assert images("**/x[1] y/*.png") == {"b/x[1] y/2.png": "2"}
+
+
+def test_a_list_of_any_names(here: Path) -> None:
+    put("a.png", "ü.png")
+    Path("w.txt").write_bytes("ü.png\r\n".encode("utf-16"))
+    assert images("w.txt") == {"ü.png": "ü"}
+    if sys.platform == "linux":
+        name = os.fsdecode(b"stra\xdfe.png")
+        put(name)
+        Path("l.txt").write_bytes(b"stra\xdfe.png\n")
+        assert images("l.txt") == {name: os.fsdecode(b"stra\xdfe")}
+    Path("l.txt").write_text("a" * 5000)
+    assert len(complaint("l.txt")) < 500
 
 
 def test_nothing_there(here: Path) -> None:
@@ -128,7 +175,7 @@ def test_nothing_there(here: Path) -> None:
     assert complaint("in/a.png").endswith(f"({here}/in holds b.png, c.png, d.png, e.png and 2 more)")
     assert complaint("no/such/a.png").endswith(f"({here} holds in)")
     assert complaint("~/no-such-folder-here").startswith("data: ~/no-such-folder-here does not exist (")
-    assert complaint("  ").startswith("data: no source was named; supported are images (.bmp .jpeg ")
+    assert complaint("  ").startswith("data: no source was named; supported are images (.bmp .jfif ")
     assert complaint("https://a.b/c.jpg").startswith(
         "data: https://a.b/c.jpg is an address; save it as a file first (supported are images (.bmp"
     )
@@ -136,7 +183,7 @@ def test_nothing_there(here: Path) -> None:
 
 def test_nothing_to_use(here: Path) -> None:
     put("in/a.mp4", "in/b.mp4", "in/c.txt", "in/d")
-    looked = "(looked for .bmp .jpeg .jpg .png .tif .tiff .webp; found 2 .mp4, "
+    looked = "(looked for .bmp .jfif .jif .jpe .jpeg .jpg .png .tif .tiff .webp; found 2 .mp4, "
     assert complaint("in") == f"data: in holds no images {looked}1 .txt, 1 without suffix)"
     assert complaint("in/*.mp4") == f"data: in/*.mp4 matches no images {looked.removesuffix(', ')})"
     assert complaint("in/*.jpg").endswith("; found nothing)")
@@ -151,7 +198,10 @@ def test_nothing_to_use(here: Path) -> None:
     [
         (b"a.png\n\nmissing.png\n", "l.txt line 3: missing.png does not exist in {here} or {here}"),
         (b"/no/a.png\n", "l.txt line 1: /no/a.png does not exist"),
-        (b"a.png\nv.mp4\n", "l.txt line 2: v.mp4 is not an image (.bmp .jpeg .jpg .png .tif .tiff .webp)"),
+        (
+            b"a.png\nv.mp4\n",
+            "l.txt line 2: v.mp4 is not an image (.bmp .jfif .jif .jpe .jpeg .jpg .png .tif .tiff .webp)",
+        ),
         (b"# nothing\n\n", "l.txt names no images; it should hold one image path a line"),
     ],
 )
@@ -162,7 +212,7 @@ def test_a_list_that_cannot_be_used(here: Path, text: bytes, told: str) -> None:
 
 
 def test_a_list_that_is_no_text(here: Path) -> None:
-    Path("l.txt").write_bytes(b"\xff\xfe\x00\x80")
+    Path("l.txt").write_bytes(b"\xff\xfe\x00\xd8")
     assert complaint("l.txt").startswith("data: l.txt cannot be read as a text file of image paths (")
 
 

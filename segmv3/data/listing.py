@@ -9,13 +9,7 @@ from pathlib import Path
 
 from segmv3.errors import DataError, Segmv3Warning
 from segmv3.files import files_below
-from segmv3.images import SUFFIXES
-
-# beside images, never in their place
-_NOTES = frozenset(
-    {".txt", ".md", ".rst", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".html", ".log", ".pdf"}
-    | {".db", ".ini", ".py", ".sh", ".part", ".lock"}
-)
+from segmv3.images import NOTES, SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ def images_below(folder: Path | str) -> Images:
             paths.append(path)
         elif what == "link to nowhere":
             raise DataError(f"{path} is a link to nowhere; mend or remove it")
-        elif suffix not in _NOTES:
+        elif suffix not in NOTES:
             left_out[suffix or "without suffix"].append(path)
     paths.sort()
     return Images(tuple(paths), {what: tuple(found) for what, found in left_out.items()})

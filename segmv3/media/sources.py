@@ -4,20 +4,19 @@ import glob
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from segmv3.errors import DataError, Segmv3Warning, shortened
-from segmv3.files import expanded
+from segmv3.files import expanded, files_below
+from segmv3.images import NOTES, read_file
 from segmv3.images import SUFFIXES as IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".3gp"}
 )
 _LIST_SUFFIX = ".txt"
-# Pictures nobody here can decode. Left out of a folder, they are worth a word; a .json or .md is not.
-_OTHER_PICTURES = frozenset({".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".ppm", ".pgm", ".dng"})
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ def find_source(source: str, *, leave_out: Path | None = None) -> ImageSource | 
         return _from_file(path)
     if glob.has_magic(source):
         return _from_pattern(str(path))
+    if path.is_symlink():
+        raise DataError(f"{path} is a link to nowhere")
     if "://" in source:
         raise DataError(f"{source} is an address; save it as a file first ({_SUPPORTED})")
     raise DataError(f"{source} does not exist ({_surroundings(path)})")
@@ -87,32 +88,49 @@ def _from_file(path: Path) -> ImageSource | VideoSource:
 
 
 def _from_folder(folder: Path, leave_out: Path | None) -> ImageSource:
-    files = _files_below(folder, leave_out)
+    files, others = _files_below(folder, leave_out)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise DataError(f"{folder} holds no images (looked for {_list(IMAGE_SUFFIXES)}; {_census(files)})")
-    _warn_of_left_out(folder, files)
+    _warn_of_left_out(folder, files, others)
     return _images(images, folder)
 
 
 def _from_pattern(pattern: str) -> ImageSource | VideoSource:
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (may be absolute)
+    matches = [Path(match) for match in sorted(_matches("", Path(pattern).parts))]
     files = [path for path in matches if path.is_file() and not path.name.startswith(".")]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if len(files) == 1 and files[0].suffix.lower() in VIDEO_SUFFIXES:
         return VideoSource(files[0])
     if not images:
         raise DataError(f"{pattern} matches no images (looked for {_list(IMAGE_SUFFIXES)}; {_census(files)})")
-    _warn_of_left_out(pattern, files)
+    odd = sum(not (path.is_file() or path.is_dir()) for path in matches)
+    _warn_of_left_out(pattern, files, Counter({"no regular file": odd}))
     return _images(images, _common_folder(images))
 
 
+def _matches(done: str, parts: Sequence[str]) -> list[str]:
+    """What a pattern matches: each part of it is a name first, then a pattern, then one whose brackets are no more
+    than brackets."""
+    if not parts:
+        return glob.glob(done, recursive=True)  # noqa: PTH207 (may be absolute)
+    part = parts[0]
+    for choice in dict.fromkeys((glob.escape(part), part, part.replace("[", "[[]"))):
+        way = os.path.join(done, choice)  # noqa: PTH118
+        is_there = next(glob.iglob(way, recursive=True), None) is not None  # noqa: PTH207
+        if is_there and (found := _matches(way, parts[1:])):
+            return found
+    return []
+
+
 def _from_list(list_file: Path) -> ImageSource:
-    try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    data = read_file(list_file)
+    try:  # a name that is not UTF-8 is a name; as PowerShell writes, there are two bytes a letter
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = data.decode("utf-16") if wide else data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+    except UnicodeDecodeError as error:
         raise DataError(f"{list_file} cannot be read as a text file of image paths ({error})") from None
-    entries = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    entries = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     wanted = [(number, entry) for number, entry in entries if entry and not entry.startswith("#")]
     if not wanted:
         raise DataError(f"{list_file} names no images; it should hold one image path a line")
@@ -130,27 +148,32 @@ def _listed(list_file: Path, number: int, entry: str) -> Path:
                 raise DataError(f"{list_file} line {number}: {entry} is not an image ({known})")
             return path
     where = "" if written.is_absolute() else f" in {Path.cwd()} or {list_file.parent.resolve()}"
-    raise DataError(f"{list_file} line {number}: {entry} does not exist{where}")
+    raise DataError(f"{list_file} line {number}: {shortened(entry, 200)} does not exist{where}")
 
 
-def _files_below(folder: Path, leave_out: Path | None) -> list[Path]:
-    """Every file below a folder, sorted. Linked folders are followed, each folder is entered once."""
-    unwanted = None if leave_out is None else leave_out.resolve()
-    seen: set[Path] = set()
-    files: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=True):
-        here = Path(root).resolve()
-        if here in seen or (here == unwanted and seen):
-            folders.clear()
+def _files_below(folder: Path, leave_out: Path | None) -> tuple[list[Path], Counter[str]]:
+    """Every file below a folder, sorted, and how many others there are of a kind: hidden images, pipes and devices.
+
+    Links to nowhere with an image's name are among the files, so that whoever reads them says so.
+    """
+    unwanted = None if leave_out is None else Path(os.path.realpath(leave_out))
+    unwanted = None if unwanted == folder.resolve() else unwanted
+    files, others, outside = list[Path](), Counter[str](), dict[Path, bool]()
+    for found, what in files_below(folder):
+        path = Path(found)
+        if path.parent not in outside:
+            real = path.parent.resolve()
+            outside[path.parent] = unwanted is None or not (real == unwanted or unwanted in real.parents)
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES
+        if not outside[path.parent] or path.name.startswith("._"):
             continue
-        seen.add(here)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(files)
-
-
-def _cannot_list(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be listed ({error.strerror})")
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            others["hidden"] += is_image
+        elif what == "file" or (is_image and what != "no file"):
+            files.append(path)
+        else:
+            others["no regular file" if what == "no file" else what] += 1
+    return sorted(files), others
 
 
 def _images(paths: list[Path], folder: Path) -> ImageSource:
@@ -173,19 +196,24 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
-def _warn_of_left_out(where: Path | str, files: list[Path]) -> None:
-    left_out = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | _OTHER_PICTURES]
+def _warn_of_left_out(where: Path | str, files: list[Path], others: Counter[str]) -> None:
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
+    left_out = Counter({kind: count for kind, count in kinds.items() if kind not in IMAGE_SUFFIXES | NOTES})
+    left_out = +(left_out + others)
     if left_out:
-        what, known = _census(left_out).removeprefix("found "), _list(IMAGE_SUFFIXES)
-        text = f"data: {where}: left out {what}; only {known} are taken, and a video must be named alone"
-        warnings.warn(text, Segmv3Warning, stacklevel=2)
+        text = f"data: {where}: left out {_counts(left_out)}; only {_list(IMAGE_SUFFIXES)} are taken"
+        alone = ", and a video must be named alone" if VIDEO_SUFFIXES & left_out.keys() else ""
+        warnings.warn(text + alone, Segmv3Warning, stacklevel=2)
 
 
 def _census(files: list[Path]) -> str:
     """`found 3 .mp4, 1 .txt`."""
-    kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
+    return "found " + (_counts(Counter(path.suffix.lower() or "without suffix" for path in files)) or "nothing")
+
+
+def _counts(kinds: Counter[str]) -> str:
     shown = [f"{count:,} {kind}" for kind, count in kinds.most_common(5)]
-    return "found " + (", ".join(shown) or "nothing") + (", ..." if len(kinds) > 5 else "")
+    return ", ".join(shown) + (", ..." if len(kinds) > 5 else "")
 
 
 def _surroundings(path: Path) -> str:
