@@ -353,6 +353,29 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
         raise CheckpointError(f"{path} holds another net: {text}")
 
 
+CLASSIFIERS = ("classifier.", "head.classifier.", "head.deep_classifier.", "head.low_classifier.")
+"""Beginnings of the names of tensors with one row for each class."""
+
+
+def in_order(card: Card, model: Segmenter, classes: Classes, path: Path) -> Card:
+    """Put the rows of a net's classes into the order of a data set that has the same names in another one.
+
+    Returns: the card of the net as it is now; where other things differ than the order, nothing is changed.
+    Warns: Segmv3Warning when rows were moved.
+    """
+    if card.names == classes.names or sorted(card.names) != sorted(classes.names) or are_numbered(card.names):
+        return card
+    places = [card.names.index(name) for name in classes.names]
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.startswith(CLASSIFIERS):
+                tensor.copy_(tensor[places])
+    warnings.warn(
+        Segmv3Warning(f"{path} has the same classes in another order; they are taken by their names"), stacklevel=2
+    )
+    return replace(card, names=classes.names, colors=tuple(card.colors[place] for place in places))
+
+
 def check_classes(card: Card, classes: Classes, path: Path) -> None:
     """Refuse weights, or an export of them, that are for other classes than those of a data set.
 

@@ -295,6 +295,7 @@ def measure(
     Raises: CheckpointError for weights that cannot be had; DataError as `count_images`.
     """
     model, card = open_segmenter(source)
+    card = checkpoint.in_order(card, model, dataset.classes, Path(source))
     checkpoint.check_net(card, model, model.config, dataset.classes, Path(source))
     model = model.to(device)
     if device.type == "cuda":

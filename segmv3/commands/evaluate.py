@@ -150,6 +150,7 @@ def _open_net(options: Evaluate, dataset: Dataset, device: torch.device) -> Scor
     path = options.weights
     if not is_export(path):
         model, card = open_segmenter(path)
+        card = checkpoint.in_order(card, model, dataset.classes, path)
         checkpoint.check_net(card, model, options.model, dataset.classes, path)
         precision: Precision = options.precision or "fp32"
         facts = {"weights_sha256": card.sha256, "origin": card.facts.get("origin"), "precision": precision}

@@ -96,6 +96,7 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "S
     dataset = open_truth(options.data, target.split) if options.dry_run else None  # before the work, not after it
     device = use_device(options.device, options.threads)
     model, card = open_segmenter(options.weights)
+    card = checkpoint.in_order(card, model, cityscapes_classes(), options.weights)
     checkpoint.check_net(card, model, options.model, cityscapes_classes(), options.weights)
     scales = list(MULTI_SCALES) if options.multi_scale_flip else [1.0]
     bar = progress.add_task("predict", total=len(target.images))

@@ -175,7 +175,8 @@ class _Training:
         torch.manual_seed(config.seed)
         self.net = task.build(config.data.batch_size // self.schedule.accumulate)
         if config.model.pretrained and not checkpoint.saved_steps(run.states):  # a state holds all its weights
-            self.origin = start_from(self.net, config.model.pretrained, console.say)
+            names: tuple[str, ...] = tuple(task.classes.names if hasattr(task.classes, "names") else task.classes)
+            self.origin = start_from(self.net, config.model.pretrained, console.say, names)
         self.average = MovingAverage(self.net, self.schedule.ema, fabric.device) if self.schedule.ema else None
         self.trained = task.trained(self.net).to(memory_format=torch.channels_last)
         if fabric.world_size > 1:

@@ -29,8 +29,13 @@ from segmv3.errors import CheckpointError
 _MAX_BYTES = 500_000_000  # the largest published file of these nets has 60 MB with its optimizer
 _MAX_VALUES = 100_000  # beside the tensors; a full mmsegmentation state has some 5,000
 
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "ema_state_dict", "model_ema")
-"""Where training states keep the weights, the first that holds tensors counts: plain weights before averaged."""
+_CONTAINERS = (
+    *("state_dict", "model", "model_state_dict", "net", "network", "params", "weights", "checkpoint"),
+    *("state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "ema"),
+)
+"""Where training states keep the weights, at any depth; the first that holds tensors counts: plain before averaged."""
+
+_DEEPEST = 8
 
 
 @dataclass(frozen=True)
@@ -381,16 +386,38 @@ def _split(content: Any) -> tuple[dict[str, Tensor | _Array], dict[str, Any]]:
     """Weights by name, and what lay beside them as JSON types."""
     if not isinstance(content, Mapping):
         raise _Refused("holds no dictionary of tensors; save the state_dict() of the model")
-    container = next((name for name in _CONTAINERS if any(_weights(content.get(name)))), None)
-    weights = dict(_weights(content[container] if container else content))
+    way, others = list[str](), list[str]()
+    inner, beside = content, dict[Any, Any]()
+    while held := [name for name in _CONTAINERS if _holds_weights(inner.get(name))]:
+        way.append(held[0])
+        others += [".".join([*way[:-1], name]) for name in held[1:]]
+        beside |= {name: value for name, value in inner.items() if name != held[0]}
+        inner = inner[held[0]]
+    weights = dict(_weights(inner))
     if not weights:
         raise _Refused("holds no tensors under names; save the state_dict() of the model")
-    taken = (container,) if container else weights
-    meta = _plain({name: value for name, value in content.items() if name not in taken}, itertools.count())
-    others = [name for name in content if name != container and name in _CONTAINERS and any(_weights(content[name]))]
-    return weights, meta | ({"container": container} if container else {}) | (
-        {"other_weights": others} if others else {}
-    )
+    beside |= {name: value for name, value in inner.items() if name not in weights}
+    meta = _plain(beside, itertools.count())
+    # of what is left out, what is no plain note: an optimiser's state, other tensors
+    left = [str(name) for name, value in beside.items() if name not in (*_CONTAINERS, "meta") and _has_tensors(value)]
+    return weights, meta | {
+        key: value
+        for key, value in (("container", ".".join(way)), ("other_weights", others), ("beside", left))
+        if value
+    }
+
+
+def _holds_weights(value: Any, depth: int = 0) -> bool:
+    """Whether there are tensors under names, in it or in one of its own containers."""
+    if not isinstance(value, Mapping) or depth > _DEEPEST:
+        return False
+    return any(_weights(value)) or any(_holds_weights(value.get(name), depth + 1) for name in _CONTAINERS)
+
+
+def _has_tensors(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, Mapping) and depth < _DEEPEST:
+        return any(_has_tensors(inner, depth + 1) for inner in itertools.islice(value.values(), 100))
+    return isinstance(value, Tensor | _Array)
 
 
 def _weights(values: Any) -> Iterator[tuple[str, Tensor | _Array]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segmv3.config import LRASPP, Classifier, LRASPPDecoder, MobileNetV3, Model
 from segmv3.models.mobilenetv3 import Block, layout
+from segmv3.models.zoo import NETS, PAPER_NETS, state_shapes
 
 Names = Iterator[tuple[str, str]]
 """(our module, theirs), by their dotted names."""
@@ -62,7 +63,7 @@ class Format:
 
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which a file is tried."""
-    return (MMSEG, FASTSEG, TORCHVISION_LRASPP, TORCHVISION, TIMM, DLI14, PADDLESEG, PADDLECLAS)
+    return (MMSEG, FASTSEG, TORCHVISION_LRASPP, TORCHVISION, TIMM, DLI14, PADDLESEG, PADDLECLAS, OURS)
 
 
 def _blocks(net: Model | Classifier) -> tuple[Block, ...]:
@@ -418,6 +419,24 @@ PADDLESEG = Format(
     prepare=_paddle_prepare,
     optional=_PADDLE_OPTIONAL,
     unused=r"^StructuredToParameterName@@",
+)
+
+
+# a plain state_dict() of our own nets -------------------------------------------------------------------------------
+
+
+@cache
+def _our_variants() -> tuple[Variant, ...]:
+    paper = {name: net for name, net in PAPER_NETS.items() if net not in NETS.values()}
+    return tuple(Variant(f"segmv3/{name}", net) for name, net in {**NETS, **paper}.items())
+
+
+OURS = Format(
+    "segmv3",
+    r"^backbone\.stem\.0\.weight$",
+    "",
+    _our_variants,
+    lambda net: ((module, module) for module in {name.rpartition(".")[0] for name in state_shapes(net, 1)}),
 )
 
 

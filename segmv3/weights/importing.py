@@ -17,7 +17,7 @@ from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import build, state_shapes
 from segmv3.weights.foreign import read_foreign
-from segmv3.weights.formats import MMSEG, Format, Tensors, Variant, formats, recognise, reshaped
+from segmv3.weights.formats import MMSEG, OURS, Format, Tensors, Variant, formats, recognise, reshaped
 
 _MOST_CLASSES = 100_000
 
@@ -74,7 +74,10 @@ def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
     if path.is_file() and checkpoint.is_ours(path):
         return _ours(path, variant)
     foreign = read_foreign(path)
-    raw, averaged = _without_prefixes(foreign.tensors)
+    try:
+        raw, averaged, notes = _without_prefixes(foreign.tensors)
+    except _Several as several:
+        raise CheckpointError(f"{path} holds several nets, under {several}; save the one that is wanted") from None
     kind = recognise(list(raw))
     if kind is None:
         raise CheckpointError(f"{path} is of no known format ({_described(raw)}); known are {_known()}")
@@ -104,7 +107,7 @@ def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
         tuple(name for name, theirs in parts.places.items() if theirs not in raw),
         (*averaged, *unused),
         origin,
-        notes=tuple(_notes(chosen, alike, variant, foreign.meta)),
+        notes=(*notes, *_notes(chosen, alike, variant, foreign.meta, parts)),
     )
 
 
@@ -122,34 +125,82 @@ def _ours(path: Path, variant: str | None) -> Imported:
     return Imported("segmv3", weights.net, weights.card.names, weights.tensors, origin=origin, facts=facts)
 
 
-def _without_prefixes(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Tensors without the prefixes of wrappers (`module.`, `model.`, `ema_`), and the averaged copies left out.
+def _without_prefixes(tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
+    """Tensors without the words that wrappers put in front, what was left out, and what to say of both.
 
-    A hook of mmcv writes its averages beside the weights, dots replaced by underscores; alone they are the
-    weights.
+    A hook of mmcv writes its averages beside the weights, dots replaced by underscores; alone they are the weights.
     """
     plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema_")}
     averaged = {name.removeprefix("ema_"): tensor for name, tensor in tensors.items() if name.startswith("ema_")}
-    if plain or not averaged:
-        return _unwrapped(plain), [f"ema_{name}" for name in averaged]
-    return _with_dots({name.removeprefix("module_"): tensor for name, tensor in _unwrapped(averaged).items()}), []
+    if not plain and averaged:
+        return _with_dots({name.removeprefix("module_"): t for name, t in _unwrapped(averaged)[0].items()}), [], []
+    found, left, notes = _unwrapped(plain)
+    if kept := [f"ema_{name}" for name in averaged]:
+        notes.append(f"{_count(kept)} of averaged weights (ema_) left out")
+    return found, [*kept, *left], notes
 
 
-def _unwrapped(tensors: Tensors) -> Tensors:
-    """Tensors under the names that a format knows, where one word in front of all of them hides it.
+_WRAPPERS = r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+_AVERAGED = r"(?i)(ema|averag|teacher|shadow|swa)"
+_NOT_WEIGHTS = r"(?i)(^|[._])(n_averaged|criterion|loss|metric|m?iou|confmat|acc|optim|ema|num_updates|decay)"
 
-    mmsegmentation's own backbone weights lack the word that its segmentation nets have.
+
+def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
+    """Tensors under the names that a format knows, where words in front of them hide it; as `_without_prefixes`.
+
+    A file with two nets is refused, unless one of them is the average of the other. mmsegmentation's own backbone
+    weights, and ours, lack the word that the segmentation nets have.
+
+    Raises: CheckpointError for several nets.
     """
-    names = list(tensors)
-    if recognise(names):
-        return tensors
-    first = {name.partition(".")[0] for name in names}
-    if len(first) == 1:
-        shorter = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-        if recognise(list(shorter)):
-            return shorter
-    longer = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
-    return longer if recognise(list(longer)) is MMSEG else tensors
+    bare = {re.sub(_WRAPPERS, "", name): tensor for name, tensor in tensors.items()}
+    wrapped = len(bare) == len(tensors) and bare.keys() != tensors.keys()
+    tensors = bare if wrapped else tensors
+    notes = ["names of wrappers (such as module., _orig_mod.) taken off"] if wrapped else []
+    found = _prefixes(list(tensors))
+    if len(found) > 1:
+        found = [prefix for prefix in found if not re.search(_AVERAGED, prefix)] or found
+    if len(found) > 1:
+        raise _Several(", ".join(_safe(prefix or "(none)") for prefix in found))
+    if not found:
+        longer = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+        return (longer if recognise(list(longer)) in (MMSEG, OURS) else tensors), [], notes
+    (prefix,) = found
+    others = [other for other in _prefixes(list(tensors)) if other != prefix]
+    kept, left = Tensors(), list[str]()
+    for name, tensor in tensors.items():
+        inside = name.startswith(prefix) and not any(name.startswith(other) for other in others if other)
+        if inside and (prefix or not re.search(_NOT_WEIGHTS, name.partition(".")[0])):
+            kept[name.removeprefix(prefix)] = tensor
+        elif re.search(_NOT_WEIGHTS, name) or any(name.startswith(other) for other in others if other):
+            left.append(name)
+        else:
+            kept[name] = tensor  # which is refused, as it belongs to no net
+    if prefix:
+        notes.append(f"the prefix {_safe(prefix)} taken off")
+    if left:
+        notes.append(f"{_count(left)} of other things left out, first {_safe(left[0])}")
+    return kept, left, notes
+
+
+class _Several(Exception):
+    """A file with more than one net."""
+
+
+def _prefixes(names: list[str]) -> list[str]:
+    """What stands in front of the names of each net in a file; nets inside of nets are parts of them."""
+    places = {
+        name[: match.start()]
+        for name in names
+        for kind in formats()
+        if (match := re.search(kind.mark.replace("^", r"(?:^|(?<=\.))", 1), name))
+    }
+    return sorted(p for p in places if not any(p != q and p.startswith(q) and _inside(p[len(q) :]) for q in places))
+
+
+def _inside(rest: str) -> bool:
+    """Whether what follows a net's prefix is one of its own parts, not another net beside it."""
+    return not re.search(_AVERAGED, rest)
 
 
 def _with_dots(tensors: Tensors) -> Tensors:
@@ -190,6 +241,7 @@ class _Parts:
     """
 
     def __init__(self, kind: Format, net: Model | Classifier, raw: Tensors) -> None:
+        self.kind = kind
         modules = dict(kind.modules(net))
         classifier = raw.get(f"{modules[_classifier(net)]}.weight")
         self.backbone_only = classifier is None
@@ -303,7 +355,9 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _notes(chosen: Variant, alike: list[Variant], wanted: str | None, meta: Mapping[str, Any]) -> Iterator[str]:
+def _notes(
+    chosen: Variant, alike: list[Variant], wanted: str | None, meta: Mapping[str, Any], parts: _Parts
+) -> Iterator[str]:
     others = [variant.name for variant in alike if variant.name != chosen.name]
     if wanted is None and others:
         yield (
@@ -312,6 +366,10 @@ def _notes(chosen: Variant, alike: list[Variant], wanted: str | None, meta: Mapp
         )
     if ignored := meta.get("other_weights"):
         yield f"read {meta.get('container')}; {', '.join(ignored)} of the same file left alone"
+    if beside := meta.get("beside"):
+        yield f"left out beside the weights: {', '.join(_safe(name) for name in beside[:5])}"
+    if parts.kind is OURS and not parts.backbone_only and parts.num_classes == 19:
+        yield "names no classes; its 19 are taken for Cityscapes'"
 
 
 def _printable(text: str) -> str:

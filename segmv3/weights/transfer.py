@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmv3.checkpoint import CLASSIFIERS
 from segmv3.config import Classifier, MobileNetV2, MobileNetV3, Model
 from segmv3.errors import CheckpointError
+from segmv3.labels import are_numbered
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
 from segmv3.weights.importing import Imported
 from segmv3.weights.opening import open_weights
-
-_CLASSIFIERS = ("classifier.", "head.classifier.", "head.deep_classifier.", "head.low_classifier.")
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,58 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
     return Fit(tuple(loaded), tuple(new), tuple(unused))
 
 
-def start_from(model: Segmenter | ImageClassifier, source: str, say: Callable[[str], None]) -> dict[str, Any]:
+def start_from(
+    model: Segmenter | ImageClassifier, source: str, say: Callable[[str], None], names: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Start a net for training from a weight file or a published name (`--model.pretrained`).
 
-    Layers for another number of classes stay fresh; one line says what was loaded and what was not, another which
-    settings of the net differ from those the weights were trained with.
+    Layers that tell classes apart are copied by the names of the classes, and stay fresh for names that the weights
+    lack; without names on both sides, by number where the counts agree. One line says what was loaded and what was
+    not, others which classes were and which settings of the net differ from those the weights were trained with.
 
     Returns: where the weights come from, with their licence, for the record.
     Raises: CheckpointError when the file cannot be used or holds another backbone.
     """
     imported = open_weights(source, say=say)
-    heads_differ = len(imported.names) != model.num_classes or isinstance(imported.net, Model) != isinstance(
-        model, Segmenter
-    )
-    fit = transfer(imported, model, new_head=heads_differ)
+    same_task = isinstance(imported.net, Model) == isinstance(model, Segmenter)
+    by_name = same_task and names and imported.names and names != imported.names and not are_numbered(imported.names)
+    heads_differ = len(imported.names) != model.num_classes or not same_task
+    fit = transfer(imported, model, new_head=bool(heads_differ or by_name))
     say(f"pretrained {source}: {fit}")
+    if by_name:
+        say(f"pretrained {source}: {_copy_rows(imported, model, names)}")
+    elif names and not heads_differ and names != imported.names:
+        say(f"pretrained {source}: it names no classes; its n-th is taken for the data's n-th ({names[0]} first)")
     for note in imported.notes:
         say(f"pretrained {source}: {note}")
     differing = differing_settings(imported.net, model.config)
     if differing:
         say(f"pretrained {source}: trained with {', '.join(differing)}; this net differs there")
     return imported.origin | {"loaded": len(fit.loaded), "new": len(fit.new)}
+
+
+def _copy_rows(source: Imported, model: Segmenter | ImageClassifier, names: tuple[str, ...]) -> str:
+    """Copy what tells a class apart from the class of the same name.
+
+    Returns: which classes were copied and which are new, in words.
+    """
+    kept = [name for name in names if name in source.names]
+    ours, theirs = [names.index(name) for name in kept], [source.names.index(name) for name in kept]
+    with torch.no_grad():
+        for name, own in model.state_dict().items():
+            given = source.tensors.get(name)
+            if name.startswith(CLASSIFIERS) and given is not None and given.shape[1:] == own.shape[1:]:
+                own[ours] = given[theirs]
+    new = [name for name in names if name not in kept]
+    if not new:
+        return f"all {len(kept)} classes are copied by their names"
+    if not kept:
+        return f"none of its classes is one of the data ({source.names[0]!r} where the data has {names[0]!r}): all new"
+    return f"classes copied by their names: {_listed(kept)}; new: {_listed(new)}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def differing_settings(trained: Model | Classifier, now: Model | Classifier) -> list[str]:
@@ -119,7 +150,7 @@ def _kind(backbone: MobileNetV3 | MobileNetV2) -> str:
 
 
 def _without_classes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIERS)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(CLASSIFIERS)}
 
 
 def _convolution_of(name: str, own: Mapping[str, Tensor]) -> str:
