@@ -122,9 +122,11 @@ def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file begins like one that `save` wrote."""
+    """Whether a file has the header of one that `save` wrote, sound or not: such a one is never taken for another."""
     with path.open("rb") as file:
-        return file.read(64)[8:].startswith(f'{{"__metadata__":{{"{_KEY}"'.encode())
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, 1_000_000))
+    return header.startswith(b"{") and f'"{_KEY}"'.encode() in header
 
 
 def read(path: Path | str) -> Weights:

@@ -1,12 +1,17 @@
 """A plain state_dict of our own nets, in every wrapping that trainers save it in."""
 
+import json
+import random
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import segmv3
 from segmv3.errors import CheckpointError
 from segmv3.models.zoo import create_model
 from segmv3.weights.importing import import_weights
+from segmv3.weights.opening import open_segmenter
 
 torch.manual_seed(0)
 STATE = create_model("lraspp_small_d8", 5).state_dict()
@@ -69,3 +74,23 @@ def test_what_would_be_loaded_in_part_is_refused(content, says, tmp_path):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=says):
         import_weights(tmp_path / "w.pth")
+
+
+def test_a_changed_header_of_ours_is_never_taken_for_a_file_without(tmp_path):
+    path = tmp_path / "w.safetensors"
+    segmv3.save(create_model("lraspp_small_d8", 19), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    outer, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
+    inner = json.loads(outer["__metadata__"]["segmv3"])
+    changes = {place: random.Random(0).sample(ODD, 4) for place in ("format", "model", "classes", "palette", "digest")}
+    for place, new in [(place, value) for place, values in changes.items() for value in values]:
+        outer["__metadata__"]["segmv3"] = json.dumps(inner | {place: new})
+        for spaces in ((",", ":"), (", ", ": ")):
+            header = json.dumps(outer, separators=spaces).encode()
+            path.write_bytes(len(header).to_bytes(8, "little") + header + rest)
+            with pytest.raises(CheckpointError, match=str(path)):
+                open_segmenter(path)
+
+
+ODD = (None, True, -1, 1.5, 10**30, float("nan"), "x", [], [[]], {}, {"a": [1]})
