@@ -43,7 +43,9 @@ def test_one_image(here: Path) -> None:
     assert images("a b/strasse ü.JPG") == {"a b/strasse ü.JPG": "strasse ü"}
 
 
-@pytest.mark.parametrize("name", ["drive.mp4", "Drive.MOV", "x.webm", "x.mkv", "x.avi"])
+@pytest.mark.parametrize(
+    "name", ["drive.mp4", "CLIP.MTS", "phone.3g2", "a.gif", "raw.h264", "Drive.MOV", "x.webm", "x.mkv", "x.avi"]
+)
 def test_one_video(here: Path, name: str) -> None:
     put(name)
     assert find_source(name) == VideoSource(Path(name))

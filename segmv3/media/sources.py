@@ -13,8 +13,10 @@ from segmv3.files import expanded, files_below
 from segmv3.images import NOTES, read_file
 from segmv3.images import SUFFIXES as IMAGE_SUFFIXES
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".3gp"}
+VIDEO_SUFFIXES = frozenset(  # what cameras, phones and recorders write, and FFmpeg opens by itself
+    {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpv", ".m1v", ".m2v", ".vob"}
+    | {".ts", ".m2t", ".m2ts", ".mts", ".trp", ".tod", ".dv", ".mxf", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2"}
+    | {".ogv", ".ogm", ".nut", ".ivf", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg", ".y4m", ".gif"}
 )
 _LIST_SUFFIX = ".txt"
 
