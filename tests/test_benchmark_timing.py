@@ -35,7 +35,10 @@ class Clock:
         return len(self.calls)
 
 
-@given(st.lists(st.floats(0.001, 20), min_size=1, max_size=5), st.integers(1, 30), st.none() | st.floats(0.1, 50))
+seconds_of_calls = st.integers(1, 20 * 1024).map(lambda count: count / 1024)  # of which every sum is exact
+
+
+@given(st.lists(seconds_of_calls, min_size=1, max_size=5), st.integers(1, 30), st.none() | st.floats(0.1, 50))
 def test_turns_are_shared_out(lengths, repeat, budget):
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
