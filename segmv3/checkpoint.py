@@ -84,6 +84,8 @@ def save(
     names, colors = _names_and_colors(model, classes)
     if len(names) != model.num_classes:
         raise CheckpointError(f"{len(names)} class names for a net with {model.num_classes} classes")
+    if unseen := [name for name in names if not name.isprintable()]:  # `read` would refuse it
+        raise CheckpointError(f"the class name {unseen[0]!a} holds characters that cannot be seen; nothing was saved")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     refuse_non_finite(tensors)
     header = {
@@ -148,8 +150,8 @@ def read(path: Path | str) -> Weights:
         card = Card(tuple(header["classes"]), colors, dict(header["facts"]), hashlib.sha256(data).hexdigest())
         if isinstance(net, Model):
             _ = card.classes  # their rules hold
-        if not all(isinstance(name, str) and name.isprintable() for name in card.names):
-            raise ValueError("a class name is no text")
+        if unseen := [name for name in card.names if not (isinstance(name, str) and name.isprintable())]:
+            raise ValueError(f"{unseen[0]!a} is no class name")
         digest = header["digest"]
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({one_line(error)})") from None

@@ -195,12 +195,11 @@ def _by_opencv(data: bytes, color: bool) -> UInt8Array | None:
     return cast(UInt8Array | None, pixels)
 
 
-def _read(path: Path, *, color: bool) -> tuple[UInt8Array | None, Image.Image | None]:
+def _read(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, Image.Image | None]:
     """A file as pixels where it is a plain PNG, otherwise as Pillow's image, decoded to its last pixel.
 
     JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
     """
-    data = read_file(path)
     size = f"file of {len(data):,} bytes"
     kind = next((kind for start, kind in _FORMATS if data.startswith(start)), None)
     if kind is None or (data[:4] == b"RIFF" and data[8:12] != b"WEBP"):
@@ -271,7 +270,7 @@ def read_image(path: Path | str) -> UInt8Array:
         known (floating point, 32 bits, LAB); ResourceError when memory runs out.
     """
     path = Path(path)
-    pixels, image = _read(path, color=True)
+    pixels, image = _read(read_file(path), path, color=True)
     if image is None:
         return cast(UInt8Array, pixels)
     with _blamed_on(path, "has unreadable EXIF data", "; replace it"):
@@ -312,14 +311,19 @@ def _rgb(image: Image.Image, path: Path) -> UInt8Array:
     return pixels
 
 
-def read_ids(path: Path) -> UInt8Array:
+class NoLabelMap(DataError):
+    """A sound picture where a map of ids should be."""
+
+
+def read_ids(path: Path, data: bytes | None = None) -> UInt8Array:
     """Decode a label file completely, values as stored (a palette is kept as ids, never turned into colours).
 
+    Args: data: the bytes of the file, where it lies in an archive.
     Returns: uint8 H x W.
     Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel; and a
         JPEG, whose compression invents ids.
     """
-    plain, image = _read(path, color=False)
+    plain, image = _read(read_file(path) if data is None else data, path, color=False)
     if image is None:
         return cast(UInt8Array, plain)
     lossy = "a JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""
@@ -329,7 +333,7 @@ def read_ids(path: Path) -> UInt8Array:
         city = "_gtFine_" in path.name  # other data sets have no such files
         for mark in ("color", "instanceIds"):
             advice += f" (is it a gtFine_{mark} file?)" if city and path.stem.endswith(f"_{mark}") else ""
-        raise DataError(f"{path} is {kind}; {advice}")
+        raise NoLabelMap(f"{path} is {kind}; {advice}")
     pixels = np.array(image, np.uint8)
     depth = image.info["depth"] if image.mode == "L" else 8
     return pixels if depth >= 8 else pixels // (255 // (2**depth - 1))  # Pillow spreads grey of 2 or 4 bits over 0..255

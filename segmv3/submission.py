@@ -362,7 +362,7 @@ def _chosen(source: Path, target: Target, names: Sequence[str]) -> dict[str, str
 
 def _read(path: Path, name: str, source: Path) -> UInt8Array:
     try:
-        return read_ids(path)
+        return read_ids(path, path.read_bytes() if isinstance(path, zipfile.Path) else None)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
         raise DataError(f"{source}: {name} cannot be unpacked ({error}); write the zip again") from None
 

@@ -179,7 +179,7 @@ def test_a_disk_that_fails_is_no_mistake_of_the_user(monkeypatch, capsys):
         (b"a\0b", "LIST.txt line 2: a\\x00b does not exist in "),
         (b"~nosuchuser/x.png", "LIST.txt line 2: ~nosuchuser/x.png does not exist in "),
         (b"[/red]\x1b[31m", "LIST.txt line 2: [/red]\\x1b[31m does not exist in "),
-        (b"\xdf\xfe", "LIST.txt cannot be read as a text file of image paths"),
+        (b"\xdf\xfe", "LIST.txt line 2: \\udcdf\\udcfe does not exist in "),
     ],
 )
 def test_odd_lines_of_a_list(line, says, place, capsys):

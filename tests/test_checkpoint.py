@@ -178,3 +178,11 @@ def test_a_header_that_lies_is_refused_before_anything_is_built(place, value, sa
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     with pytest.raises(CheckpointError, match=says):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["ro\u200bad", "ro\u00a0ad", "ro\tad", "\u202eroad"])
+def test_names_that_could_not_be_read_again_are_not_saved(name, tmp_path):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(CheckpointError, match="holds characters that cannot be seen"):
+        checkpoint.save(create_model("lraspp_small_d8", 2), path, classes=("car", name))
+    assert not path.exists()

@@ -106,7 +106,7 @@ def test_all_faults_are_told_at_once(cityscapes, capsys, tmp_path):
     assert main(["data", "check", str(cityscapes), "--output", str(output)]) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "cannot be used as it is: 6 errors (9 files)" in said.err
-    assert f"is damaged (Truncated File Read; file of {images[0].stat().st_size:,} bytes)" in said.out
+    assert f"is damaged (it ends too early; file of {images[0].stat().st_size:,} bytes)" in said.out
     result = json.loads((output / "check.json").read_text())
     assert not result["usable"] and result["errors"] == 6
     page = (output / "check.html").read_text()
@@ -172,7 +172,7 @@ def test_training_names_all_damaged_files_in_one_line(folder):
         check(open_dataset(own(folder), "train"))
     listed = ", ".join(f"scene_{i}.png" for i in range(5))
     assert str(caught.value).startswith(f"data: 6 files in 'train' cannot be used: {listed} and 1 more. The first: ")
-    assert "scene_0.png is damaged (Truncated File Read" in str(caught.value)
+    assert "scene_0.png is damaged (it ends too early" in str(caught.value)
     both = [problem for split in SPLITS for problem in problems_in(open_dataset(own(folder), split))]
     with pytest.raises(DataError, match="7 files in 'train' and 'val' cannot be used"):
         refuse(both, *SPLITS)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segmv3.data.datasets import Dataset, Pair
 from segmv3.data.facts import Facts, Found, Progress, checksum, read_files, read_pairs
 from segmv3.errors import DataError
-from segmv3.images import read_image
+from segmv3.images import NoLabelMap
 from segmv3.labels import IGNORE, Classes, LabelTable
 
 PairFacts = Sequence[tuple[Found, Found]]
@@ -98,11 +98,7 @@ def problems_of(pair: Pair, image: Found, label: Found) -> list[Problem]:
 
 def damage(path: Path, error: DataError) -> Problem:
     """The problem of a file that has no facts: damage, or a picture where a label map should be."""
-    try:
-        read_image(path)
-        kind = "no label map"
-    except DataError:
-        kind = "damaged"
+    kind = "no label map" if isinstance(error, NoLabelMap) else "damaged"
     return Problem(kind, path, message(error))
 
 
