@@ -16,7 +16,7 @@ quickstart: .venv/core
 	@echo "Look at runs/quickstart/report.html and runs/quickstart/overlays"
 
 test: .venv/dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 test-all: .venv/dev
 	$(BIN)/pytest
