@@ -101,6 +101,7 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     assert "times.png exists" in capsys.readouterr().err and plot.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_latency_tells_the_stages_apart(tmp_path, capsys):
     from segmv3.benchmark.latency import STAGES
 

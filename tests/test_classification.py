@@ -282,6 +282,7 @@ def test_the_average_warms_up_and_takes_in_batch_norm():
 # --- runs ---
 
 
+@pytest.mark.slow
 def test_a_net_learns_colours_and_leaves_what_it_promises(experiment, tmp_path):
     longer = replace(
         experiment,

@@ -125,6 +125,7 @@ class Spoilt:
         return self.backend.run(images)[:, ::-1]
 
 
+@pytest.mark.slow
 def test_an_export_that_disagrees_leaves_nothing(weights, tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
     export(weights, "onnx", path)

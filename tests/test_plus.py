@@ -207,6 +207,7 @@ def test_batch_norm_needs_two_values_at_the_deep_map():
         model.train()(torch.rand(batch, 3, *crop) * 255)
 
 
+@pytest.mark.slow
 def test_it_trains(config, tmp_path: Path):
     net = replace(NETS["lraspp_small_plus"], head=LRASPPPlus(channels=32, finest=4))
     model = create_model(net, 4).train()

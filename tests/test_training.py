@@ -325,6 +325,7 @@ def test_the_net_calculates_as_asked_for_and_the_loss_in_float32(config, tmp_pat
     assert of_net == {torch.bfloat16 if precision == "bf16" else torch.float32} and of_loss == {torch.float32}
 
 
+@pytest.mark.slow
 def test_bf16_trains_too(config, tmp_path):
     best = train(replace(config, precision="bf16"), tmp_path / "run", device="cpu", threads=1)
     assert best["miou"] is not None and best["config"]["precision"] == "bf16"
