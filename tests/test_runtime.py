@@ -8,11 +8,13 @@ import torch
 
 import segmv3
 from segmv3.checkpoint import load as load_weights
+from segmv3.config import LRASPP, MobileNetV3, Model
 from segmv3.errors import CheckpointError, Interrupted, ModelError, ResourceError, Segmv3Warning
+from segmv3.models import bands
 from segmv3.models.fold import folded
 from segmv3.models.zoo import NETS, create_model
-from segmv3.runtime import choice, loading
-from segmv3.runtime.backends import PerSize, TorchBackend
+from segmv3.runtime import backends, choice, loading
+from segmv3.runtime.backends import BySize, TorchBackend
 from segmv3.runtime.machine import cpu_flags, has_bf16, machine, saturates
 
 SIZES = [(1, 1), (1, 40), (37, 53), (64, 128)]
@@ -221,12 +223,39 @@ def test_without_the_extra_torch_runs(weights, monkeypatch):
         segmv3.load(weights, backend="openvino")
 
 
+TENSORFLOW = Model(backbone=MobileNetV3(padding="same", family="d-li14", output_stride=16), head=LRASPP(channels=16))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (65, 33), (96, 190)])
+@pytest.mark.parametrize("net", ["lraspp_large_d8", "lraspp_small_d8", "lraspp_small_plus", TENSORFLOW])
+def test_a_large_picture_in_bands_gives_the_same_logits(net, size, monkeypatch):
+    model = folded(trained_like(net, 5))
+    pixels = torch.from_numpy(picture(size)[None]).permute(0, 3, 1, 2)
+    expected = model.low_logits(pixels)
+    monkeypatch.setattr(bands, "_BAND_BYTES", 20_000)  # one row of the widest maps
+    found = model.head(*bands.features_in_bands(model.normalize, model.backbone, pixels))
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_what_is_large_runs_in_bands(weights, backend, monkeypatch):
+    predict = segmv3.load(weights, backend=backend, precision="fp32", threads=1)
+    expected = predict(picture((96, 128)))
+    seen = []
+    in_bands = bands.features_in_bands
+    monkeypatch.setattr(backends, "_LARGE", 96 * 128 - 1)
+    monkeypatch.setattr(backends, "features_in_bands", lambda *args: seen.append(args) or in_bands(*args))
+    assert (predict(picture((96, 128))) == expected).mean() > 0.999
+    assert len(seen) == 1
+
+
 @pytest.mark.slow
 def test_nets_with_window_pooling_convert_for_each_size(tmp_path):
     path = tmp_path / "w.safetensors"
     segmv3.save(trained_like("lraspp_small_d8_mmseg", 3), path)
     predict = segmv3.load(path, backend="openvino", precision="fp32", threads=2)
-    assert isinstance(predict._backend, PerSize)
+    assert isinstance(predict._backend, BySize)
     for size in [(64, 128), (96, 64), (40, 40), (48, 40), (56, 40)]:  # the last one runs by torch
         image = picture(size)
         expected, margin = reference(path, image)

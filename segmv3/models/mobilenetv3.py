@@ -204,7 +204,11 @@ class SqueezeExcite(nn.Module):
         self.inner = make_activation(inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(self.expand(self.inner(self.reduce(global_pool(x)))))
+        return x * self.gate(global_pool(x))
+
+    def gate(self, mean: Tensor) -> Tensor:
+        """From the mean of each channel to its factor in 0..1, both N x C x 1 x 1."""
+        return F.hardsigmoid(self.expand(self.inner(self.reduce(mean))))
 
 
 class InvertedResidual(nn.Module):

@@ -18,7 +18,9 @@ from segmv3.convert.extras import import_openvino, openvino_core
 from segmv3.convert.graph import Output
 from segmv3.errors import CheckpointError, ModelError
 from segmv3.images import UInt8Array
+from segmv3.models.bands import features_in_bands
 from segmv3.models.fold import folded
+from segmv3.models.mobilenetv3 import MobileNetV3Backbone
 from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.device import is_forked, refuse_forked_gpu
 from segmv3.runtime.machine import has_bf16
@@ -32,6 +34,9 @@ Size = tuple[int, int]
 
 _SIZES_KEPT = 4
 """Image sizes whose graphs are kept: those of a video, a folder and a test beside them."""
+
+_LARGE = 16_000_000
+"""Pixels of a batch beyond which a CPU saves memory instead of time: twice those of a 4K picture."""
 
 
 class Backend(Protocol):
@@ -127,8 +132,16 @@ class TorchBackend:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device, dtype, enabled=self.precision != "fp32"):
             # a compiled net asks for its threads by number, and a forked process has none of them
+            if self.device == "cpu" and is_large(pixels.shape[0], *pixels.shape[2:]):
+                return self._calculate_in_bands(pixels)
             calculate = self._net.low_logits if is_forked() else self._low_logits
             return calculate(pixels).float()
+
+    def _calculate_in_bands(self, pixels: Tensor) -> Tensor:
+        net = self._net
+        if not isinstance(net.backbone, MobileNetV3Backbone):
+            return net.low_logits(pixels).float()
+        return net.head(*features_in_bands(net.normalize, net.backbone, pixels)).float()
 
     def _replay(self, pixels: Tensor) -> Tensor:
         key = tuple(pixels.shape)
@@ -270,31 +283,46 @@ class OpenVinoBackend:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class PerSize:
-    """A net that converts at a fixed size only: a backend for each of the first image sizes, another for the rest.
+class BySize:
+    """A converted net: a backend for each of the first image sizes, or one for all, and PyTorch for the rest.
 
-    Args: open_size: from (height, width) to a backend for it; slow, so not for every picture of a mixed folder.
-        first: a size to begin with. others: takes any size.
+    PyTorch also takes what is large: it alone can work in bands.
+
+    Args: open_size: from (height, width), or None for any, to a backend; slow, so not for every picture of a mixed
+        folder. first: a size to begin with. fixed: whether the net converts at a fixed size only. others: PyTorch.
     """
 
     size: Size | None = None
 
-    def __init__(self, open_size: Callable[[Size], Backend], first: Size, others: Backend) -> None:
+    def __init__(
+        self, open_size: Callable[[Size | None], Backend], first: Size, *, fixed: bool, others: TorchBackend
+    ) -> None:
         self._open = open_size
-        self._backends = {first: open_size(first)}
+        self._fixed = fixed
         self._others = others
         self._lock = threading.Lock()
-        backend = self._backends[first]
+        backend = self._open(self._key(first))
+        self._backends = {self._key(first): backend}
         self.name, self.precision, self.output = backend.name, backend.precision, backend.output
         self.device, self.threads = backend.device, backend.threads
 
+    def _key(self, size: Size) -> Size | None:
+        return size if self._fixed else None
+
     def run(self, images: UInt8Array) -> Tensor | NDArray[Any]:
-        size = (images.shape[1], images.shape[2])
+        if is_large(*images.shape[:3]):
+            return self._others.run(images)
+        key = self._key((images.shape[1], images.shape[2]))
         with self._lock:
-            if size not in self._backends and len(self._backends) < _SIZES_KEPT:
-                self._backends[size] = self._open(size)
-            backend = self._backends.get(size, self._others)
+            if key not in self._backends and len(self._backends) < _SIZES_KEPT:
+                self._backends[key] = self._open(key)
+            backend = self._backends.get(key, self._others)
         return backend.run(images)
+
+
+def is_large(images: int, height: int, width: int) -> bool:
+    """Whether a batch has more pixels than the maps of a net should take memory for at once."""
+    return images * height * width > _LARGE
 
 
 def _parts(backend: Backend, images: Any) -> list[Any]:

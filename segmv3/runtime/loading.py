@@ -20,9 +20,9 @@ from segmv3.runtime.backends import (
     Arithmetic,
     Backend,
     BackendName,
+    BySize,
     OnnxRuntimeBackend,
     OpenVinoBackend,
-    PerSize,
     Size,
     TorchBackend,
     TorchExportBackend,
@@ -204,10 +204,8 @@ def _opener(
         except CheckpointError:  # a file of the cache was damaged
             return ready(converted(model, card, name, size, again=True))
 
-    if needs_fixed_size(model):
-        others = TorchBackend(model, device=place, precision="fp32")
-        return lambda first: PerSize(at, first, others)
-    return lambda first: at(None)
+    others = TorchBackend(model, device=place, precision="fp32")
+    return lambda first: BySize(at, first, fixed=needs_fixed_size(model), others=others)
 
 
 def _open_export(
