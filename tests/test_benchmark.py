@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import segmv3
+from benchmarks import metrics
 from segmv3 import checkpoint
-from segmv3.benchmark import metrics
 from segmv3.benchmark.table import ROWS, cells, lines, read_results, weights_of
 from segmv3.cli import main
 from segmv3.errors import DataError
@@ -192,3 +192,12 @@ def test_a_broken_peer_does_not_stop_the_others():
     )
     assert ours.times and len(ours.times.seconds) == 2
     assert other.times is None and other.version == "cannot be used (MMCV==3 is used but incompatible)"
+
+
+def test_races_outside_a_clone_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("segmv3.commands.benchmark._CLONE", tmp_path)
+    for name in ("peers", "training", "loader", "metrics", "decode", "paper"):
+        assert main(["benchmark", name, "--help"]) == 2
+        error = capsys.readouterr().err
+        assert f"benchmark {name} is not in the installed package" in error and error.count("\n") == 1
+        assert "git clone" in error and str(tmp_path) in error

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import segmv3
-from segmv3.benchmark import paper, peers, timing
+from benchmarks import paper, peers
+from segmv3.benchmark import timing
 from segmv3.benchmark.nets import Place
 from segmv3.benchmark.pictures import streets
 from segmv3.cli import main
@@ -166,7 +167,7 @@ def test_what_was_timed_before_a_stop_is_kept(calls, kept, tmp_path, monkeypatch
 
 
 def test_finished_rows_are_kept_when_the_next_fail(tmp_path, monkeypatch, capsys):
-    from segmv3.benchmark import decode
+    from benchmarks import decode
 
     real, titles = decode.time_decoders, []
 
@@ -289,7 +290,7 @@ def test_without_av_no_video_is_timed(tmp_path, monkeypatch, capsys):
 
 
 def test_decode_is_timed(tmp_path, monkeypatch, capsys):
-    from segmv3.benchmark import decode
+    from benchmarks import decode
 
     short = partial(decode.time_decoders, implementations=[decode.IMPLEMENTATIONS[i] for i in (0, 3)])
     monkeypatch.setattr(decode, "time_decoders", short)

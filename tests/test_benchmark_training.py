@@ -9,11 +9,12 @@ import torch
 import torchvision
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from segmv3.benchmark import timing, training
+from benchmarks import training
+from benchmarks.training import Case, Row, baselines, cases, crops, torchvisions
+from segmv3.benchmark import timing
 from segmv3.benchmark.memory import Peak
 from segmv3.benchmark.nets import Place
 from segmv3.benchmark.timing import Times
-from segmv3.benchmark.training import Case, Row, baselines, cases, crops, torchvisions
 from segmv3.cli import main
 from segmv3.models.count import parameters
 from segmv3.models.zoo import NETS, create_model

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from segmv3.benchmark import decode as benchmark
+from benchmarks import decode as benchmark
 from segmv3.decode import label_map, label_map_and_confidence, reference_label_map
 
 MARGIN = 1e-5

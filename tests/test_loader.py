@@ -152,7 +152,7 @@ def test_advice_names_what_helps(folder, monkeypatch):
 
 
 def test_the_pipelines_of_the_benchmark_make_the_same_kind_of_sample(cityscapes, tmp_path):
-    from segmv3.benchmark.loader import Pipeline, pipelines, time_parts, time_pipelines
+    from benchmarks.loader import Pipeline, pipelines, time_parts, time_pipelines
     from segmv3.data.pack import pack
 
     config = Data(dataset="cityscapes", root=cityscapes, crop_size=(24, 24), scale_range=(0.5, 2.0))

@@ -1,6 +1,11 @@
-"""`segmv3 benchmark`: one module for each of its commands."""
+"""`segmv3 benchmark`: one module for each of its commands.
 
+The commands that race other projects are not in the wheel. They live in the folder `benchmarks/` of a clone.
+"""
+
+import sys
 from importlib import import_module
+from pathlib import Path
 
 from segmv3.errors import ConfigError
 
@@ -16,15 +21,42 @@ _COMMANDS = {
     "metrics": "how long scoring takes, beside other projects",
 }
 
+_INSTALLED = ("latency", "throughput", "table")
+"""These are in the wheel. The others need a clone."""
+
+_CLONE = Path(__file__).parents[3]
+
 
 def run(arguments: list[str]) -> None:
-    """Do `segmv3 benchmark COMMAND`."""
+    """Do `segmv3 benchmark COMMAND`.
+
+    Args:
+        arguments: those after `benchmark`.
+
+    Raises:
+        ConfigError: there is no such command, or it needs a clone and this is none.
+    """
     if arguments[:1] and arguments[0] in ("-h", "--help"):
         lines = [f"  {name:<12}{what}" for name, what in _COMMANDS.items()]
         print("usage: segmv3 benchmark COMMAND ...", "", *lines, "", sep="\n")
+        print(f"All but {', '.join(_INSTALLED)} need a clone of the project.")
         print("segmv3 benchmark COMMAND --help lists the flags of a command.")
         return
     if not arguments or arguments[0] not in _COMMANDS:
         found = f"no benchmark command {arguments[0]!r}" if arguments else "nothing to do for benchmark alone"
         raise ConfigError(f"there is {found}; there are {', '.join(_COMMANDS)}")
-    import_module(f"segmv3.commands.benchmark.{arguments[0]}").run(arguments[1:])
+    name, rest = arguments[0], arguments[1:]
+    package = "segmv3.commands.benchmark" if name in _INSTALLED else _races(name)
+    import_module(f"{package}.{name}").run(rest)
+
+
+def _races(name: str) -> str:
+    """The package of the races in this clone, ready to be imported."""
+    if not (_CLONE / "benchmarks" / "commands" / f"{name}.py").is_file():
+        raise ConfigError(
+            f"benchmark {name} is not in the installed package: its folder benchmarks/ is missing in {_CLONE}; get it "
+            "with git clone of the project's repository, and install the clone with pip install -e ."
+        )
+    if str(_CLONE) not in sys.path:
+        sys.path.insert(0, str(_CLONE))
+    return "benchmarks.commands"

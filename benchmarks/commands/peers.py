@@ -19,7 +19,7 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.benchmark.peers import Row
+    from benchmarks.peers import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> None:
     if options.weights:
         _refuse_other_classes(options.weights)
     with measuring("peers", options, arguments) as session:
-        from segmv3.benchmark.peers import implementations, time_peers
+        from benchmarks.peers import implementations, time_peers
         from segmv3.benchmark.pictures import streets
 
         peers = implementations(session.place, options.weights)
@@ -79,7 +79,7 @@ def _refuse_other_classes(weights: str) -> None:
 
 
 def _table(rows: list[Row]) -> Table:
-    from segmv3.benchmark.peers import ratios
+    from benchmarks.peers import ratios
 
     table = columns(
         *("implementation", "version", "calls", "median\nms", "p95\nms"),
@@ -115,7 +115,7 @@ def _note(rows: list[Row]) -> str:
 
 def _facts(rows: list[Row]) -> list[dict[str, object]]:
     """For the receipt, of one size."""
-    from segmv3.benchmark.peers import ratios
+    from benchmarks.peers import ratios
 
     facts = []
     ours = ratios(rows)

@@ -20,8 +20,8 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from benchmarks.training import Row
     from segmv3.benchmark.nets import Place
-    from segmv3.benchmark.training import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     options = parse(Training, "segmv3 benchmark training", arguments)
     _check(options)
     with measuring("training", options, arguments) as session:
-        from segmv3.benchmark.training import cases, time_steps
+        from benchmarks.training import cases, time_steps
 
         options = _filled(options, session.place)
         with session.progress() as (tell, advance):
@@ -110,7 +110,7 @@ def _filled(options: Training, place: Place) -> Training:
 
 
 def _table(rows: list[Row]) -> Table:
-    from segmv3.benchmark.training import baselines
+    from benchmarks.training import baselines
 
     table = columns(
         *("implementation", "steps", "median\nms", "p95\nms", "images\n/ s", "times\nplain"),
@@ -149,7 +149,7 @@ def _note(rows: list[Row]) -> str:
 
 def _facts(rows: list[Row]) -> list[dict[str, object]]:
     """For the receipt, of one size and batch."""
-    from segmv3.benchmark.training import baselines
+    from benchmarks.training import baselines
 
     plain = baselines(rows)
     facts = []

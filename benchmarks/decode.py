@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmv3.benchmark.metrics import CLASSES, street_maps
+from benchmarks.metrics import CLASSES, street_maps
 from segmv3.benchmark.timing import Progress, Times, time_in_turns
 from segmv3.decode import label_map, label_map_and_confidence
 from segmv3.errors import NumericsError

@@ -12,7 +12,7 @@ from segmv3.commands.options import parse
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.benchmark.paper import Finding, Row
+    from benchmarks.paper import Finding, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> None:
     refuse_odd(options.size, "its half is timed too")
     height, width = options.size
     with measuring("paper", options, arguments) as session:
-        from segmv3.benchmark.paper import findings, time_nets
+        from benchmarks.paper import findings, time_nets
         from segmv3.benchmark.pictures import streets
 
         sizes = [(height, width), (height // 2, width // 2)]
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _nets(rows: list[Row]) -> Table:
-    from segmv3.benchmark.paper import SECONDS
+    from benchmarks.paper import SECONDS
 
     full, half = (f"{height}x{width}" for height, width in rows[0].times)
     table = columns(

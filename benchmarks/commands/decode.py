@@ -12,7 +12,7 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.benchmark.decode import Case, Timing
+    from benchmarks.decode import Case, Timing
     from segmv3.benchmark.timing import Times
 
 
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> None:
     if options.device == "cuda":
         raise ConfigError("decode is timed on the CPU only; leave --device cuda out")
     with measuring("decode", replace(options, device="cpu"), arguments) as session:
-        from segmv3.benchmark.decode import cases, time_decoders
+        from benchmarks.decode import cases, time_decoders
 
         with session.progress() as (tell, advance):
             tell("making logits")

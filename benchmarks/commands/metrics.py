@@ -12,7 +12,7 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.benchmark.metrics import Timing
+    from benchmarks.metrics import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> None:
     refuse_repeat(options.repeat)
     if options.limit and not options.data.root:
         raise ConfigError("--limit belongs to --data.root DIR")
-    from segmv3.benchmark.metrics import random_maps, street_maps, time_shares, time_updates
+    from benchmarks.metrics import random_maps, street_maps, time_shares, time_updates
     from segmv3.config import Data
     from segmv3.doctor import layout_of
     from segmv3.evaluation import open_labelled

@@ -14,7 +14,7 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.benchmark.loader import Timing
+    from benchmarks.loader import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
     options = parse(Loader, "segmv3 benchmark loader", arguments)
     _check(options)
     with measuring("loader", replace(options, device="cpu"), arguments) as session:
-        from segmv3.benchmark.loader import pipelines, time_loader, time_parts, time_peer_loader, time_pipelines
+        from benchmarks.loader import pipelines, time_loader, time_parts, time_peer_loader, time_pipelines
         from segmv3.config import Data
         from segmv3.data.datasets import open_dataset
         from segmv3.data.loader import refuse_workers_beyond_memory

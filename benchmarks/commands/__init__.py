@@ -1,0 +1,1 @@
+"""The commands of the races: flags, tables and receipts."""
