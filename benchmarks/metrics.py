@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from segmv3.benchmark.timing import Times, time_in_turns
 from segmv3.config import Data
 from segmv3.data.datasets import Dataset, open_dataset
-from segmv3.data.mini_city import write_mini_city
 from segmv3.errors import NumericsError
 from segmv3.images import UInt8Array, read_ids, write_png
 from segmv3.labels import IGNORE
 from segmv3.metrics import ConfusionMatrix
+from segmv3.mini_city import write_mini_city
 
 CLASSES = 19
 

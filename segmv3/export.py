@@ -25,13 +25,13 @@ from segmv3.convert.int8 import ENOUGH_IMAGES, INSTRUCTION_SETS
 from segmv3.convert.metadata import Metadata, describe
 from segmv3.convert.receipt import files_of, receipt_path, to_text
 from segmv3.data.datasets import Dataset, open_dataset
-from segmv3.data.mini_city import render_scene
 from segmv3.errors import DataError, ModelError, OutputError
 from segmv3.evaluation import open_labelled
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import Classes
 from segmv3.media.sources import ImageSource, find_source
+from segmv3.mini_city import render_scene
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import net_name
 from segmv3.runtime.backends import (

@@ -23,13 +23,13 @@ from segmv3.cli import main
 from segmv3.config import Config, Data, Model, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import shard
-from segmv3.data.mini_city import write_mini_city
 from segmv3.errors import DataError, EvaluationError, ResourceError
 from segmv3.evaluation import ImageCounts, count_images, merge, scores, scores_of_images
 from segmv3.images import read_ids, write_png
 from segmv3.inference import MULTI_SCALES, multi_scale_flip
 from segmv3.labels import cityscapes_classes
 from segmv3.metrics import ConfusionMatrix
+from segmv3.mini_city import write_mini_city
 from segmv3.models.zoo import create_model
 from segmv3.report.tables import scores_table, summary
 from segmv3.screen import Screen

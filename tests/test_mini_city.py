@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmv3.data.mini_city import render_scene, write_mini_city
 from segmv3.errors import ConfigError, OutputError
 from segmv3.images import read_ids, read_image
 from segmv3.labels import cityscapes_classes, cityscapes_label_ids, cityscapes_label_train_ids
+from segmv3.mini_city import render_scene, write_mini_city
 
 SIZE = (64, 128)
 

@@ -20,12 +20,11 @@ import pytest
 from test_sweep import LR, Pretence, read, told
 from test_uncertainty import confusions, content
 
-from segmv3 import submission
+from segmv3 import mini_city, submission
 from segmv3.benchmark import table
 from segmv3.cli import main
 from segmv3.config import Config, Data
 from segmv3.convert.receipt import receipt_path, to_text, verify_receipt
-from segmv3.data import mini_city
 from segmv3.data import pack as packing
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import DataError, Segmv3Error, printable

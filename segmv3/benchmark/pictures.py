@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from segmv3.data.mini_city import render_scene
 from segmv3.images import UInt8Array
+from segmv3.mini_city import render_scene
 
 Size = tuple[int, int]
 

@@ -109,7 +109,7 @@ def run(arguments: list[str]) -> None:
 
 def _mini_city(arguments: list[str]) -> None:
     options = parse(MiniCity, "segmv3 data mini-city", arguments)
-    from segmv3.data.mini_city import write_mini_city
+    from segmv3.mini_city import write_mini_city
     from segmv3.screen import Screen
 
     console = Screen()

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from segmv3.checkpoint import Card, package_version, source_commit
-from segmv3.data.mini_city import render_scene
 from segmv3.errors import ModelError, OutputError, ResourceError, Segmv3Error, Segmv3Warning
 from segmv3.files import cache_folder, make_folder, write_bytes
 from segmv3.images import UInt8Array
+from segmv3.mini_city import render_scene
 from segmv3.models.segmenter import Segmenter
 from segmv3.records import read_json, typed
 from segmv3.runtime.backends import Arithmetic, Backend, Size, TorchBackend

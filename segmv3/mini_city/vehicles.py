@@ -11,8 +11,8 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from segmv3.data.mini_city.canvas import Canvas, FloatArray, Rgb, Vector, ellipse
-from segmv3.data.mini_city.things import BLACK, PAINTS, RUBBER, SIZES, STEEL, Pose, cast_shadow, pick, scaled
+from segmv3.mini_city.canvas import Canvas, FloatArray, Rgb, Vector, ellipse
+from segmv3.mini_city.things import BLACK, PAINTS, RUBBER, SIZES, STEEL, Pose, cast_shadow, pick, scaled
 
 _GLASS = (44, 56, 68)
 

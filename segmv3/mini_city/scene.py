@@ -11,10 +11,10 @@ from functools import partial
 import cv2
 import numpy as np
 
-from segmv3.data.mini_city import figures, furniture, scenery, vehicles
-from segmv3.data.mini_city.canvas import SUPERSAMPLE, Camera, Canvas, FloatArray, Light, Rgb, ellipse, fractal_noise
-from segmv3.data.mini_city.things import SIZES, Pose, pick, scaled
 from segmv3.images import UInt8Array
+from segmv3.mini_city import figures, furniture, scenery, vehicles
+from segmv3.mini_city.canvas import SUPERSAMPLE, Camera, Canvas, FloatArray, Light, Rgb, ellipse, fractal_noise
+from segmv3.mini_city.things import SIZES, Pose, pick, scaled
 
 CITIES = {"train": "minitown", "val": "minihaven"}
 """The splits and their cities; their order is part of every scene's random numbers."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmv3.data.mini_city.canvas import TOWARDS_US, Billboard, Canvas, FloatArray, Plane, Rgb, ellipse
-from segmv3.data.mini_city.things import CLOTHES, SIZES, Figure, pick, scaled, soft_spot
+from segmv3.mini_city.canvas import TOWARDS_US, Billboard, Canvas, FloatArray, Plane, Rgb, ellipse
+from segmv3.mini_city.things import CLOTHES, SIZES, Figure, pick, scaled, soft_spot
 
 _LEAVES = ((84, 118, 46), (66, 104, 44), (104, 128, 52), (58, 92, 52), (122, 132, 56), (150, 126, 50))
 _PLASTERS = (

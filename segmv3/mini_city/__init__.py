@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from segmv3.data.mini_city.scene import CITIES, render_scene
 from segmv3.errors import ConfigError, OutputError, shortened
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, write_png
+from segmv3.mini_city.scene import CITIES, render_scene
 from segmv3.records import read_json, typed
 
 __all__ = ["render_scene", "write_mini_city"]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segmv3.data.mini_city.canvas import Canvas, ellipse
-from segmv3.data.mini_city.things import (
+from segmv3.mini_city.canvas import Canvas, ellipse
+from segmv3.mini_city.things import (
     BLACK,
     CLOTHES,
     PAINTS,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from segmv3.data.mini_city.canvas import Billboard, Canvas, FloatArray, Rgb, ellipse
+from segmv3.mini_city.canvas import Billboard, Canvas, FloatArray, Rgb, ellipse
 
 SIZES = {
     "car": (4.3, 1.8, 1.48),

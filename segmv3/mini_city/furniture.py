@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from segmv3.data.mini_city.canvas import Canvas, Rgb, ellipse
-from segmv3.data.mini_city.things import SIZES, Figure, pick, scaled, soft_spot
+from segmv3.mini_city.canvas import Canvas, Rgb, ellipse
+from segmv3.mini_city.things import SIZES, Figure, pick, scaled, soft_spot
 
 _LAMPS = (((255, 52, 36), (84, 26, 24)), ((255, 190, 40), (88, 66, 20)), ((60, 236, 130), (20, 72, 48)))
 """Red, amber and green, each lit and dark."""
