@@ -12,6 +12,7 @@ from segmv3.errors import ConfigError, OutputError
 from segmv3.images import read_ids, read_image
 from segmv3.labels import cityscapes_classes, cityscapes_label_ids, cityscapes_label_train_ids
 from segmv3.mini_city import render_scene, write_mini_city
+from segmv3.runtime.choice import STREET
 
 SIZE = (64, 128)
 
@@ -94,6 +95,10 @@ def test_other_sizes(size: tuple[int, int]) -> None:
     corners = np.concatenate([np.array(shape["polygon"]) for shape in objects])
     assert corners.min() >= 0
     assert (corners.max(axis=0) < size[::-1]).all()
+
+
+def test_the_shipped_street_is_a_scene() -> None:
+    assert np.array_equal(read_image(STREET), render_scene("val", 0, size=(512, 1024), seed=0)[0])
 
 
 def test_labels_lie_on_what_is_painted() -> None:

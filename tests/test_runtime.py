@@ -10,6 +10,8 @@ import segmv3
 from segmv3.checkpoint import load as load_weights
 from segmv3.config import LRASPP, MobileNetV3, Model
 from segmv3.errors import CheckpointError, Interrupted, ModelError, ResourceError, Segmv3Warning
+from segmv3.images import write_png
+from segmv3.mini_city import render_scene
 from segmv3.models import bands
 from segmv3.models.fold import folded
 from segmv3.models.zoo import NETS, create_model
@@ -38,9 +40,12 @@ def trained_like(name, classes, seed=0):
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
+    street = tmp_path_factory.mktemp("street") / "small.png"
+    write_png(street, render_scene("val", 0, size=(64, 128), seed=0)[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGMV3_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(choice, "_SIZE", (64, 128))
+        patch.setattr(choice, "STREET", street)
         yield
 
 

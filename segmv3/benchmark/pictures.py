@@ -5,23 +5,20 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from segmv3.images import UInt8Array
-from segmv3.mini_city import render_scene
+from segmv3.images import UInt8Array, read_image
+from segmv3.runtime.choice import STREET
 
 Size = tuple[int, int]
-
-_LEAST, _LARGEST = (64, 128), (1024, 2048)
 
 
 def streets(sizes: Sequence[Size], picture: UInt8Array | None = None) -> dict[Size, UInt8Array]:
     """One street in several sizes, uint8 H x W x 3, RGB.
 
-    Args: sizes: (height, width) each. picture: to be resized; without one a street of mini-city is drawn.
+    Args:
+        sizes: (height, width) each.
+        picture: the street, to be resized; by default the drawn one that backends are chosen on.
     """
-    if picture is None:
-        most = (max(size[0] for size in sizes), max(size[1] for size in sizes))
-        height, width = (min(max(a, b), c) for a, b, c in zip(most, _LEAST, _LARGEST, strict=True))
-        picture, _ = render_scene("val", 0, size=(height, width), seed=0)
+    picture = read_image(STREET) if picture is None else picture
     return {size: resized(picture, size) for size in sizes}
 
 
