@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 import segmv3
@@ -84,6 +86,50 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"usage: segmv3 {command}" in capsys.readouterr().out
+
+
+HELP_ON_A_SCREEN = ["train", "sweep", "evaluate", "submit", "export", "classify train", "classify evaluate", "predict"]
+
+
+def help_of(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", HELP_ON_A_SCREEN)
+def test_help_fits_on_a_screen_and_help_all_has_every_flag(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    short = help_of(capsys, *command.split(), "--help")
+    whole = help_of(capsys, *command.split(), "--help-all")
+    assert short.count("\n") <= 55 and "None}" not in short + whole
+    named = set(re.findall(r"^  (?:-\w, )?(--[a-z.-]+)", whole, re.MULTILINE))
+    assert set(re.findall(r"^  (?:-\w, )?(--[a-z.-]+)", short, re.MULTILINE)) <= named
+
+
+def test_help_all_names_what_tyro_parses():
+    from segmv3.commands.help import COMMON, flags
+    from segmv3.commands.options import config_file
+    from segmv3.commands.train import Train
+
+    config = config_file("train", ["--help"])[1]
+    listed = [flag.option for flag in flags(Train, Train(config=config, run=Path("r")))]
+    with pytest.warns(DeprecationWarning):  # of the function, which is for programs that look at a parser
+        parser = tyro.extras.get_parser(
+            Train, default=Train(config=config, run=Path("r")), config=(tyro.conf.AvoidSubcommands,)
+        )
+    assert sorted(listed) == sorted(a.option_strings[0] for a in parser._actions if a.option_strings[0] != "-h")
+    assert {f"--{name}" for name in COMMON["train"].split()} <= set(listed)
+
+
+@pytest.mark.parametrize("command", ["train", "classify train", "evaluate", "submit"])
+def test_every_flag_of_the_short_help_exists(command, capsys):
+    from segmv3.commands.help import COMMON
+
+    shown = help_of(capsys, *command.split(), "--help")
+    for name in COMMON[command].split():
+        assert f"  --{name}" in shown, name
 
 
 def test_models_lists_the_exact_counts(capsys):

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 import segmv3
+from segmv3.commands.help import asked_for_help
 from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit
 from segmv3.config import Classification, Classifier, ImageFolder, Precision, Schedule, load_config
 from segmv3.errors import ConfigError, Segmv3Warning
@@ -76,8 +77,8 @@ def _train(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         path, rest = Path(arguments[0]), arguments[1:]
         config = load_config(path, kind=Classification)
-    elif "--help" in arguments or "-h" in arguments:
-        path, rest, data = Path("CONFIG"), ["--help"], ImageFolder(root=Path("data/imagenet"))
+    elif word := asked_for_help(arguments):
+        path, rest, data = Path("CONFIG"), [word], ImageFolder(root=Path("data/imagenet"))
         config = Classification(model=Classifier(), data=data, schedule=Schedule(steps=187_671))
     else:
         raise ConfigError("segmv3 classify train needs a config file first, such as configs/imagenet/large_dli14.py")

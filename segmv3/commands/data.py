@@ -7,6 +7,7 @@ from typing import Literal
 
 import tyro
 
+from segmv3.commands.help import asked_for_help
 from segmv3.commands.options import parse, refuse_existing
 from segmv3.config import Data, load_config
 from segmv3.errors import ConfigError, DataError, OutputError
@@ -202,7 +203,7 @@ def _pack(arguments: list[str]) -> None:
 
 def _what_to_pack(arguments: list[str]) -> tuple[Pack, Data]:
     program = "segmv3 data pack"
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or asked_for_help(arguments[:1]):
         return parse(PackFolder, f"{program} CONFIG_OR_DIR", ["--help"]), Data(dataset="folder", root=Path())
     source, rest = Path(arguments[0]), arguments[1:]
     if source.suffix == ".py":

@@ -1,11 +1,18 @@
 """What the commands share in reading their flags."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
 
+from segmv3.commands.help import asked_for_help, metavar_of, show_help
 from segmv3.config import Config, Data, Device, Model, Schedule, load_config, mistyped
 from segmv3.errors import ConfigError, OutputError
 
@@ -67,15 +74,53 @@ class Resizing:
 def parse(
     options: type[Options], program: str, arguments: list[str], defaults: dict[str, Any] | None = None
 ) -> Options:
-    """Flags into a dataclass; tyro ends the program with a hint and exit code 2 where they do not fit."""
+    """Read the flags of a command.
+
+    The program ends with the help text where the arguments ask for it, and with tyro's hint and exit code 2 where they
+    do not fit.
+
+    Args:
+        options: dataclass of the command's flags.
+        program: what the user types in front of them.
+        arguments: flags and their values.
+        defaults: values of fields that have none in the dataclass.
+
+    Raises:
+        ConfigError: a number is not finite, or too large.
+    """
     filled: dict[str, Any] = {}
     if defaults:
         required = {f.name: tyro.MISSING for f in fields(options) if f.default is MISSING}  # type: ignore[arg-type]
         filled = {"default": options(**required | defaults)}
-    chosen = tyro.cli(options, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), **filled)
+    show_help(options, program, arguments, filled.get("default"))
+    chosen = tyro.cli(
+        options, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), registry=_registry(), **filled
+    )
     for name, _ in mistyped(chosen):  # numbers alone can be: tyro knows no bounds
         raise ConfigError(f"--{name.removeprefix('config.').replace('_', '-')} is not finite, or too large a number")
     return chosen
+
+
+def _registry() -> ConstructorRegistry:
+    """How tyro's messages name the value of a flag that may be left out: `FLOAT`, not `{None}|FLOAT`."""
+    registry = ConstructorRegistry()
+    inside = False  # the rule of tyro that this one asks for would ask this one again
+
+    @registry.primitive_rule
+    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | UnsupportedTypeAnnotationError | None:
+        nonlocal inside
+        if inside or type(None) not in get_args(info.type):
+            return None
+        inside = True
+        try:
+            spec = ConstructorRegistry.get_primitive_spec(info)
+        finally:
+            inside = False
+        return (
+            spec if isinstance(spec, UnsupportedTypeAnnotationError) else replace(spec, metavar=metavar_of(info.type))
+        )
+
+    return registry
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
@@ -97,7 +142,7 @@ def config_file(command: str, arguments: list[str]) -> tuple[Path, Config, list[
     if arguments and not arguments[0].startswith("-"):
         path = Path(arguments[0])
         return path, load_config(path), arguments[1:]
-    if "--help" in arguments or "-h" in arguments:
+    if word := asked_for_help(arguments):
         data = Data(dataset="cityscapes", root=Path("data/cityscapes"))
-        return Path("CONFIG"), Config(model=Model(), data=data, schedule=Schedule(steps=320_000)), ["--help"]
+        return Path("CONFIG"), Config(model=Model(), data=data, schedule=Schedule(steps=320_000)), [word]
     raise ConfigError(f"segmv3 {command} needs a config file first, such as configs/lraspp_small_d8.py")
