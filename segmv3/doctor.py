@@ -1,6 +1,6 @@
 """The data doctor: what a data set holds, and everything that is wrong with it, before a net is trained on it.
 
-`examine` returns one JSON dict, as `segmv3.evaluation.scores` does for scores; the table and the page are made
+`examine` returns one JSON dict, as `segmv3.evaluation.scores.scores` does for scores; the table and the page are made
 from it. Findings come in three levels: an *error* makes the data unusable, a *warning* should be known, a *note*
 explains. Files are only ever read.
 """

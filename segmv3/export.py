@@ -26,7 +26,7 @@ from segmv3.convert.metadata import Metadata, describe
 from segmv3.convert.receipt import files_of, receipt_path, to_text
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.errors import DataError, ModelError, OutputError
-from segmv3.evaluation import open_labelled
+from segmv3.evaluation.counting import open_labelled
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import Classes

@@ -209,7 +209,7 @@ class _Watched:
 def agreement(official: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
     """Compare the script's result with ours: every class, every category, both means and every pixel count.
 
-    Args: official: as `script_scores` returns it. scores: as `segmv3.evaluation.scores` returns them.
+    Args: official: as `script_scores` returns it. scores: as `segmv3.evaluation.scores.scores` returns them.
     Returns: what was compared, as JSON types.
     Raises: OfficialError naming the first score that differs by more than `TOLERANCE`.
     """

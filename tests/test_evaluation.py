@@ -24,7 +24,8 @@ from segmv3.config import Config, Data, Model, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import shard
 from segmv3.errors import DataError, EvaluationError, ResourceError
-from segmv3.evaluation import ImageCounts, count_images, merge, scores, scores_of_images
+from segmv3.evaluation.counting import ImageCounts, count_images, merge
+from segmv3.evaluation.scores import scores, scores_of_images
 from segmv3.images import read_ids, write_png
 from segmv3.inference import MULTI_SCALES, multi_scale_flip
 from segmv3.labels import cityscapes_classes
@@ -32,9 +33,11 @@ from segmv3.metrics import ConfusionMatrix
 from segmv3.mini_city import write_mini_city
 from segmv3.models.zoo import create_model
 from segmv3.report.tables import scores_table, summary
+from segmv3.results.calibration import Calibration
+from segmv3.results.result import read_result
+from segmv3.results.uncertainty import bootstrap_miou
 from segmv3.screen import Screen
 from segmv3.training.tasks import SegmentationTask
-from segmv3.uncertainty import Calibration, bootstrap_miou, read_result
 from segmv3.weights.opening import open_segmenter
 
 CPU = torch.device("cpu")
@@ -145,7 +148,9 @@ def write_other(folder: Path, name: str, prediction: np.ndarray) -> None:
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["segmv3.evaluation", "segmv3.weights.opening", "segmv3.report.tables"])  # torch, once
+SERVER.set_forkserver_preload(
+    ["segmv3.evaluation.scores", "segmv3.weights.opening", "segmv3.report.tables"]
+)  # torch, once
 
 
 def run_processes(arguments: list[str], count: int, folder: Path) -> list[tuple[int | None, str, str]]:

@@ -24,7 +24,8 @@ from segmv3 import checkpoint
 from segmv3.config import SGD, AdamW, Classifier, Distill, Loss, RMSProp, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import CheckpointError, ConfigError, ModelError, NumericsError, ResourceError
-from segmv3.evaluation import evaluate, single_scale
+from segmv3.evaluation.counting import evaluate
+from segmv3.evaluation.labelling import single_scale
 from segmv3.images import read_ids, write_png
 from segmv3.labels import IGNORE
 from segmv3.models.segmenter import Segmenter

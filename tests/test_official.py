@@ -9,7 +9,8 @@ from PIL import Image
 from segmv3 import official
 from segmv3.data.datasets import Dataset, Pair
 from segmv3.errors import DataError
-from segmv3.evaluation import ImageCounts, scores_of_images
+from segmv3.evaluation.counting import ImageCounts
+from segmv3.evaluation.scores import scores_of_images
 from segmv3.images import write_png
 from segmv3.labels import cityscapes_classes, cityscapes_label_ids
 from segmv3.metrics import ConfusionMatrix

@@ -11,18 +11,10 @@ from segmv3.errors import DataError
 from segmv3.metrics import ConfusionMatrix
 from segmv3.report.plots import DARK, LIGHT
 from segmv3.report.reliability import reliability
-from segmv3.uncertainty import (
-    Calibration,
-    as_result,
-    bootstrap_iou,
-    bootstrap_miou,
-    compare,
-    iou_counts,
-    label_suspects,
-    ranking,
-    read_result,
-    worst_by_class,
-)
+from segmv3.results.calibration import Calibration
+from segmv3.results.ranking import label_suspects, ranking, worst_by_class
+from segmv3.results.result import as_result, iou_counts, read_result
+from segmv3.results.uncertainty import bootstrap_iou, bootstrap_miou, compare
 
 NAMES = ("road", "car", "sky")
 

@@ -20,11 +20,13 @@ from segmv3 import checkpoint
 from segmv3.config import Precision
 from segmv3.data.datasets import Dataset
 from segmv3.errors import DataError, printable
-from segmv3.evaluation import LabelsFunction, count_images, multi_scale, scores_of_images, single_scale
+from segmv3.evaluation.counting import count_images
+from segmv3.evaluation.labelling import LabelsFunction, multi_scale, single_scale
+from segmv3.evaluation.scores import scores_of_images
 from segmv3.inference import MULTI_SCALES
 from segmv3.models.count import NetFacts
 from segmv3.models.zoo import net_name
-from segmv3.uncertainty import Result, read_result
+from segmv3.results.result import Result, read_result
 from segmv3.weights import names
 from segmv3.weights.opening import open_segmenter
 

@@ -14,7 +14,8 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:  # numpy and rich only when there is something to compare
     from rich.table import Table
 
-    from segmv3.uncertainty import Comparison, Difference, Result
+    from segmv3.results.result import Result
+    from segmv3.results.uncertainty import Comparison, Difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,9 @@ def run(arguments: list[str]) -> None:
     if options.output:
         refuse_existing(options.output, options.overwrite)
     from segmv3.files import make_folder, write_bytes
+    from segmv3.results.result import read_result
+    from segmv3.results.uncertainty import compare
     from segmv3.screen import Screen
-    from segmv3.uncertainty import compare, read_result
 
     a, b = read_result(options.a), read_result(options.b)
     comparison = compare(a, b, resamples=options.resamples, seed=options.seed)
@@ -61,7 +63,7 @@ def run(arguments: list[str]) -> None:
 def _table(comparison: "Comparison") -> "Table":
     from rich.table import Table
 
-    from segmv3.uncertainty import FEWEST_IMAGES
+    from segmv3.results.uncertainty import FEWEST_IMAGES
 
     table = Table(
         caption="* the interval excludes 0. It is the middle 95 % of the difference over "
@@ -90,7 +92,7 @@ def _cells(row: "Difference") -> tuple[str, ...]:
 def _measured(letter: str, result: "Result") -> str:
     """One line with a score and all that it depends on."""
     from segmv3.report.tables import mode
-    from segmv3.uncertainty import shown
+    from segmv3.results.uncertainty import shown
 
     facts = result.facts
     size = f", {shown('size', facts['size'])}" if facts.get("size") else ""
@@ -102,7 +104,7 @@ def _measured(letter: str, result: "Result") -> str:
 
 
 def _settings(comparison: "Comparison") -> str:
-    from segmv3.uncertainty import shown
+    from segmv3.results.uncertainty import shown
 
     differing = comparison.settings
     if not differing:

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     import torch
 
     from segmv3.data.datasets import Dataset, Pair
-    from segmv3.evaluation import ImageCounts, InputSize, LabelsFunction, Net, Processes
+    from segmv3.evaluation.counting import ImageCounts
+    from segmv3.evaluation.labelling import InputSize, LabelsFunction, Net
+    from segmv3.evaluation.processes import Processes
     from segmv3.images import UInt8Array
     from segmv3.inference import Size
     from segmv3.report import Sample
+    from segmv3.results.calibration import Calibration
     from segmv3.runtime import Predictor
     from segmv3.screen import Screen
-    from segmv3.uncertainty import Calibration
 
     Counted = tuple[ImageCounts, Calibration | None]
     """Of one image; the latter with --calibration."""
@@ -80,7 +82,7 @@ def run(arguments: list[str]) -> None:
         rest,
         {"model": config.model, "data": config.data},
     )
-    from segmv3.evaluation import processes
+    from segmv3.evaluation.processes import processes
     from segmv3.runtime import use_device
     from segmv3.runtime.loading import is_export
     from segmv3.screen import Screen
@@ -117,7 +119,7 @@ def _open(options: Evaluate, device: torch.device, *, writes: bool) -> tuple[Dat
     Args: writes: this process will write the output; several that try the same folder would disturb each other.
     """
     from segmv3 import official
-    from segmv3.evaluation import is_cityscapes, open_labelled
+    from segmv3.evaluation.counting import is_cityscapes, open_labelled
     from segmv3.files import make_folder
 
     output = options.output if writes else None
@@ -279,7 +281,7 @@ def _count(
 
     from segmv3 import official
     from segmv3.data.loader import shard
-    from segmv3.evaluation import count_images, has_instances
+    from segmv3.evaluation.counting import count_images, has_instances
 
     confident = _Confident(net.net, options.input_size()) if options.calibration else None
     calibrations: list[Calibration] = []
@@ -308,7 +310,7 @@ def _count(
 
 def _labels_of(options: Evaluate, net: Scored) -> LabelsFunction:
     """The net in the way that the flags ask for."""
-    from segmv3.evaluation import multi_scale, single_scale, sliding
+    from segmv3.evaluation.labelling import multi_scale, single_scale, sliding
 
     if net.export and net.export.output == "labels":
         return net.export.labels_of
@@ -321,12 +323,12 @@ class _Confident:
     """The net at single scale, which also remembers how sure it was of the last image."""
 
     def __init__(self, net: Net, input_size: InputSize | None) -> None:
-        from segmv3.evaluation import confident
+        from segmv3.evaluation.labelling import confident
 
         self._run = confident(net, input_size)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """As `segmv3.evaluation.single_scale`."""
+        """As `segmv3.evaluation.labelling.single_scale`."""
         labels, confidence = self._run(image)
         self.confidence = confidence[0]
         return labels
@@ -335,7 +337,7 @@ class _Confident:
         """Compare the last image's labels with the truth."""
         from segmv3.images import read_ids
         from segmv3.labels import IGNORE
-        from segmv3.uncertainty import Calibration
+        from segmv3.results.calibration import Calibration
 
         truth = pair.table.to_train_ids(read_ids(pair.label), pair.label)
         known, calibration = truth != IGNORE, Calibration()
@@ -396,7 +398,8 @@ def _result(
     folder: Path | None,
 ) -> dict[str, Any]:
     """The content of the result file. Raises: DataError, EvaluationError or OfficialError instead of a false score."""
-    from segmv3.evaluation import merge, scores_of_images
+    from segmv3.evaluation.counting import merge
+    from segmv3.evaluation.scores import scores_of_images
 
     images = merge(
         [[image for image, _ in share] for share in shares], dataset, min(options.limit or len(dataset), len(dataset))
@@ -444,7 +447,8 @@ def _show(result: dict[str, Any], console: Screen) -> None:
 
 def _interval(result: dict[str, Any]) -> list[float] | None:
     """95 % interval of mIoU; None for so few images that it would be too narrow to be one."""
-    from segmv3.uncertainty import FEWEST_IMAGES, as_result, bootstrap_miou
+    from segmv3.results.result import as_result
+    from segmv3.results.uncertainty import FEWEST_IMAGES, bootstrap_miou
 
     few = result["images"] < FEWEST_IMAGES
     return None if few else list(bootstrap_miou(as_result(result, "the evaluation").counts))
@@ -452,7 +456,7 @@ def _interval(result: dict[str, Any]) -> list[float] | None:
 
 def _calibration(shares: Sequence[Sequence[Counted]]) -> dict[str, Any]:
     """Of all images; summed in the order of the data set, so that any sharing gives the same digits."""
-    from segmv3.uncertainty import Calibration
+    from segmv3.results.calibration import Calibration
 
     total = Calibration()
     for _, own in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0].index):
@@ -471,7 +475,7 @@ def _write_page(
 ) -> None:
     """Write the page; the net runs again, over the images that are shown."""
 
-    from segmv3.evaluation import count_images
+    from segmv3.evaluation.counting import count_images
     from segmv3.report import Sample, write_evaluation_page
 
     places = {pair.name: place for place, pair in enumerate(dataset.pairs)}

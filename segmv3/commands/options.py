@@ -17,7 +17,7 @@ from segmv3.config import Config, Data, Device, Model, Schedule, load_config, mi
 from segmv3.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from segmv3.evaluation import InputSize
+    from segmv3.evaluation.labelling import InputSize
 
 Options = TypeVar("Options")
 

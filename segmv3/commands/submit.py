@@ -141,7 +141,7 @@ def _predictor(
     """Image uint8 H x W x 3 to train ids uint8 H x W, by the functions that `segmv3 evaluate` scores."""
     import torch
 
-    from segmv3.evaluation import multi_scale, single_scale
+    from segmv3.evaluation.labelling import multi_scale, single_scale
 
     net = model.eval().to(device).to(memory_format=torch.channels_last)
     labels_of = multi_scale(net) if multi_scale_flip else single_scale(net)

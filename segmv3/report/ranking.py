@@ -29,17 +29,9 @@ from segmv3.report.page import (
 )
 from segmv3.report.plots import Sample, number, thumbnail_size, thumbnails
 from segmv3.report.tables import mode, size
-from segmv3.uncertainty import (
-    FEWEST_IMAGES,
-    RankedImage,
-    Result,
-    Suspect,
-    as_result,
-    bootstrap_iou,
-    label_suspects,
-    ranking,
-    worst_by_class,
-)
+from segmv3.results.ranking import RankedImage, Suspect, label_suspects, ranking, worst_by_class
+from segmv3.results.result import Result, as_result
+from segmv3.results.uncertainty import FEWEST_IMAGES, bootstrap_iou
 
 PAGE = "evaluation.html"
 _WORST = 12  # images of the ranking

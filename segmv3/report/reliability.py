@@ -11,7 +11,7 @@ from segmv3.report.plots import NORMAL, SMALL, WIDTH, Theme, new_figure, nothing
 def reliability(calibration: dict[str, Any], theme: Theme) -> UInt8Array:
     """Accuracy of each bin of confidence against the diagonal on which it should lie; below, the share of pixels.
 
-    Args: calibration: as `segmv3.uncertainty.Calibration.to_dict` returns it.
+    Args: calibration: as `segmv3.results.calibration.Calibration.to_dict` returns it.
     Returns: uint8 H x W x 3 RGB, at twice the size it is meant to be seen at.
     """
     figure = new_figure(WIDTH, 560)

@@ -13,7 +13,7 @@ _EXTRA_COLUMNS = (("iiou", "iIoU"), ("boundary_iou", "boundary IoU"), ("boundary
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
-    """Per-class scores in percent, as `segmv3.evaluation.scores` returns them; a dash where one is not defined."""
+    """Per-class scores in percent, as `segmv3.evaluation.scores` has them; a dash where one is not defined."""
     extra = [(key, title) for key, title in _EXTRA_COLUMNS if any(key in row for row in scores["classes"])]
     table = Table(caption=_caption(scores), caption_justify="left")
     table.add_column("class")

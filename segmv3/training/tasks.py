@@ -22,7 +22,9 @@ from segmv3.data.imagefolder import Pictures, check_pictures, check_same_classes
 from segmv3.data.pack import open_training
 from segmv3.data.sampling import draws_of
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
-from segmv3.evaluation import evaluate, scores, single_scale
+from segmv3.evaluation.counting import evaluate
+from segmv3.evaluation.labelling import single_scale
+from segmv3.evaluation.scores import scores
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, Classes
 from segmv3.media.draw import overlay

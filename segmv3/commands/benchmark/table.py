@@ -91,7 +91,7 @@ def _evaluate(options: Table, console: Screen) -> dict[str, str]:
 
     from segmv3.benchmark.table import ROWS, recipe_of
     from segmv3.config import Data
-    from segmv3.evaluation import open_labelled
+    from segmv3.evaluation.counting import open_labelled
     from segmv3.files import make_folder
 
     assert options.data.root
@@ -119,7 +119,7 @@ def _evaluate(options: Table, console: Screen) -> dict[str, str]:
 def _is_there(options: Table, name: str, source: str | Path, flip: bool, dataset: Dataset) -> bool:
     """Whether an earlier run wrote this result. Raises: OutputError for another result in its place."""
     from segmv3.benchmark.table import result_file, weights_of
-    from segmv3.uncertainty import read_result
+    from segmv3.results.result import read_result
 
     path = result_file(options.results, name, multi_scale_flip=flip)
     if options.overwrite or not path.exists():

@@ -1,0 +1,1 @@
+"""Scoring a net over a split of a data set, on one process or several."""

@@ -1,0 +1,100 @@
+"""Whether a net is right as often as it is sure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from segmv3.labels import IGNORE
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Calibration:
+    """Whether a net is right as often as it is sure: pixel counts by the probability of the winning class.
+
+    Bins are equal parts of 0..1, each with its upper end (Guo et al., 2017, "On Calibration of Modern Neural
+    Networks", equations 2 to 4). Labelled pixels only; all of them count alike, so large classes rule.
+
+    Attributes: pixels, correct: int64 per bin. confidence_sum: float64 per bin.
+    """
+
+    def __init__(self, bins: int = 15) -> None:
+        if bins < 1:
+            raise ValueError(f"{bins} bins")
+        self.bins = bins
+        self.pixels: IntArray = np.zeros(bins, np.int64)
+        self.correct: IntArray = np.zeros(bins, np.int64)
+        self.confidence_sum: FloatArray = np.zeros(bins, np.float64)
+
+    def update(self, probabilities: ArrayLike, truth: ArrayLike) -> None:
+        """Count one image.
+
+        Args: probabilities: float classes x H x W. truth: integer H x W train ids, 255 = ignore.
+        Raises: ValueError when the sizes differ, an id is outside the classes, or as `add`.
+        """
+        probabilities, truth = np.asarray(probabilities), np.asarray(truth)
+        if probabilities.ndim != 3 or probabilities.shape[1:] != truth.shape:
+            raise ValueError(f"probabilities are {probabilities.shape}, truth is {truth.shape}")
+        labelled = truth != IGNORE
+        classes = len(probabilities)
+        if wrong := sorted(set(np.unique(truth[labelled]).tolist()) - set(range(classes))):
+            raise ValueError(f"truth has ids {wrong[:8]}; expected 0-{classes - 1} or {IGNORE}")
+        right = probabilities.argmax(0) == truth
+        self.add(probabilities.max(0)[labelled], right[labelled])
+
+    def add(self, confidence: ArrayLike, correct: ArrayLike) -> None:
+        """Count labelled pixels by the probability of their winning class and whether it is right.
+
+        Args: confidence: float in 0..1, any shape. correct: bool, the same shape.
+        Raises: ValueError when the shapes differ or a confidence is no probability.
+        """
+        sure, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
+        if sure.shape != right.shape:
+            raise ValueError(f"confidence is {sure.shape}, correct is {right.shape}")
+        sure, right = sure.ravel(), right.ravel()
+        if not ((sure >= 0) & (sure <= 1 + 1e-3)).all():  # a softmax in half precision may end above 1
+            raise ValueError("a confidence is not between 0 and 1; logits need a softmax first")
+        place = np.clip(np.ceil(sure * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
+        self.pixels += np.bincount(place, minlength=self.bins)
+        self.correct += np.bincount(place[right], minlength=self.bins)
+        self.confidence_sum += np.bincount(place, weights=sure, minlength=self.bins)
+
+    def merge(self, other: "Calibration") -> None:
+        """Add the counts of another one with as many bins."""
+        if other.bins != self.bins:
+            raise ValueError(f"{other.bins} bins cannot be added to {self.bins}")
+        self.pixels += other.pixels
+        self.correct += other.correct
+        self.confidence_sum += other.confidence_sum
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error, percent: mean over pixels of |accuracy - confidence| of their bin."""
+        gaps = np.abs(self.correct - self.confidence_sum).sum()
+        return float(100 * gaps / self.pixels.sum()) if self.pixels.any() else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types: ECE, mean confidence and accuracy in percent (None without pixels), and the bins."""
+        total = int(self.pixels.sum())
+        return {
+            "ece": self.ece if total else None,
+            "confidence": 100 * float(self.confidence_sum.sum()) / total if total else None,
+            "accuracy": 100 * int(self.correct.sum()) / total if total else None,
+            "pixels": total,
+            "bins": list(self._rows()),
+        }
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for place, (pixels, correct, sure) in enumerate(
+            zip(self.pixels.tolist(), self.correct.tolist(), self.confidence_sum.tolist(), strict=True)
+        ):
+            yield {
+                "low": 100 * place / self.bins,
+                "high": 100 * (place + 1) / self.bins,
+                "pixels": pixels,
+                "confidence": 100 * sure / pixels if pixels else None,
+                "accuracy": 100 * correct / pixels if pixels else None,
+            }

@@ -1,0 +1,191 @@
+"""How far a score can be trusted: bootstrap intervals, paired comparison, the worst images, calibration.
+
+All of it is computed from the per-image pixel counts in the file that `segmv3 evaluate --output` writes; only
+calibration needs probabilities. Images are the unit of resampling (Efron and Tibshirani, "An Introduction to the
+Bootstrap", chapters 6 and 13): pixels of one image are not independent. Images of one drive are not quite
+independent either, so that an interval says how much the score depends on which images of these cities were
+labelled; it cannot speak for other cities.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmv3.errors import DataError
+from segmv3.results.result import IouCounts, Result, _iou, _mean, iou_counts
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Interval = tuple[float, float]
+
+_BLOCK = 100  # resamples summed at a time; bounds the memory, changes no number
+FEWEST_IMAGES = 6
+"""Below it no difference is called one: even if all of 5 images agree, chance alone does that in 6 % of cases."""
+
+
+# --- bootstrap ---
+
+
+def bootstrap_miou(counts: IouCounts | IntArray, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """95 % interval of mIoU, percent: as many images are drawn with replacement, their counts summed, and so on.
+
+    A class that is absent (from truth and prediction) in a resample is left out of that resample's mean, as it
+    is left out of the score itself.
+
+    Args: counts: of each image, or confusion matrices int64 images x classes x classes.
+    Returns: the 2.5 and 97.5 percentiles; NaN when nothing was counted.
+    """
+    low, high = _percentiles(_mean(_resampled([_counts(counts)], resamples, seed)[0]))
+    return float(low), float(high)
+
+
+def bootstrap_iou(counts: IouCounts | IntArray, *, resamples: int = 1000, seed: int = 0) -> list[Interval]:
+    """95 % interval of each class's IoU, percent, over the resamples it occurs in; NaN for an absent class."""
+    low, high = _percentiles(_resampled([_counts(counts)], resamples, seed)[0])
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _counts(counts: IouCounts | IntArray) -> IouCounts:
+    return counts if isinstance(counts, IouCounts) else iou_counts(counts)
+
+
+def _resampled(results: Sequence[IouCounts], resamples: int, seed: int) -> list[FloatArray]:
+    """IoU of each result on the same resamples: resamples x classes each."""
+    number = len(results[0])
+    if number < 1 or resamples < 1:
+        raise ValueError(f"{resamples} resamples of {number} images")
+    generator = np.random.default_rng(seed)
+    # float64 sums of whole numbers are exact up to 9e15 pixels, and BLAS adds them fast
+    parts = [(result.hits.astype(np.float64), result.union.astype(np.float64)) for result in results]
+    blocks: list[list[FloatArray]] = [[] for _ in results]
+    for start in range(0, resamples, _BLOCK):
+        size = min(_BLOCK, resamples - start)
+        weights = generator.multinomial(number, np.full(number, 1 / number), size).astype(np.float64)
+        for block, (hits, union) in zip(blocks, parts, strict=True):
+            block.append(_iou(weights @ hits, weights @ union))
+    return [np.concatenate(block) for block in blocks]
+
+
+def _percentiles(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """2.5 and 97.5 percentiles along the first axis, NaN left out."""
+    finite = ~np.isnan(values)
+    filled = np.where(finite | ~finite.any(0), np.nan_to_num(values), np.nan)  # a column of nothing: no warning
+    bounds = np.nanpercentile(filled, [2.5, 97.5], axis=0)
+    low, high = np.where(finite.any(0), bounds, np.nan)
+    return low, high
+
+
+# --- comparison ---
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score of two results on the same images, percent; NaN where there is none."""
+
+    name: str
+    a: float
+    b: float
+    low: float
+    """Of the 95 % interval of b - a."""
+    high: float
+    images: int
+    """That have the class in their truth, or all for the mean."""
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the interval excludes 0, on enough images to say so."""
+        return self.images >= FEWEST_IMAGES and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two results side by side."""
+
+    classes: tuple[Difference, ...]
+    miou: Difference
+    settings: dict[str, tuple[Any, Any]]
+    """What the two were measured with, where it differs: (of a, of b)."""
+    resamples: int
+    seed: int
+
+
+def compare(a: Result, b: Result, *, resamples: int = 1000, seed: int = 0) -> Comparison:
+    """Difference b - a of each class's IoU and of mIoU, with the 95 % interval of the paired difference.
+
+    Both results are resampled with the same images, so that what makes an image hard for both cancels out. In
+    each resample, a class that is absent from one result (from truth and prediction) is left out of that
+    result's mean.
+
+    Raises: DataError when the two are not of the same images, classes and ground truth.
+    """
+    _check_same_images(a, b)
+    order = [b.names.index(name) for name in a.names] if a.names != b.names else slice(None)
+    of_b = IouCounts(b.counts.hits[order], b.counts.truth[order], b.counts.predicted[order])
+    drawn_a, drawn_b = _resampled([a.counts, of_b], resamples, seed)
+    low, high = _percentiles(drawn_b - drawn_a)
+    present = (a.counts.truth > 0).sum(0)
+    classes = tuple(
+        Difference(*row)
+        for row in zip(
+            a.classes, a.iou.tolist(), b.iou.tolist(), low.tolist(), high.tolist(), present.tolist(), strict=True
+        )
+    )
+    mean_low, mean_high = _percentiles(_mean(drawn_b) - _mean(drawn_a))
+    mean = Difference("mIoU", a.miou, b.miou, float(mean_low), float(mean_high), len(a.names))
+    return Comparison(classes, mean, differing_settings(a.facts, b.facts), resamples, seed)
+
+
+def _check_same_images(a: Result, b: Result) -> None:
+    both = f"{a.source} and {b.source}"
+    for key, what in (("dataset", "data set"), ("split", "split"), ("size", "size")):
+        was, now = a.facts.get(key), b.facts.get(key)
+        if was != now:
+            raise DataError(f"{both} cannot be compared: {what} {shown(key, was)} and {shown(key, now)}")
+    if a.classes != b.classes:
+        if len(a.classes) != len(b.classes):
+            raise DataError(f"{both} cannot be compared: {len(a.classes)} and {len(b.classes)} classes")
+        was, now = next(pair for pair in zip(a.classes, b.classes, strict=True) if pair[0] != pair[1])
+        raise DataError(f"{both} cannot be compared: class {was!r} and {now!r} have the same id")
+    alone = sorted(set(a.names) ^ set(b.names))
+    if alone:
+        counts = f"{len(a.names):,} and {len(b.names):,} images, {len(alone):,} of them in one file only"
+        raise DataError(f"{both} cannot be compared: {counts} (first: {', '.join(alone[:3])})")
+    places = {name: place for place, name in enumerate(b.names)}
+    for place, name in enumerate(a.names):
+        if not np.array_equal(a.counts.truth[place], b.counts.truth[places[name]]):
+            raise DataError(f"{both} cannot be compared: the ground truth of {name} differs; evaluate both again")
+
+
+_SETTINGS = ("weights", "weights_sha256", "scales", "flip", "input_size", "input_scale", "precision", "device")
+_SCORES = {"classes", "absent", "confusion_matrix", "per_image", "dataset", "split", "size"}
+
+
+def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two results were measured with, where it differs; any text or switch in the file is a setting."""
+    others = [
+        key
+        for key in [*a, *b]
+        if key not in _SCORES and all(isinstance(each.get(key), str | bool | None) for each in (a, b))
+    ]
+    keys = dict.fromkeys([*_SETTINGS, *others])
+    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+
+
+def shown(key: str, value: Any) -> str:
+    """A fact of a result as a person writes it: 1024x2048, no, 0.5, 0.75, 1."""
+    if value is None:
+        return {"size": "mixed", "input_size": "that of the images", "input_scale": "none", "runtime": "torch"}.get(
+            key, "unknown"
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ("x" if key.endswith("size") else ", ").join(f"{each:g}" for each in value)
+    return str(value)[:12] if key == "weights_sha256" else str(value)
