@@ -23,7 +23,7 @@ HALF: Size = (512, 1024)
 
 
 def _at_stride_32(net: Model) -> Model:
-    return replace(net, backbone=replace(net.backbone, output_stride=32))
+    return replace(net, backbone=replace(net.backbone, output_stride=32))  # type: ignore[call-arg]
 
 
 LARGE, SMALL = "paper_08_large_rf2_lraspp", "paper_11_small_rf2_lraspp"

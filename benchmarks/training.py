@@ -142,7 +142,7 @@ def _torchvision(case: Case, images: Tensor, labels: Tensor) -> Step:
     from torchvision.models import mobilenetv3
     from torchvision.models.segmentation import lraspp, lraspp_mobilenet_v3_large
 
-    if case.settings.backbone.size == "large":  # type: ignore[union-attr]
+    if case.settings.backbone.size == "large":  # type: ignore[attr-defined]
         net = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
     else:  # torchvision names no Small one, but builds it by the same function
         net = lraspp._lraspp_mobilenetv3(mobilenetv3.mobilenet_v3_small(dilated=True), CLASSES)

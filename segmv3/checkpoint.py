@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +24,15 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from segmv3.config import Classifier, Model, net_from_dict, to_dict
-from segmv3.errors import CheckpointError, NumericsError, Segmv3Warning
+from segmv3.errors import CheckpointError, ModelError, NumericsError, Segmv3Warning
 from segmv3.files import make_folder, write_bytes
 from segmv3.labels import Classes, Color, are_numbered, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
+from segmv3.models.nets import Classifier, Model, Part, net_from_dict
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_classifier, create_model, state_shapes
 from segmv3.records import read_json, read_regular
+from segmv3.settings import to_dict
 
 _FORMAT = 2
 _KEY = "segmv3"
@@ -100,13 +101,14 @@ def save(
     write_bytes(path, to_safetensors(tensors, {_KEY: json.dumps(header)}))
 
 
-def load(path: Path | str) -> tuple[Segmenter, Card]:
+def load(path: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter, Card]:
     """Read the weight file of a segmentation net, written by `save`.
 
+    Args: parts: classes of heads and backbones that are not segmv3's own.
     Returns: the net in eval mode on the CPU, and what the file says of itself.
     Raises: CheckpointError when the file is missing, damaged, not segmv3's, or does not fit the net it names.
     """
-    weights = read(path)
+    weights = read(path, parts)
     if not isinstance(weights.net, Model):
         raise CheckpointError(f"{path} is a classifier: use it with segmv3 classify, or as --model.pretrained")
     return _loaded(create_model(weights.net, len(weights.card.names)), weights), weights.card
@@ -131,7 +133,7 @@ def is_ours(path: Path) -> bool:
     return header.startswith(b"{") and f'"{_KEY}"'.encode() in header
 
 
-def read(path: Path | str) -> Weights:
+def read(path: Path | str, parts: Iterable[Part] = ()) -> Weights:
     """Read and verify a weight file without building its net.
 
     Raises: CheckpointError when the file is missing, damaged or not segmv3's.
@@ -145,7 +147,7 @@ def read(path: Path | str) -> Weights:
     header = _header(data, path)
     try:
         tensors = load_safetensors(data)
-        net = net_from_dict(header["model"])
+        net = net_from_dict(header["model"], parts)
         colors = tuple((r, g, b) for r, g, b in header["palette"])
         card = Card(tuple(header["classes"]), colors, dict(header["facts"]), hashlib.sha256(data).hexdigest())
         if isinstance(net, Model):
@@ -153,6 +155,8 @@ def read(path: Path | str) -> Weights:
         if unseen := [name for name in card.names if not (isinstance(name, str) and name.isprintable())]:
             raise ValueError(f"{unseen[0]!a} is no class name")
         digest = header["digest"]
+    except ModelError as error:
+        raise CheckpointError(f"{path}: {error.args[0]}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or of another version ({one_line(error)})") from None
     if digest != _digest(tensors):
@@ -357,10 +361,6 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
         raise CheckpointError(f"{path} holds another net: {text}")
 
 
-CLASSIFIERS = ("classifier.", "head.classifier.", "head.deep_classifier.", "head.low_classifier.")
-"""Beginnings of the names of tensors with one row for each class."""
-
-
 def in_order(card: Card, model: Segmenter, classes: Classes, path: Path) -> Card:
     """Put the rows of a net's classes into the order of a data set that has the same names in another one.
 
@@ -372,7 +372,7 @@ def in_order(card: Card, model: Segmenter, classes: Classes, path: Path) -> Card
     places = [card.names.index(name) for name in classes.names]
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            if name.startswith(CLASSIFIERS):
+            if name.startswith(model.config.classifiers):
                 tensor.copy_(tensor[places])
     warnings.warn(
         Segmv3Warning(f"{path} has the same classes in another order; they are taken by their names"), stacklevel=2

@@ -4,146 +4,39 @@ A config is a Python file that builds `config = Config(...)`. The same dataclass
 so `--optim.lr 0.02` overrides the file. Sizes and scales are (height, width).
 """
 
-import dataclasses
 import math
 import runpy
+import sys
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from traceback import extract_tb
+from typing import Literal, TypeVar
 
 from segmv3.errors import ConfigError
+from segmv3.models.backbones import Backbone as Backbone
+from segmv3.models.backbones import MobileNetV2 as MobileNetV2
+from segmv3.models.backbones import MobileNetV3 as MobileNetV3
+from segmv3.models.backbones import Tap as Tap
+from segmv3.models.backbones import Timm as Timm
+from segmv3.models.heads import LRASPP as LRASPP
+from segmv3.models.heads import RASPP as RASPP
+from segmv3.models.heads import Head as Head
+from segmv3.models.heads import LRASPPDecoder as LRASPPDecoder
+from segmv3.models.heads import LRASPPPlus as LRASPPPlus
+from segmv3.models.nets import Classifier as Classifier
+from segmv3.models.nets import Model as Model
+from segmv3.models.nets import net_from_dict as net_from_dict
+from segmv3.models.nets import net_rules as net_rules
+from segmv3.settings import Rule, refuse
+from segmv3.settings import has_type as has_type
+from segmv3.settings import mistyped as mistyped
+from segmv3.settings import to_dict as to_dict
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 TrainingPrecision = Literal["fp32", "bf16", "fp16"]
 Compile = Literal["off", "auto", "on"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MobileNetV3:
-    """A MobileNetV3 backbone (arXiv 1905.02244, tables 1 and 2). The defaults are the classification net."""
-
-    size: Literal["large", "small"] = "large"
-    width: float = 1.0
-    """Multiplier of all channels; the result is rounded to multiples of 8. Published: 0.35, 0.5, 0.75, 1, 1.25."""
-    minimal: bool = False
-    """No squeeze-and-excite, no h-swish, 3x3 kernels only (TensorFlow's "minimalistic" nets)."""
-    family: Literal["timm", "d-li14", "torchvision", "paddle", "rw"] = "timm"
-    """Whose rules turn a width into channels, and what the squeeze and the classifier look like; see
-    `segmv3.models.mobilenetv3.FAMILIES`. At width 1.0 timm and torchvision agree."""
-    tail: Literal["full", "rf2", "torchvision"] = "full"
-    """Last block: as for classification, with half the filters (the paper's RF2), or with all but the first
-    expansion halved (torchvision's `reduced_tail`)."""
-    output_stride: Literal[8, 16, 32] = 32
-    """Input size over deep feature size; strides beyond it become dilation."""
-    dilate_first: bool = True
-    """Whether a block that lost its stride is dilated too (mmsegmentation, torchvision) or only those after it
-    (timm, TensorFlow)."""
-    last: bool = True
-    """Whether the closing 1x1 convolution is there; PaddleSeg's segmentation nets end with the blocks."""
-    padding: Literal["symmetric", "same"] = "symmetric"
-    """"same" is TensorFlow's: at stride 2 an even size gets its extra row and column at the bottom and right."""
-    bn_eps: float = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class MobileNetV2:
-    """A MobileNetV2 backbone (arXiv 1801.04381), torchvision's, for the paper's comparison rows."""
-
-    width: float = 1.0
-    tail: Literal["full", "rf2"] = "full"
-    output_stride: Literal[8, 16, 32] = 32
-    bn_eps: float = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class LRASPP:
-    """The paper's head (figure 10): gated deep features and the 1/8 features, each classified, then summed."""
-
-    channels: int = 128
-    """Filters F."""
-    tap: Literal["expanded", "output"] = "expanded"
-    """The 1/8 features: the expanded map inside the last block of that stage (DeepLab's released nets), or the
-    output of its first block (torchvision)."""
-    gate: Literal["hard_sigmoid", "sigmoid"] = "hard_sigmoid"
-    gate_bias: bool = True
-    """Whether the gate's convolution has a bias."""
-    pool: Literal["global", "window"] = "global"
-    """Pooling of the gate: the whole map, or windows of `pool_window` cells every `pool_stride`."""
-    pool_window: tuple[int, int] = (49, 49)
-    pool_stride: tuple[int, int] = (16, 20)
-    bn_eps: float = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class LRASPPDecoder:
-    """mmsegmentation's LR-ASPP: gated deep features, refined by two skips on the way up to half the input size."""
-
-    channels: int = 128
-    skip_strides: tuple[int, int] = (2, 4)
-    """Where the skips come from, finest first; the logits come out at the first one."""
-    skip_channels: tuple[int, int] = (32, 64)
-    gate: Literal["hard_sigmoid", "sigmoid"] = "sigmoid"
-    gate_bias: bool = False
-    pool: Literal["global", "window"] = "window"
-    pool_window: tuple[int, int] = (49, 49)
-    pool_stride: tuple[int, int] = (16, 20)
-    align_corners: bool = False
-    """How a gate of several windows is enlarged to the map (fastseg: true)."""
-    dropout: float = 0.1
-    bn_eps: float = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class LRASPPPlus:
-    """For backbones without dilation: LR-ASPP with means over windows beside its gate, finer features added on the way
-    up, and one separable 3x3 convolution of the sum. `segmv3.models.heads.LRASPPPlusHead` gives the reasons."""
-
-    channels: int = 128
-    """Filters F, everywhere in the head."""
-    finest: Literal[8, 4] = 8
-    """Stride of the finest features that are added, and of the logits. 4 is for small images, where a pole is one to
-    three pixels wide."""
-    bn_eps: float = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class RASPP:
-    """The paper's comparison head: 1x1 convolution and global pooling, concatenated and projected, at 1/16."""
-
-    channels: int = 256
-    """Filters F."""
-    bn_eps: float = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A segmentation net. `segmv3.models.zoo` names the ones that are used; parameters are counted there."""
-
-    backbone: MobileNetV3 | MobileNetV2 = field(default_factory=MobileNetV3)
-    head: LRASPP | LRASPPDecoder | RASPP | LRASPPPlus = field(default_factory=LRASPP)
-    bn_momentum: float = 0.1
-    """Weight of the newest batch in BN's running statistics (PyTorch's sense)."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """RGB, 0..255, subtracted inside the model (ImageNet's)."""
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    pretrained: str | None = None
-    """Weights to start from, a file or a name of `segmv3 weights list`: what fits is taken, the rest is listed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """A classification net: backbone, global mean, two linear layers."""
-
-    backbone: MobileNetV3 = field(default_factory=MobileNetV3)
-    dropout: float = 0.2
-    """Share of the hidden layer that training drops."""
-    bn_momentum: float = 0.1
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    pretrained: str | None = None
-    """Weights to start from, a file or a name of `segmv3 weights list`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +104,7 @@ class ImageFolder:
     """Processes that prepare samples; the batches are the same for any number of them."""
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             (min(self.crop_size) >= 1, "data.crop-size", "must be at least 1 x 1"),
             (self.resize >= max(self.crop_size), "data.resize", "must be at least as large as data.crop-size"),
             (
@@ -354,7 +247,7 @@ class Config:
 
     def __post_init__(self) -> None:
         data = self.data
-        _refuse(
+        refuse(
             *_common_rules(self),
             (0 < data.scale_range[0] <= data.scale_range[1], "data.scale-range", "must be two rising positive numbers"),
             *_data_rules(data),
@@ -382,90 +275,13 @@ class Classification:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             *_common_rules(self),
             (0 <= self.label_smoothing < 1, "label-smoothing", "must be at least 0 and below 1"),
         )
 
 
-_MOST_CHANNELS = 4096
-
-_Rule = tuple[bool, str, str]
-"""(whether it holds, setting, what is wrong where it does not): values that types alone cannot refuse."""
-
-
-def _refuse(*rules: _Rule) -> None:
-    for holds, name, wrong in rules:
-        if not holds:
-            raise ConfigError(f"{name}: {wrong}")
-
-
-def net_rules(net: Model | Classifier) -> list[_Rule]:
-    """What the settings of a net must keep to, whoever wrote them: a config file, a flag, a weight file."""
-    backbone = net.backbone
-    rules = [
-        (0.1 <= backbone.width <= 4, "backbone.width", "must lie between 0.1 and 4"),
-        (0 < backbone.bn_eps < 1, "backbone.bn-eps", "must lie between 0 and 1"),
-        (0 < net.bn_momentum <= 1, "bn-momentum", "must be above 0 and at most 1"),
-        (min(net.std) > 0, "std", "must be above 0"),
-    ]
-    if isinstance(net, Classifier):
-        return [*rules, (0 <= net.dropout < 1, "dropout", "must be at least 0 and below 1")]
-    head = net.head
-    rules += [
-        (1 <= head.channels <= _MOST_CHANNELS, "head.channels", f"must lie between 1 and {_MOST_CHANNELS}"),
-        (0 < head.bn_eps < 1, "head.bn-eps", "must lie between 0 and 1"),
-    ]
-    if isinstance(head, LRASPP | LRASPPDecoder):
-        rules += [
-            (min(head.pool_window) >= 1, "head.pool-window", "must be at least 1 x 1"),
-            (min(head.pool_stride) >= 1, "head.pool-stride", "must be at least 1 x 1"),
-        ]
-    if isinstance(head, LRASPPDecoder):
-        fine, coarse = head.skip_strides
-        rules += [
-            (fine < coarse and {fine, coarse} <= {2, 4, 8}, "head.skip-strides", "must be two rising ones of 2, 4, 8"),
-            (
-                1 <= min(head.skip_channels) <= max(head.skip_channels) <= _MOST_CHANNELS,
-                "head.skip-channels",
-                "are two",
-            ),
-            (0 <= head.dropout < 1, "head.dropout", "must be at least 0 and below 1"),
-        ]
-    return rules
-
-
-def has_type(value: Any, kind: Any) -> bool:
-    """Whether a value is what the annotation of its field says."""
-    if get_origin(kind) is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
-    if get_origin(kind) in (Union, UnionType):
-        return any(has_type(value, choice) for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        if kinds[-1] is Ellipsis:
-            return isinstance(value, tuple) and all(has_type(each, kinds[0]) for each in value)
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(has_type, value, kinds))
-    if type(value) is int and kind in (int, float):
-        return abs(value) < 2**63
-    if kind is float:
-        return type(value) is float and math.isfinite(value)
-    return type(value) is kind if kind in (int, bool) else isinstance(value, kind)
-
-
-def mistyped(settings: Any) -> list[tuple[str, Any]]:
-    """(field, its annotation) of the fields of a dataclass whose values are of another kind, nested ones included."""
-    found = []
-    for name, kind in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if not has_type(value, kind):
-            found.append((name, kind))
-        elif dataclasses.is_dataclass(value):
-            found += [(f"{name}.{inner}", kind) for inner, kind in mistyped(value)]
-    return found
-
-
-def _data_rules(data: Data) -> list[_Rule]:
+def _data_rules(data: Data) -> list[Rule]:
     both = (data.extra_images is None) == (data.extra_labels is None)
     missing = "images" if data.extra_images is None else "labels"
     return [
@@ -477,7 +293,7 @@ def _data_rules(data: Data) -> list[_Rule]:
     ]
 
 
-def _loss_rules(loss: Loss) -> list[_Rule]:
+def _loss_rules(loss: Loss) -> list[Rule]:
     weights = () if isinstance(loss.class_weights, str) else loss.class_weights
     return [
         (loss.ohem is None or 0 < loss.ohem <= 1, "loss.ohem", "is a probability above 0 and at most 1"),
@@ -497,7 +313,7 @@ def _is_weight(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-def _common_rules(config: Config | Classification) -> list[_Rule]:
+def _common_rules(config: Config | Classification) -> list[Rule]:
     model, data, schedule, optim = config.model, config.data, config.schedule, config.optim
     return [
         *((holds, f"model.{name}", wrong) for holds, name, wrong in net_rules(model)),
@@ -557,12 +373,13 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
         known = sorted(p.name for p in folder.glob("*.py"))
         hint = f"; {folder} has {', '.join(known)}" if known else ""
         raise ConfigError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
+    _import_from(path.parent)
     try:
         config = runpy.run_path(str(path)).get("config")
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # a config is the user's own code: whatever it raises is theirs to read
-        raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from None
+        raise ConfigError(f"{path} fails with {type(error).__name__}: {error}{_place(error, path)}") from None
     if isinstance(config, Config | Classification) and not isinstance(config, kind):
         command = "segmv3 classify train" if isinstance(config, Classification) else "segmv3 train"
         raise ConfigError(f"{path} is an experiment for `{command}`")
@@ -575,50 +392,32 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
     return tyro.cli(kind, default=config, args=overrides, config=(tyro.conf.AvoidSubcommands,))
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON types (tuples as lists, paths as text), each with its "kind"."""
+def load_parts(path: Path) -> None:
+    """Import a Python file that defines heads or backbones, so that weight files that name them can be opened.
 
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return {"kind": type(value).__name__} | fields
-        if isinstance(value, tuple):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(config)
-
-
-_NETS = {
-    kind.__name__: kind
-    for kind in (Model, Classifier, MobileNetV3, MobileNetV2, LRASPP, LRASPPDecoder, RASPP, LRASPPPlus)
-}
-
-
-def net_from_dict(values: dict[str, Any]) -> Model | Classifier:
-    """The settings of a net from what `to_dict` made of them.
-
-    Raises: ValueError, KeyError or TypeError where it made something else, or the net is none that can be built.
+    Raises:
+        ConfigError: there is no such file, or it fails; the message names the line.
     """
-
-    def typed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return _NETS[value["kind"]](**{name: typed(v) for name, v in value.items() if name != "kind"})
-        return tuple(value) if isinstance(value, list) else value
-
-    net = typed(values)
-    if not isinstance(net, Model | Classifier):
-        raise TypeError(f"{values['kind']} is no whole net")
-    if wrong := mistyped(net):
-        raise ValueError(f"{wrong[0][0]} cannot be {_shown(net, wrong[0][0])}")
-    for holds, name, text in net_rules(net):
-        if not holds:
-            raise ValueError(f"{name} {text}")
-    return net
+    if not path.is_file():
+        raise ConfigError(f"--parts {path} {'is a folder' if path.is_dir() else 'does not exist'}; name a Python file")
+    _import_from(path.parent)
+    try:
+        import_module(path.stem)
+    except (Exception, SystemExit) as error:  # it is the user's own code
+        raise ConfigError(f"{path} fails with {type(error).__name__}: {error}{_place(error, path)}") from None
 
 
-def _shown(net: Model | Classifier, name: str) -> str:
-    value: Any = net
-    for part in name.split("."):
-        value = getattr(value, part)
-    return ascii(value)[:60]
+def _import_from(folder: Path) -> None:
+    """Let parts of the user's own be imported from beside a file, as for a script; worker processes get it too."""
+    beside = str(folder.resolve())
+    if sys.path[:1] != [beside]:
+        sys.path.insert(0, beside)
+
+
+def _place(error: BaseException, config: Path) -> str:
+    """Where in the user's own files an error began, unless it is the config itself and a line says it."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text names file and line
+    folder = config.resolve().parent
+    own = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).resolve().parent == folder]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

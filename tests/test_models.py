@@ -5,8 +5,9 @@ import torch
 
 from segmv3.config import LRASPP, MobileNetV3, Model
 from segmv3.errors import ModelError
+from segmv3.models.backbones import Tap
 from segmv3.models.count import describe_nets, gmacs, parameters
-from segmv3.models.layers import Tap, global_pool, window_pool
+from segmv3.models.layers import global_pool, window_pool
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone, layout
 from segmv3.models.zoo import NETS, create_model, net_name
 

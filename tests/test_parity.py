@@ -13,9 +13,8 @@ import torch
 import torchvision
 from torch import nn
 
-from segmv3.config import MobileNetV3
+from segmv3.models.backbones import MobileNetV3, Tap
 from segmv3.models.classifier import ImageClassifier
-from segmv3.models.layers import Tap
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_model

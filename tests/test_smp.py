@@ -5,7 +5,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from segmv3.models.layers import Tap
+from segmv3.models.backbones import Tap
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
 from segmv3.models.smp import ENCODERS, register
 from segmv3.models.zoo import create_model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from segmv3.commands.options import parse, refuse_limit
+from segmv3.commands.options import OwnParts, parse, refuse_limit
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(OwnParts):
     """Convert a net for another runtime, and prove that the file computes what PyTorch computes.
 
     uint8 RGB in, N x H x W x 3; normalisation is inside. The file is opened by its own runtime and compared with
@@ -67,6 +67,7 @@ def run(arguments: list[str]) -> None:
     Raises: as `segmv3.export.export`.
     """
     options = parse(Export, "segmv3 export", arguments)
+    options.import_parts()
     refuse_limit(options.limit)
     if options.size and min(options.size) < 1:
         raise ConfigError(f"--size is {options.size[0]} {options.size[1]}; height and width must be at least 1")

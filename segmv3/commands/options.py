@@ -13,7 +13,7 @@ from tyro.constructors import (
 )
 
 from segmv3.commands.help import asked_for_help, metavar_of, show_help
-from segmv3.config import Config, Data, Device, Model, Schedule, load_config, mistyped
+from segmv3.config import Config, Data, Device, Model, Schedule, load_config, load_parts, mistyped
 from segmv3.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,19 @@ class Trusting:
 
     trust: bool = False
     """Open an exported file that can do harm: a .pt2, which can run code, or one without its receipt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnParts:
+    """A command that opens weights without the config that they were trained with."""
+
+    parts: Path | None = None
+    """Python file that defines the net's head or backbone, where it is not segmv3's own. It is run."""
+
+    def import_parts(self) -> None:
+        """Run the file of `--parts`. Raises: ConfigError where that fails."""
+        if self.parts:
+            load_parts(self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import Literal
 
 import tyro
 
-from segmv3.commands.options import OnDevice, Trusting, parse
+from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OnDevice, Trusting):
+class Predict(OnDevice, Trusting, OwnParts):
     """Label an image, a list of images (.txt), a folder, a glob or a video."""
 
     source: tyro.conf.Positional[str]
@@ -33,6 +33,7 @@ class Predict(OnDevice, Trusting):
 
 def run(arguments: list[str]) -> None:
     options = parse(Predict, "segmv3 predict", arguments)
+    options.import_parts()
     from segmv3.images import UInt8Array
     from segmv3.prediction import predict_source
     from segmv3.runtime import load

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmv3.config import LRASPP, LRASPPDecoder
 from segmv3.models.fold import folded
 from segmv3.models.segmenter import Segmenter
 
@@ -45,8 +44,7 @@ class Graph(nn.Module):
 
 def needs_fixed_size(model: Segmenter) -> bool:
     """Whether the net pools over windows: how many there are is part of its graph."""
-    head = model.config.head
-    return isinstance(head, LRASPP | LRASPPDecoder) and head.pool == "window"
+    return model.config.head.fixed_size
 
 
 def example(size: tuple[int, int] | None) -> Tensor:

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from segmv3.checkpoint import Card, package_version, source_commit
-from segmv3.config import Model, net_from_dict, to_dict
 from segmv3.convert.graph import Output
 from segmv3.errors import CheckpointError
 from segmv3.labels import Classes, Color
+from segmv3.models.nets import Model, net_from_dict
 from segmv3.models.segmenter import Segmenter
+from segmv3.settings import to_dict
 
 KEY = "segmv3"
 """Of the text among a file's own metadata: ONNX metadata_props, OpenVINO rt_info, torch.export extra files."""

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from segmv3.config import Classifier
 from segmv3.models.layers import Normalize, global_pool, initialise, make_activation
 from segmv3.models.mobilenetv3 import FAMILIES, MobileNetV3Backbone, hidden_channels
+from segmv3.models.nets import Classifier
 
 
 class ImageClassifier(nn.Module):

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from segmv3.models.heads import taps
 from segmv3.models.zoo import NETS, create_model
 
 _SIZE = (1024, 2048)  # Cityscapes images
@@ -47,7 +46,7 @@ def describe_nets() -> list[NetFacts]:
     for name, settings in NETS.items():
         with torch.device("meta"):
             model = create_model(settings)
-        strides = [*(tap.stride for tap in taps(settings.head)), settings.backbone.output_stride]
+        strides = [*(tap.stride for tap in settings.head.taps()), settings.backbone.output_stride]
         fused = ", ".join(f"{c} at 1/{s}" for c, s in zip(model.backbone.channels, strides, strict=True))
         facts.append(NetFacts(name, parameters(model), gmacs(model, _SIZE), settings.backbone.output_stride, fused))
     return facts

@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from segmv3.config import LRASPP, Classifier, LRASPPDecoder, MobileNetV3, Model
+from segmv3.models.backbones import MobileNetV3
 from segmv3.models.count import gmacs, parameters
+from segmv3.models.heads import LRASPP, LRASPPDecoder
+from segmv3.models.nets import Classifier, Model
 from segmv3.models.zoo import NETS, PAPER_NETS, create_classifier, create_model
 
 _SMALL_SIZE, _LARGE_SIZE = (224, 224), (1024, 2048)

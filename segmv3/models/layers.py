@@ -1,9 +1,8 @@
 """Small parts that several nets share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,21 @@ from torch import Tensor, nn
 
 Activation = Literal["relu", "hard_swish"]
 Norm = partial[nn.BatchNorm2d]
+
+
+class FeatureMaps(nn.Module):
+    """What a net asks of its backbone's module.
+
+    Attributes:
+        channels: of the maps that it returns, one number each, the deep one last.
+    """
+
+    channels: tuple[int, ...]
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any) -> tuple[Tensor, ...]:
+            """Normalised image, float N x 3 x H x W -> the maps, the deep one last."""
 
 
 class Normalize(nn.Module):
@@ -99,22 +113,6 @@ def initialise(module: nn.Module) -> None:
 
 Place = tuple[int, bool]
 """Where a feature map is: number of the layer, the stem being 0, and whether it is the expanded map inside it."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a head takes a feature map out of a backbone."""
-
-    stride: int
-    """Of the undilated net: it names a stage, which keeps its name when an output stride takes strides out."""
-    at: Literal["first", "last", "expanded"] = "last"
-    """Output of the first or last layer of the stage, or the expanded map inside its last block, after the
-    depthwise convolution and before squeeze-and-excite."""
-
-    def layer(self, strides: list[int]) -> int:
-        """Its place in a list of layers (stem first) given by their undilated strides."""
-        places = [i for i, stride in enumerate(strides) if stride == self.stride]
-        return places[0] if self.at == "first" else places[-1]
 
 
 def dilated(strides: list[int], output_stride: int, *, dilate_first: bool = True) -> list[tuple[int, int]]:

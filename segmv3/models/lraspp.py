@@ -1,4 +1,4 @@
-"""Segmentation heads: from the feature maps of a backbone to logits."""
+"""The modules of LR-ASPP and its relatives: from the feature maps of a backbone to logits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,40 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmv3.config import LRASPP, RASPP, LRASPPDecoder, LRASPPPlus
-from segmv3.models.layers import Norm, Tap, box_mean, conv_bn, global_pool, window_pool
+from segmv3.models.heads import LRASPP, RASPP, LRASPPDecoder, LRASPPPlus
+from segmv3.models.layers import Norm, box_mean, conv_bn, global_pool, window_pool
 
 _GATES: dict[str, Callable[[Tensor], Tensor]] = {"hard_sigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid}
 
 _WINDOWS = (5, 9, 17)
-
-
-def taps(head: LRASPP | LRASPPDecoder | RASPP | LRASPPPlus) -> tuple[Tap, ...]:
-    """The feature maps that a head fuses with the deep one."""
-    if isinstance(head, LRASPP):
-        return (Tap(8, "expanded" if head.tap == "expanded" else "first"),)
-    if isinstance(head, LRASPPDecoder):
-        return tuple(Tap(stride) for stride in head.skip_strides)
-    if isinstance(head, LRASPPPlus):
-        return tuple(Tap(stride) for stride in (4, 8, 16) if stride >= head.finest)
-    return ()
-
-
-def build_head(
-    head: LRASPP | LRASPPDecoder | RASPP | LRASPPPlus,
-    channels: tuple[int, ...],
-    num_classes: int,
-    *,
-    bn_momentum: float = 0.1,
-) -> "LRASPPHead | LRASPPDecoderHead | RASPPHead | LRASPPPlusHead":
-    """The head for feature maps of these channels, the deep one last."""
-    if isinstance(head, LRASPP):
-        return LRASPPHead(head, channels, num_classes, bn_momentum=bn_momentum)
-    if isinstance(head, LRASPPDecoder):
-        return LRASPPDecoderHead(head, channels, num_classes, bn_momentum=bn_momentum)
-    if isinstance(head, LRASPPPlus):
-        return LRASPPPlusHead(head, channels, num_classes, bn_momentum=bn_momentum)
-    return RASPPHead(head, channels, num_classes, bn_momentum=bn_momentum)
 
 
 class Gate(nn.Module):
@@ -133,6 +105,65 @@ class LRASPPDecoderHead(nn.Module):
         for skip, project, fuse in zip(skips[::-1], reversed(self.skips), reversed(self.fuse), strict=True):
             x = fuse(x, skip, project)
         return self.classifier(self.dropout(x))
+
+    def folded(self) -> nn.Module:
+        """The same with fewer convolutions, for inference. BN must be folded already."""
+        return _FoldedDecoder(self)
+
+
+class _FoldedDecoder(nn.Module):
+    """`LRASPPDecoderHead` with what is linear multiplied out.
+
+    Enlarging and a 1x1 convolution commute, so maps are convolved while they are small, and neighbouring convolutions
+    without an activation between them become one.
+
+    Args: head: its BN folded.
+    """
+
+    def __init__(self, head: LRASPPDecoderHead) -> None:
+        super().__init__()
+        self.gated = head.gated
+        self.enlarged, self.skips = nn.ModuleList(), nn.ModuleList()  # coarsest first
+        before: nn.Conv2d | None = head.project
+        for project, fuse in zip(reversed(head.skips), reversed(head.fuse), strict=True):
+            conv = cast(nn.Conv2d, cast(nn.Sequential, fuse)[0])
+            split = before.out_channels if before else conv.in_channels - cast(nn.Conv2d, project).out_channels
+            enlarged, skip = _part(conv, slice(None, split)), _part(conv, slice(split, None), bias=False)
+            self.enlarged.append(_product(enlarged, before) if before else enlarged)
+            self.skips.append(_product(skip, cast(nn.Conv2d, project)))
+            before = None
+        self.classifier = head.classifier
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """As the head's."""
+        *skips, deep = features
+        x = self.gated(deep)
+        for skip, enlarge, add in zip(skips[::-1], self.enlarged, self.skips, strict=True):
+            x = F.relu(resize(enlarge(x), skip) + add(skip))
+        return self.classifier(x)
+
+
+def _part(conv: nn.Conv2d, channels: slice, *, bias: bool = True) -> nn.Conv2d:
+    """A 1x1 convolution of some of the channels that it takes."""
+    return _pointwise(conv.weight[:, channels], conv.bias if bias else None)
+
+
+def _product(second: nn.Conv2d, first: nn.Conv2d) -> nn.Conv2d:
+    """Two 1x1 convolutions in a row as one."""
+    outer, inner = (conv.weight.flatten(1).double() for conv in (second, first))
+    bias = second.bias
+    if first.bias is not None:
+        bias = outer @ first.bias.double() + (0 if bias is None else bias.double())
+    return _pointwise((outer @ inner)[..., None, None], bias)
+
+
+def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None, device=weight.device)
+    conv.weight.copy_(weight)
+    if bias is not None:
+        assert conv.bias is not None
+        conv.bias.copy_(bias)
+    return conv
 
 
 class RASPPHead(nn.Module):

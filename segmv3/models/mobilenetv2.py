@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2
 
-from segmv3.config import MobileNetV2
-from segmv3.models.layers import Place, Tap, dilated
+from segmv3.models.backbones import MobileNetV2, Tap
+from segmv3.models.layers import FeatureMaps, Place, dilated
 
 # expansion, channels, blocks, stride of each stage
 _STAGES = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1]]
@@ -32,7 +32,7 @@ class _Block(InvertedResidual):
         return filtered, x + y if self.use_res_connect else y
 
 
-class MobileNetV2Backbone(nn.Module):
+class MobileNetV2Backbone(FeatureMaps):
     """Normalised image in, the tapped feature maps and the deep one (the last block's output) out.
 
     Args: taps: the maps to return before the deep one, in this order.

@@ -14,12 +14,12 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmv3.config import MobileNetV3
+from segmv3.models.backbones import MobileNetV3, Tap
 from segmv3.models.layers import (
     Activation,
+    FeatureMaps,
     Norm,
     Place,
-    Tap,
     conv_bn,
     dilated,
     global_pool,
@@ -248,7 +248,7 @@ class InvertedResidual(nn.Module):
         return filtered, x + y if self.shortcut else y
 
 
-class MobileNetV3Backbone(nn.Module):
+class MobileNetV3Backbone(FeatureMaps):
     """Normalised image in, the tapped feature maps and the deep one out.
 
     Args: taps: the maps to return before the deep one, in this order.

@@ -1,18 +1,11 @@
 """The whole segmentation net: normalisation, backbone and head in one module."""
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmv3.config import RASPP, MobileNetV3, Model
 from segmv3.errors import ModelError
-from segmv3.models.heads import build_head, taps
 from segmv3.models.layers import Normalize, initialise
-from segmv3.models.mobilenetv3 import MobileNetV3Backbone
-
-if TYPE_CHECKING:
-    from segmv3.models.mobilenetv2 import MobileNetV2Backbone
+from segmv3.models.nets import Model
 
 
 class Segmenter(nn.Module):
@@ -26,8 +19,8 @@ class Segmenter(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.normalize = Normalize(config.mean, config.std)
-        self.backbone = _backbone(config)
-        self.head = build_head(config.head, self.backbone.channels, num_classes, bn_momentum=config.bn_momentum)
+        self.backbone = config.backbone.build(config.head.taps(), bn_momentum=config.bn_momentum)
+        self.head = config.head.build(self.backbone.channels, num_classes, bn_momentum=config.bn_momentum)
         self.apply(initialise)
 
     def low_logits(self, image: Tensor) -> Tensor:
@@ -45,17 +38,8 @@ class Segmenter(nn.Module):
         """
         stride = self.config.backbone.output_stride
         height, width = (-(-side // stride) for side in crop_size)
-        pooled = isinstance(self.config.head, RASPP)  # its BN sees one pooled value per image
-        if batch_size * (1 if pooled else height * width) < 2:
+        if batch_size * (1 if self.config.head.normalises_pooled else height * width) < 2:
             raise ModelError(
                 f"a batch of {batch_size} crops of {crop_size[0]}x{crop_size[1]} leaves one value per channel at "
                 f"output stride {stride}; batch normalisation needs two: use a larger crop or batch"
             )
-
-
-def _backbone(config: Model) -> "MobileNetV3Backbone | MobileNetV2Backbone":
-    if isinstance(config.backbone, MobileNetV3):
-        return MobileNetV3Backbone(config.backbone, taps(config.head), bn_momentum=config.bn_momentum)
-    from segmv3.models.mobilenetv2 import MobileNetV2Backbone  # torchvision takes a second to import
-
-    return MobileNetV2Backbone(config.backbone, taps(config.head), bn_momentum=config.bn_momentum)

@@ -26,8 +26,8 @@ from segmentation_models_pytorch.encoders import encoders
 from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
-from segmv3.config import MobileNetV3
-from segmv3.models.layers import Tap, initialise
+from segmv3.models.backbones import MobileNetV3, Tap
+from segmv3.models.layers import initialise
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
 
 ENCODERS: Mapping[str, MobileNetV3] = MappingProxyType(

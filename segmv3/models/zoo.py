@@ -5,27 +5,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from segmv3.config import (
-    LRASPP,
-    RASPP,
-    Classifier,
-    Config,
-    LRASPPDecoder,
-    LRASPPPlus,
-    MobileNetV2,
-    MobileNetV3,
-    Model,
-    mistyped,
-    net_rules,
-)
 from segmv3.errors import ModelError
+from segmv3.models.backbones import MobileNetV2, MobileNetV3
 from segmv3.models.classifier import ImageClassifier
+from segmv3.models.heads import LRASPP, RASPP, LRASPPDecoder, LRASPPPlus
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
+from segmv3.models.nets import Classifier, Model, net_rules
 from segmv3.models.segmenter import Segmenter
+from segmv3.settings import mistyped
+
+if TYPE_CHECKING:
+    from segmv3.config import Config
 
 
 def _flagship(size: Literal["large", "small"]) -> Model:
@@ -103,11 +97,12 @@ def net_name(model: Model) -> str:
     if named:
         return named
     backbone, head = model.backbone, type(model.head).__name__
-    kind = f"MobileNetV3-{backbone.size}" if isinstance(backbone, MobileNetV3) else "MobileNetV2"
-    return f"{head} on {kind} (width {backbone.width:g}, tail {backbone.tail}, output stride {backbone.output_stride})"
+    details = {name: getattr(backbone, name, None) for name in ("width", "tail", "output_stride")}
+    shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value is not None)
+    return f"{head} on {backbone.title} ({shown})"
 
 
-def create_model(name_or_config: str | Model | Config, num_classes: int = 19) -> Segmenter:
+def create_model(name_or_config: "str | Model | Config", num_classes: int = 19) -> Segmenter:
     """Build a segmentation net with fresh weights.
 
     Args: name_or_config: a name from `NETS`, settings of one's own, or a whole experiment, of which the net counts.
@@ -116,7 +111,7 @@ def create_model(name_or_config: str | Model | Config, num_classes: int = 19) ->
     _check_classes(num_classes)
     if isinstance(name_or_config, str):
         return Segmenter(net(name_or_config), num_classes)
-    return Segmenter(name_or_config.model if isinstance(name_or_config, Config) else name_or_config, num_classes)
+    return Segmenter(name_or_config if isinstance(name_or_config, Model) else name_or_config.model, num_classes)
 
 
 def create_classifier(config: Classifier, num_classes: int = 1000) -> ImageClassifier:

@@ -1,7 +1,7 @@
 """Opening weights and exported files for prediction, by the fastest backend that computes the same as PyTorch."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from segmv3.convert.graph import needs_fixed_size
 from segmv3.convert.metadata import Metadata
 from segmv3.convert.receipt import digest_of, files_of, verify_receipt
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
+from segmv3.models.nets import Part
 from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.backends import (
     Arithmetic,
@@ -58,6 +59,7 @@ def load(
     precision: Literal["auto"] | Arithmetic = "auto",
     compile: bool = False,
     trust: bool = False,
+    parts: Sequence[Part] = (),
 ) -> Predictor:
     """Open a net for prediction: weights of segmv3 or of a project it can import, a published name, or an export.
 
@@ -75,6 +77,8 @@ def load(
         compile: with torch, fuse the net by `torch.compile`: a minute for each new image size.
         trust: open exports that can do harm: a .pt2, which can run code, and one without its receipt. Nothing else
             asks who made a file.
+        parts: classes of the net's head and backbone where they are not segmv3's own; a weight file runs no code, so it
+            cannot bring them.
 
     Raises: CheckpointError for a file that cannot be used; ModelError for a backend or precision that is missing here
         or does not agree; ResourceError for a device that is not there.
@@ -84,13 +88,19 @@ def load(
     path = Path(source)
     if is_export(path):
         return _open_export(path, backend, threads, device, precision, trust)
-    return _open_weights(source, backend, threads, device, precision, compile)
+    return _open_weights(source, backend, threads, device, precision, compile, parts)
 
 
 def _open_weights(
-    source: Path | str, backend: str, threads: int | None, device: Device, precision: str, compile: bool
+    source: Path | str,
+    backend: str,
+    threads: int | None,
+    device: Device,
+    precision: str,
+    compile: bool,
+    parts: Sequence[Part],
 ) -> Predictor:
-    model, card = open_segmenter(source)
+    model, card = open_segmenter(source, parts)
     place = use_device("cpu" if backend in ("onnxruntime", "openvino") and device == "auto" else device, threads)
     if place.type == "cuda" and backend in ("onnxruntime", "openvino"):
         raise ModelError(f"{backend} runs on the CPU here; leave --device cuda out, or use --backend torch")
@@ -107,11 +117,11 @@ def _open_weights(
     if not candidates:
         raise ModelError(f"{backend} does not calculate in {precision}; use --backend openvino, or --precision fp32")
     found = choose(model, card, candidates, place)
-    return Predictor(found, card, _again(source, card.sha256, found, threads, compile=compile))
+    return Predictor(found, card, _again(source, card.sha256, found, threads, compile=compile, parts=tuple(parts)))
 
 
 def _again(
-    source: Path | str, digest: str, backend: Backend, threads: int | None, **settings: bool
+    source: Path | str, digest: str, backend: Backend, threads: int | None, **settings: Any
 ) -> tuple[Callable[..., Predictor], tuple[Any, ...]]:
     """How another process opens what was opened here: with the backend and arithmetic that were chosen."""
     path = Path(source)

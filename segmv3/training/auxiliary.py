@@ -1,10 +1,13 @@
 """Heads that help to train a net and are left behind."""
 
 from functools import partial
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from segmv3.models.layers import Tap, conv_bn, initialise
+from segmv3.errors import ModelError
+from segmv3.models.backbones import Tap
+from segmv3.models.layers import conv_bn, initialise
 from segmv3.models.segmenter import Segmenter
 
 _CHANNELS = 64  # BiSeNet's at 1/8 (arXiv 1808.00897); a quarter of the input's, as in PSPNet, would be 10 there
@@ -21,7 +24,9 @@ class WithAuxiliaryHeads(nn.Module):
     def __init__(self, net: Segmenter) -> None:
         super().__init__()
         self.net = net
-        self._place, channels = net.backbone.locate(Tap(8))
+        if not hasattr(net.backbone, "locate"):
+            raise ModelError(f"{net.config.backbone.title} has no 1/8 features for loss.auxiliary; leave it at 0")
+        self._place, channels = cast(Any, net.backbone).locate(Tap(8))
         norm = partial(nn.BatchNorm2d, momentum=net.config.bn_momentum)
         self.heads = nn.ModuleList(
             nn.Sequential(

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from segmv3.errors import ModelError
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
 from segmv3.models.segmenter import Segmenter
@@ -52,8 +53,13 @@ def recompute(net: Segmenter | ImageClassifier) -> None:
 
     Losses, gradients, BN statistics and dropout are those of before; the collectives of synchronised BN run twice, in
     the same order on all processes.
+
+    Raises:
+        ModelError: the backbone has no such layers.
     """
-    backbone = net.backbone
+    backbone: Any = net.backbone
+    if not hasattr(backbone, "blocks"):
+        raise ModelError(f"{net.config.backbone.title} has no blocks that could run again; leave recompute off")
     parts: list[nn.Module] = [backbone.stem, *backbone.blocks]
     if isinstance(backbone, MobileNetV3Backbone):
         parts.append(backbone.last)

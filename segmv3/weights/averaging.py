@@ -9,11 +9,12 @@ from torch import Tensor
 
 from segmv3 import checkpoint
 from segmv3.checkpoint import Weights
-from segmv3.config import Model, to_dict
 from segmv3.errors import CheckpointError
 from segmv3.models.classifier import ImageClassifier
+from segmv3.models.nets import Model
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_classifier, create_model
+from segmv3.settings import to_dict
 
 
 def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifier:

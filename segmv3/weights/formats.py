@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segmv3.config import LRASPP, Classifier, LRASPPDecoder, MobileNetV3, Model
+from segmv3.models.backbones import MobileNetV3
+from segmv3.models.heads import LRASPP, LRASPPDecoder
 from segmv3.models.mobilenetv3 import Block, layout
+from segmv3.models.nets import Classifier, Model
 from segmv3.models.zoo import NETS, PAPER_NETS, state_shapes
 
 Names = Iterator[tuple[str, str]]

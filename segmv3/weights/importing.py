@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from segmv3 import checkpoint
-from segmv3.config import LRASPP, Classifier, Model
 from segmv3.errors import CheckpointError
 from segmv3.labels import cityscapes_classes
 from segmv3.models.classifier import ImageClassifier
+from segmv3.models.nets import Classifier, Model
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import build, state_shapes
 from segmv3.weights.foreign import read_foreign
@@ -226,13 +226,6 @@ def _their_name(kind: Format, modules: Mapping[str, str], name: str) -> str:
     return f"{modules[module]}.{kind.leaves.get(leaf, leaf)}"
 
 
-def _classifier(net: Model | Classifier) -> str:
-    """The module whose output channels are the classes."""
-    if isinstance(net, Classifier):
-        return "classifier"
-    return "head.deep_classifier" if isinstance(net.head, LRASPP) else "head.classifier"
-
-
 class _Parts:
     """Which tensors of a net a file should have, under whose names, and how many classes it tells apart.
 
@@ -243,7 +236,7 @@ class _Parts:
     def __init__(self, kind: Format, net: Model | Classifier, raw: Tensors) -> None:
         self.kind = kind
         modules = dict(kind.modules(net))
-        classifier = raw.get(f"{modules[_classifier(net)]}.weight")
+        classifier = raw.get(f"{modules[net.classifiers[0].removesuffix('.')]}.weight")
         self.backbone_only = classifier is None
         rows = 1 if classifier is None or classifier.ndim < 2 else classifier.shape[0]
         self.num_classes = rows if 1 <= rows <= _MOST_CLASSES else 1

@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 
-from segmv3.config import Classifier
 from segmv3.errors import CheckpointError
+from segmv3.models.nets import Classifier
 from segmv3.screen import Screen, Words, print_line
 from segmv3.weights.download import Published, fetch
 from segmv3.weights.formats import DLI14, FASTSEG, MMSEG, TIMM, TORCHVISION

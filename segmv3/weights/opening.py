@@ -1,16 +1,16 @@
 """Weights by file or by published name, whoever wrote them, as nets that are ready to use."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from segmv3 import checkpoint
 from segmv3.checkpoint import Card
-from segmv3.config import Classifier, Model
 from segmv3.errors import CheckpointError, Segmv3Warning
 from segmv3.labels import Classes, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
+from segmv3.models.nets import Classifier, Model, Part
 from segmv3.models.segmenter import Segmenter
 from segmv3.screen import print_line
 from segmv3.weights.importing import Imported, import_weights
@@ -34,13 +34,17 @@ def open_weights(
     return find(str(source), offline=offline, say=say)
 
 
-def open_segmenter(source: Path | str) -> tuple[Segmenter, Card]:
+def open_segmenter(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter, Card]:
     """A segmentation net in eval mode on the CPU, and what its file says of itself.
+
+    Args:
+        source: a weight file or a published name.
+        parts: classes of heads and backbones that are not segmv3's own.
 
     Raises: CheckpointError, as `open_weights`, and for weights of another kind.
     """
     if _is_ours(source):
-        segmenter, card = checkpoint.load(source)
+        segmenter, card = checkpoint.load(source, parts)
         if new := card.facts.get("untrained"):
             warnings.warn(
                 Segmv3Warning(f"{source} is a start for training: {new} was never trained, so its labels mean nothing"),

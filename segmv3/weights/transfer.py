@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmv3.checkpoint import CLASSIFIERS
-from segmv3.config import Classifier, MobileNetV2, MobileNetV3, Model
 from segmv3.errors import CheckpointError
 from segmv3.labels import are_numbered
+from segmv3.models.backbones import Backbone
 from segmv3.models.classifier import ImageClassifier
+from segmv3.models.nets import Classifier, Model
 from segmv3.models.segmenter import Segmenter
 from segmv3.weights.importing import Imported
 from segmv3.weights.opening import open_weights
@@ -44,7 +44,7 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
         number of classes without `new_head`.
     """
     _check_backbones(source, model)
-    tensors = _without_classes(source.tensors) if new_head else source.tensors
+    tensors = _without_classes(source) if new_head else source.tensors
     same_task = isinstance(source.net, Model) == isinstance(model, Segmenter)
     if not new_head and same_task and source.names and len(source.names) != model.num_classes:
         raise CheckpointError(
@@ -108,7 +108,7 @@ def _copy_rows(source: Imported, model: Segmenter | ImageClassifier, names: tupl
     with torch.no_grad():
         for name, own in model.state_dict().items():
             given = source.tensors.get(name)
-            if name.startswith(CLASSIFIERS) and given is not None and given.shape[1:] == own.shape[1:]:
+            if name.startswith(model.config.classifiers) and given is not None and given.shape[1:] == own.shape[1:]:
                 own[ours] = given[theirs]
     new = [name for name in names if name not in kept]
     if not new:
@@ -135,22 +135,18 @@ def differing_settings(trained: Model | Classifier, now: Model | Classifier) -> 
 
 
 def _check_backbones(source: Imported, model: Segmenter | ImageClassifier) -> None:
-    theirs, ours = source.net.backbone, model.config.backbone
-    if _kind(theirs) != _kind(ours):
-        raise CheckpointError(
-            f"{source.origin.get('file')} holds another net: {_kind(theirs)}, wanted is {_kind(ours)}"
-        )
+    theirs, ours = _kind(source.net.backbone), _kind(model.config.backbone)
+    if theirs != ours:
+        raise CheckpointError(f"{source.origin.get('file')} holds another net: {theirs}, wanted is {ours}")
 
 
-def _kind(backbone: MobileNetV3 | MobileNetV2) -> str:
-    if isinstance(backbone, MobileNetV2):
-        return f"MobileNetV2 of width {backbone.width:g}"
-    minimal = " minimal" if backbone.minimal else ""
-    return f"MobileNetV3-{backbone.size}{minimal} of width {backbone.width:g}"
+def _kind(backbone: Backbone) -> str:
+    width = getattr(backbone, "width", None)
+    return backbone.title if width is None else f"{backbone.title} of width {width:g}"
 
 
-def _without_classes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(CLASSIFIERS)}
+def _without_classes(source: Imported) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in source.tensors.items() if not name.startswith(source.net.classifiers)}
 
 
 def _convolution_of(name: str, own: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,140 @@
+"""Whole nets as settings: a backbone and what comes after it, and their way through a weight file's header."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
+
+from segmv3.errors import ModelError
+from segmv3.models.backbones import Backbone, MobileNetV2, MobileNetV3, Timm
+from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus
+from segmv3.settings import Rule, mistyped
+
+Part = type[Backbone] | type[Head]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A segmentation net. `segmv3.models.zoo` names the ones that are used; parameters are counted there."""
+
+    backbone: Backbone = field(default_factory=MobileNetV3)
+    head: Head = field(default_factory=LRASPP)
+    bn_momentum: float = 0.1
+    """Weight of the newest batch in BN's running statistics (PyTorch's sense)."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """RGB, 0..255, subtracted inside the model (ImageNet's)."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pretrained: str | None = None
+    """Weights to start from, a file or a name of `segmv3 weights list`: what fits is taken, the rest is listed."""
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors with one row for each class."""
+        return tuple(f"head.{name}." for name in self.head.classifiers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A classification net: backbone, global mean, two linear layers."""
+
+    backbone: MobileNetV3 = field(default_factory=MobileNetV3)
+    dropout: float = 0.2
+    """Share of the hidden layer that training drops."""
+    bn_momentum: float = 0.1
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pretrained: str | None = None
+    """Weights to start from, a file or a name of `segmv3 weights list`."""
+
+    classifiers = ("classifier.",)
+
+
+def net_rules(net: Model | Classifier) -> list[Rule]:
+    """What the settings of a net must keep to, whoever wrote them: a config file, a flag, a weight file."""
+    rules = [(holds, f"backbone.{name}", wrong) for holds, name, wrong in net.backbone.rules()]
+    if isinstance(net, Model):
+        rules += [(holds, f"head.{name}", wrong) for holds, name, wrong in net.head.rules()]
+    else:
+        rules += [(0 <= net.dropout < 1, "dropout", "must be at least 0 and below 1")]
+    return [
+        *rules,
+        (0 < net.bn_momentum <= 1, "bn-momentum", "must be above 0 and at most 1"),
+        (min(net.std) > 0, "std", "must be above 0"),
+    ]
+
+
+_OURS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (Model, Classifier, MobileNetV3, MobileNetV2, Timm, LRASPP, LRASPPDecoder, RASPP, LRASPPPlus)
+}
+
+
+def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Model | Classifier:
+    """The settings of a net from what `segmv3.settings.to_dict` made of them.
+
+    Args:
+        values: as in the header of a weight file.
+        parts: classes of heads and backbones that are not segmv3's own. Those that are imported are known without.
+
+    Raises:
+        ModelError: a part is not here, or two have one name.
+        ValueError, KeyError, TypeError: the values are of another kind, or the net is none that can be built.
+    """
+    known = _known(parts)
+
+    def typed(value: Any) -> Any:
+        if isinstance(value, dict):
+            kind = value["kind"]
+            if kind not in known and str(kind).isidentifier():
+                raise ModelError(
+                    f"its net has the part {kind[:80]}, which segmv3 does not have: import the class and give it as "
+                    "segmv3.load(..., parts=[...]), or name its file with --parts FILE.py"
+                )
+            return known[kind](**{name: typed(v) for name, v in value.items() if name != "kind"})
+        return tuple(value) if isinstance(value, list) else value
+
+    net = typed(values)
+    if not isinstance(net, Model | Classifier):
+        raise TypeError(f"{values['kind']} is no whole net")
+    if wrong := mistyped(net):
+        raise ValueError(f"{wrong[0][0]} cannot be {_shown(net, wrong[0][0])}")
+    for holds, name, text in net_rules(net):
+        if not holds:
+            raise ValueError(f"{name} {text}")
+    return net
+
+
+def _known(parts: Iterable[Part]) -> dict[str, type]:
+    """All parts by name. Of a class that was defined twice by the same file the later one counts.
+
+    Raises:
+        ModelError: two parts of different files have one name, or something is no part.
+    """
+    known = dict(_OURS)
+    given = list(parts)
+    for part in [*_subclasses(Backbone), *_subclasses(Head), *given]:
+        if not (isinstance(part, type) and is_dataclass(part) and issubclass(part, Backbone | Head)):
+            if part in given:
+                name = getattr(part, "__name__", part)
+                raise ModelError(f"{name} is no dataclass that inherits Head or Backbone of segmv3.config")
+            continue
+        other = known.setdefault(part.__name__, part)
+        if other.__module__ != part.__module__:
+            raise ModelError(
+                f"two parts have the name {part.__name__} ({other.__module__} and {part.__module__}); rename one"
+            )
+        known[part.__name__] = part
+    return known
+
+
+def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    subclass: type[Any]
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _shown(net: Model | Classifier, name: str) -> str:
+    value: Any = net
+    for part in name.split("."):
+        value = getattr(value, part)
+    return ascii(value)[:60]

@@ -1,0 +1,59 @@
+"""Any net of timm as a backbone, through timm's own `features_only`."""
+
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from segmv3.errors import ModelError
+from segmv3.models.backbones import Tap, Timm
+from segmv3.models.layers import FeatureMaps
+
+
+class TimmBackbone(FeatureMaps):
+    """Normalised image in, the tapped feature maps and the deep one (the last stage's output) out.
+
+    Attributes:
+        channels: of the returned maps, the deep one last.
+    """
+
+    def __init__(self, net: Timm, taps: tuple[Tap, ...] = (), *, bn_momentum: float = 0.1) -> None:
+        """Build a net of timm with fresh weights.
+
+        Args:
+            net: its name and output stride.
+            taps: the maps to return before the deep one. A stage of timm gives its output alone, so "first" and "last"
+                are the same map.
+            bn_momentum: weight of the newest batch in BN's running statistics.
+
+        Raises:
+            ModelError: timm has no such net, it gives no maps, or not these.
+        """
+        super().__init__()
+        try:
+            self.net = timm.create_model(net.name, features_only=True, output_stride=net.output_stride)
+        except Exception as error:  # each family of timm raises its own
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ModelError(
+                f"timm cannot build {net.name!r} with output stride {net.output_stride} ({reason})"
+            ) from None
+        info: Any = self.net.feature_info
+        first = info.reduction()[0]
+        strides = [first * 2**stage for stage in range(len(info.reduction()))]  # of the undilated net
+        for tap in taps:
+            if tap.stride not in strides or tap.at == "expanded":
+                kind = "expanded map" if tap.at == "expanded" else "map"
+                raise ModelError(
+                    f"{net.title} has no {kind} at stride {tap.stride}; it has the outputs of its stages at "
+                    f"{', '.join(map(str, strides))}: choose another head or tap"
+                )
+        self._places = [*(strides.index(tap.stride) for tap in taps), -1]
+        self.channels = tuple(info.channels()[place] for place in self._places)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = bn_momentum
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """N x 3 x H x W normalised -> the taps, then the deep map."""
+        maps = self.net(x)
+        return tuple(maps[place] for place in self._places)
