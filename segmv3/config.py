@@ -13,6 +13,11 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Literal, TypeVar
 
+from segmv3.data.settings import Data as Data
+from segmv3.data.settings import DataSource as DataSource
+from segmv3.data.settings import Layout as Layout
+from segmv3.data.settings import data_rules
+from segmv3.data.settings import flag_rules as flag_rules
 from segmv3.errors import ConfigError
 from segmv3.models.backbones import Backbone as Backbone
 from segmv3.models.backbones import MobileNetV2 as MobileNetV2
@@ -37,48 +42,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 TrainingPrecision = Literal["fp32", "bf16", "fp16"]
 Compile = Literal["off", "auto", "on"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Where images and labels come from and how a training sample is cut from them."""
-
-    dataset: Literal["cityscapes", "camvid", "folder"]
-    """Layout on disk; see data/README.md."""
-    root: Path
-    """The folder that holds the data set."""
-    cache: Path | None = None
-    """Folder that `segmv3 data pack` wrote: crops are read from it, the same ones, without decoding files."""
-    batch_size: int = 16
-    """Images per step over all processes together."""
-    crop_size: tuple[int, int] = (512, 1024)
-    scale_range: tuple[float, float] = (0.5, 2.0)
-    """Random resize before the crop, uniform. Small crops of Cityscapes did better with 0.4 to 1.6 (RegSeg, arXiv
-    2111.09957, its logs: 0.7 to 1.2 points at 500 epochs)."""
-    cat_max_ratio: float = 0.75
-    """A crop is drawn again (up to 10 times) while one class covers more of its labelled pixels than this."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    jitter: float = 0.8
-    """Probability of photometric jitter (brightness, contrast, saturation, hue)."""
-    photometric: Literal["jitter", "randaugment"] = "jitter"
-    """What that jitter is: all four mildly, or two random ones of nine at any strength (RandAugment, arXiv 1909.13719):
-    those four, gamma, posterize, solarize, stretched contrast, a gain for each channel."""
-    class_uniform: float = 0.0
-    """Share of the samples whose crop shows a random pixel of a class drawn uniformly, so that nets see trains as often
-    as roads (Zhu et al., arXiv 1812.01593, section 3; RegSeg takes 0.5)."""
-    copy_paste: float = 0.0
-    """Probability that pieces of rare classes (under 2 % of the labelled pixels) of another training image are pasted
-    in before the crop: more of what is seen least (arXiv 2012.07177). Without data.cache that decodes two images."""
-    extra_images: Path | None = None
-    """More images, with coarse or predicted labels: often worth more than any augmentation (noisy student, arXiv
-    1911.04252; Cityscapes' train_extra)."""
-    extra_labels: Path | None = None
-    """Their labels: a folder that `segmv3 predict --save labels` wrote, or named as the data set names its own."""
-    extra_share: float = 0.5
-    """Share of the samples that is drawn from the extra images, where there are any."""
-    workers: int = 2
-    """Processes that prepare samples; the batches are the same for any number of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +213,7 @@ class Config:
         refuse(
             *_common_rules(self),
             (0 < data.scale_range[0] <= data.scale_range[1], "data.scale-range", "must be two rising positive numbers"),
-            *_data_rules(data),
+            *data_rules(data),
             *_loss_rules(self.loss),
             (self.distill.weight > 0, "distill.weight", "must be above 0"),
             (self.distill.temperature > 0, "distill.temperature", "must be above 0"),
@@ -279,18 +242,6 @@ class Classification:
             *_common_rules(self),
             (0 <= self.label_smoothing < 1, "label-smoothing", "must be at least 0 and below 1"),
         )
-
-
-def _data_rules(data: Data) -> list[Rule]:
-    both = (data.extra_images is None) == (data.extra_labels is None)
-    missing = "images" if data.extra_images is None else "labels"
-    return [
-        (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
-        (0 <= data.class_uniform <= 1, "data.class-uniform", "is a share of the samples, 0 to 1"),
-        (0 <= data.copy_paste <= 1, "data.copy-paste", "is a probability, 0 to 1"),
-        (both, f"data.extra-{missing}", "is missing: extra images and extra labels go together"),
-        (0 < data.extra_share <= 1, "data.extra-share", "is a share of the samples, above 0 and at most 1"),
-    ]
 
 
 def _loss_rules(loss: Loss) -> list[Rule]:
@@ -389,7 +340,8 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
         return config
     import tyro
 
-    return tyro.cli(kind, default=config, args=overrides, config=(tyro.conf.AvoidSubcommands,))
+    marks = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(kind, default=config, args=overrides, config=marks, registry=flag_rules())
 
 
 def load_parts(path: Path) -> None:

@@ -7,9 +7,10 @@ explains. Files are only ever read.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,10 @@ import numpy as np
 import segmv3
 from segmv3.config import Data
 from segmv3.data.check import Problem, damage, fault_of, id_names, message, problems_of, train_counts
-from segmv3.data.datasets import Dataset, Pair, Split, find_split, folders_of, paired, strays
+from segmv3.data.datasets import Dataset, Pair, find_split
 from segmv3.data.facts import Facts, Files, Found, read_files
+from segmv3.data.listing import Split, count_of
+from segmv3.data.sources import name_of
 from segmv3.errors import DataError
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, read_ids, read_image
@@ -28,7 +31,6 @@ from segmv3.labels import IGNORE, Classes, LabelTable
 from segmv3.media.draw import WRONG, colorize
 from segmv3.report.doctor import LabelledImage, Pictures, write_check_page
 
-Layout = Literal["cityscapes", "camvid", "folder"]
 Level = Literal["error", "warning", "note"]
 
 _TINY = 64  # pixels; the deepest features of such an image are 4 x 4
@@ -62,29 +64,6 @@ class Finding:
             for item in self.items
         ]
         return {"level": self.level, "kind": self.kind, "split": self.split, "text": self.text, "files": files}
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What lies on the disk for one split, whether it fits together or not."""
-
-    split: str
-    title: str
-    """Of the data set; empty where `open_dataset` refuses it."""
-    classes: Classes
-    pairs: tuple[Pair, ...]
-    lone_images: tuple[Path, ...]
-    lone_labels: tuple[tuple[Path, LabelTable], ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def files(self) -> list[Files]:
-        """Everything to read: pairs, then images without labels, then labels without images."""
-        return [
-            *((pair.image, pair.label) for pair in self.pairs),
-            *((image, None) for image in self.lone_images),
-            *((None, label) for label, _ in self.lone_labels),
-        ]
 
 
 @dataclass(frozen=True)
@@ -135,55 +114,37 @@ def write_examination(examination: Examination, folder: Path) -> Path:
     return write_check_page(folder, examination.result, examination.classes, examination.samples(), pictures)
 
 
-def layout_of(root: Path) -> Layout:
-    """Guess the layout of a folder from what lies there.
-
-    Raises: DataError when nothing known lies there.
-    """
-    if not root.exists():
-        raise DataError(f"{root} does not exist; give a config file or the folder of a data set")
-    if not root.is_dir():
-        raise DataError(f"{root} is neither a config file (.py) nor the folder of a data set")
-    if (root / "leftImg8bit").is_dir() or (root / "gtFine").is_dir():
-        return "cityscapes"
-    if (root / "classes.json").is_file() or (root / "classes.txt").is_file():
-        return "folder"
-    marks = ("*/leftImg8bit", "*/classes.json", "*/classes.txt", "../leftImg8bit", "../classes.json", "../classes.txt")
-    near = next((p.parent for mark in marks for p in sorted(root.glob(mark))), None)
-    hint = f"did you mean {near.resolve()}?" if near else "see data/README.md, or add --dataset"
-    raise DataError(f"{root} holds neither leftImg8bit and gtFine nor classes.json or classes.txt; {hint}")
-
-
-def default_splits(data: Data) -> tuple[str, ...]:
-    """train and val, and test where there is one."""
-    has_test = any(images.is_dir() for images, _ in folders_of(data, "test"))
-    return ("train", "val", "test") if has_test else ("train", "val")
-
-
 def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int], None] | None = None) -> Examination:
     """Read every file of the splits and collect what is wrong, all of it.
 
-    Args: progress: called with (split, pairs done, pairs to read); what is remembered is not read.
-    Raises: DataError when none of the splits holds anything to look at.
+    Args:
+        data: the data set.
+        splits: their names.
+        progress: called with (split, pairs done, pairs to read); what is remembered is not read.
+
+    Raises:
+        DataError: none of the splits holds anything to look at.
     """
-    seen = [_see(listing, progress) for listing in _list_splits(data, splits)]
-    classes = seen[0].listing.classes
+    seen = [_see(found, progress) for found in _list_splits(data, splits)]
+    classes = seen[0].found.classes
     described = {each.split: _describe(each) for each in seen}
     findings: list[Finding] = []
     for each in seen:
-        findings += [*each.listing.findings, *_fault_findings(each), *_look_findings(each)]
+        findings += [*_listing_findings(each.found), *_fault_findings(each), *_look_findings(each)]
     findings += [*_class_findings(described, classes), *_duplicate_findings(seen)]
     order: dict[Level, int] = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda finding: order[finding.level])  # stable: by split within
     counts = Counter(finding.level for finding in findings)
     result = {
-        "dataset": next((each.listing.title for each in seen if each.listing.title), data.root.resolve().name),
+        "dataset": next((each.found.title for each in seen if not each.found.fault), data.root.resolve().name),
         "root": str(data.root),
-        "layout": data.dataset,
+        "layout": name_of(data),
         "usable": not counts["error"],
         "errors": counts["error"],
         "warnings": counts["warning"],
-        "splits": described,
+        "splits": {
+            split: {key: value for key, value in each.items() if key != "classes"} for split, each in described.items()
+        },
         "classes": [
             {
                 "name": name,
@@ -197,9 +158,7 @@ def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int
         "findings": [finding.as_json() for finding in findings],
         "segmv3": segmv3.__version__,
     }
-    for split in described.values():
-        del split["classes"]  # they are told class by class
-    datasets = (Dataset(each.listing.title, each.split, classes, each.readable) for each in seen)
+    datasets = (Dataset(each.found.title, each.split, classes, each.readable) for each in seen)
     tables = {path: table for each in seen for path, table in each.tables.items()}
     return Examination(result, classes, tuple(filter(len, datasets)), tables)
 
@@ -208,124 +167,115 @@ def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int
 class _Seen:
     """A split and what its files hold."""
 
-    listing: Listing
-    found: list[tuple[Found | None, Found | None]]
-    """For each of `listing.files`."""
+    found: Split
+    facts: dict[Path, Found]
 
     @property
     def split(self) -> str:
-        return self.listing.split
+        return self.found.name
 
     @cached_property
     def images(self) -> dict[Path, Facts]:
         """Those that could be read, with and without partner."""
-        pairs = zip(self.listing.files, self.found, strict=True)
-        return {image: facts for (image, _), (facts, _) in pairs if image and isinstance(facts, Facts)}
+        return self._read([*(pair.image for pair in self.found.pairs), *self.found.lone_images])
 
     @cached_property
     def labels(self) -> dict[Path, Facts]:
         """Those that could be read, with and without partner."""
-        pairs = zip(self.listing.files, self.found, strict=True)
-        return {label: facts for (_, label), (_, facts) in pairs if label and isinstance(facts, Facts)}
+        return self._read(self.tables)
+
+    def _read(self, paths: Iterable[Path]) -> dict[Path, Facts]:
+        return {path: facts for path in paths if isinstance(facts := self.facts[path], Facts)}
 
     @cached_property
     def tables(self) -> dict[Path, LabelTable]:
         """Of every label file."""
-        return {pair.label: pair.table for pair in self.listing.pairs} | dict(self.listing.lone_labels)
+        return {pair.label: pair.table for pair in self.found.pairs} | dict(self.found.lone_labels)
 
     @cached_property
     def partners(self) -> dict[Path, Path]:
         """The label of each image and the image of each label."""
-        pairs = self.listing.pairs
+        pairs = self.found.pairs
         return {pair.image: pair.label for pair in pairs} | {pair.label: pair.image for pair in pairs}
 
     @cached_property
     def problems(self) -> list[Problem]:
         """Of the files one by one, pairs first."""
-        count = len(self.listing.pairs)
         problems: list[Problem] = []
-        for pair, (image, label) in zip(self.listing.pairs, self.found[:count], strict=True):
-            assert image and label
-            problems += problems_of(pair, image, label)
-        for files, found in zip(self.listing.files[count:], self.found[count:], strict=True):
-            for path, facts in zip(files, found, strict=True):
-                if path and isinstance(facts, DataError):
-                    problems.append(damage(path, facts))
+        for pair in self.found.pairs:
+            problems += problems_of(pair, self.facts[pair.image], self.facts[pair.label])
+        for path in (*self.found.lone_images, *(label for label, _ in self.found.lone_labels)):
+            if isinstance(error := self.facts[path], DataError):
+                problems.append(damage(path, error))
         return problems
 
     @cached_property
     def readable(self) -> tuple[Pair, ...]:
         """The pairs that training could use."""
         bad = {problem.path for problem in self.problems}
-        return tuple(pair for pair in self.listing.pairs if not bad & {pair.image, pair.label})
+        return tuple(pair for pair in self.found.pairs if not bad & {pair.image, pair.label})
 
 
-def _see(listing: Listing, progress: Callable[[str, int, int], None] | None) -> _Seen:
+def _see(found: Split, progress: Callable[[str, int, int], None] | None) -> _Seen:
     def show(done: int, total: int) -> None:
         if progress:
-            progress(listing.split, done, total)
+            progress(found.name, done, total)
 
-    return _Seen(listing, read_files(listing.files, show))
+    files: list[Files] = [
+        *((pair.image, pair.label) for pair in found.pairs),
+        *((image, None) for image in found.lone_images),
+        *((None, label) for label, _ in found.lone_labels),
+    ]
+    facts = chain.from_iterable(read_files(files, show))
+    return _Seen(
+        found, {path: each for path, each in zip(chain.from_iterable(files), facts, strict=True) if path and each}
+    )
 
 
 # --- what lies there ---
 
 
-def _list_splits(data: Data, splits: Sequence[str]) -> list[Listing]:
-    listings: list[Listing] = []
-    first_error: DataError | None = None
-    for split in splits:
-        found = find_split(data, split)
-        left_out = tuple(Finding("warning", "left out", split, text) for text in found.left_out)
-        try:
-            dataset = paired(found)
-        except DataError as error:
-            first_error = first_error or error
-            listings.append(_salvage(found, error, left_out))
-        else:
-            listings.append(Listing(split, dataset.title, dataset.classes, dataset.pairs, (), (), left_out))
-    if first_error and not any(listing.files for listing in listings):
-        raise first_error
-    return listings
+def _list_splits(data: Data, splits: Sequence[str]) -> list[Split]:
+    listed = [find_split(data, split) for split in splits]
+    if (fault := listed[0].fault) and not any(found.images or found.labels for found in listed):
+        raise fault
+    return listed
 
 
-def _salvage(found: Split, error: DataError, left_out: tuple[Finding, ...]) -> Listing:
-    """Everything of a split that does not fit together, which `paired` refuses at its first fault."""
-    split, images, labels = found.name, found.images, found.labels
-    pairs = tuple(Pair(name, images[name][0], *labels[name][0]) for name in sorted(images.keys() & labels.keys()))
-    lone_images = tuple(images[name][0] for name in sorted(images.keys() - labels.keys()))
-    lone_labels = tuple(labels[name][0] for name in sorted(labels.keys() - images.keys()))
-    findings = [*_pairing_findings(split, images, {name: [path for path, _ in labels[name]] for name in labels})]
-    if found.image_root.parent.name == "leftImg8bit":
-        findings += _city_findings(split, [pair.image for pair in pairs] + list(lone_images))
-    if not any(finding.level == "error" for finding in findings) and not (images and split == "test"):
-        findings.append(Finding("error", "layout", split, message(error)))
-    return Listing(split, "", found.classes, pairs, lone_images, lone_labels, (*findings, *left_out))
+def _listing_findings(found: Split) -> list[Finding]:
+    """What does not fit together, and what is left out."""
+    findings: list[Finding] = []
+    if found.fault:
+        findings += _pairing_findings(found)
+        if found.misplaced:
+            text = f"{count_of(len(found.misplaced), 'file lies', 'files lie')} in the folder of another city"
+            items = tuple(Item(path) for path in found.misplaced)
+            findings.append(Finding("error", "wrong city", found.name, text, items))
+        if not any(finding.level == "error" for finding in findings) and not (found.images and found.name == "test"):
+            findings.append(Finding("error", "layout", found.name, message(found.fault)))
+    return findings + [Finding("warning", "left out", found.name, text) for text in found.left_out]
 
 
-def _pairing_findings(split: str, images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterable[Finding]:
+def _pairing_findings(found: Split) -> Iterator[Finding]:
+    split, images = found.name, found.images
+    labels = {name: [path for path, _ in each] for name, each in found.labels.items()}
     if images and not labels and split == "test":
         text = f"none of the {len(images):,} images has a label: a test split; it can be predicted, not scored"
         yield Finding("note", "test split", split, text)
-    elif images and labels:  # with one side empty the place is wrong, and `open_dataset` has said so
-        for kind, here, there in (("no label", images, labels), ("no image", labels, images)):
-            lone = sorted(here.keys() - there.keys())
+    elif images and labels:  # with one side empty the place is wrong, and the refusal says so
+        for what, kind, lone in (
+            ("image", "no label", found.lone_images),
+            ("label", "no image", [path for path, _ in found.lone_labels]),
+        ):
             if lone:
-                what = "image" if here is images else "label"
-                text = _count(len(lone), f"{what} has {kind}", f"{what}s have {kind}")
-                yield Finding("error", "unpaired", split, text, tuple(Item(here[stem][0]) for stem in lone))
-    for stem_of in (images, labels):
-        same = [(stem, paths) for stem, paths in sorted(stem_of.items()) if len(paths) > 1]
+                text = count_of(len(lone), f"{what} has {kind}", f"{what}s have {kind}")
+                yield Finding("error", "unpaired", split, text, tuple(map(Item, lone)))
+    for side in (images, labels):
+        same = [paths for _, paths in sorted(side.items()) if len(paths) > 1]
         if same:
-            items = tuple(Item(path, partner=paths[0]) for _, paths in same for path in paths[1:])
-            text = f"{_count(len(same), 'name is', 'names are')} shared by two files or more; keep one of each"
+            items = tuple(Item(path, partner=paths[0]) for paths in same for path in paths[1:])
+            text = f"{count_of(len(same), 'name is', 'names are')} shared by two files or more; keep one of each"
             yield Finding("error", "same name", split, text, items)
-
-
-def _city_findings(split: str, images: Iterable[Path]) -> Iterable[Finding]:
-    if wrong := strays(images):
-        text = f"{_count(len(wrong), 'file lies', 'files lie')} in the folder of another city"
-        yield Finding("error", "wrong city", split, text, tuple(Item(path) for path in wrong))
 
 
 # --- what is wrong with files ---
@@ -343,7 +293,7 @@ def _fault_findings(seen: _Seen) -> Iterable[Finding]:
         problems = [problem for problem in seen.problems if problem.kind == kind]
         if problems:
             items = tuple(Item(problem.path, problem.text, seen.partners.get(problem.path)) for problem in problems)
-            yield Finding("error", kind, seen.split, f"{_count(len(items), one, many)} {rest}", items)
+            yield Finding("error", kind, seen.split, f"{count_of(len(items), one, many)} {rest}", items)
 
 
 def _look_findings(seen: _Seen) -> Iterable[Finding]:
@@ -351,7 +301,7 @@ def _look_findings(seen: _Seen) -> Iterable[Finding]:
     for kind, paths, one, many in (*_image_looks(seen.images), *_label_looks(seen.labels)):
         if paths:
             items = tuple(Item(path, partner=seen.partners.get(path)) for path in paths)
-            yield Finding("warning", kind, seen.split, _count(len(paths), one, many), items)
+            yield Finding("warning", kind, seen.split, count_of(len(paths), one, many), items)
     yield from _size_findings(seen)
     yield from _void_findings(seen)
 
@@ -392,17 +342,19 @@ def _size_findings(seen: _Seen) -> Iterable[Finding]:
         items = tuple(
             Item(path, f"{path} is {_size(facts.size)}") for path, facts in seen.images.items() if facts.size != usual
         )
-        text = f"{_count(len(items), 'image is', 'images are')} not {_size(usual)} like most; {len(sizes)} sizes in all"
+        text = (
+            f"{count_of(len(items), 'image is', 'images are')} not {_size(usual)} like most; {len(sizes)} sizes in all"
+        )
         yield Finding("warning", "mixed sizes", seen.split, text, items)
 
 
 def _void_findings(seen: _Seen) -> Iterable[Finding]:
-    classes = len(seen.listing.classes)
+    classes = len(seen.found.classes)
     void = [path for path, facts in seen.labels.items() if not train_counts(facts, seen.tables[path])[:classes].any()]
     if not void:
         return
     if len(void) < len(seen.labels):
-        text = _count(len(void), "label has no labelled pixel", "labels have no labelled pixel")
+        text = count_of(len(void), "label has no labelled pixel", "labels have no labelled pixel")
         items = tuple(Item(path, partner=seen.partners.get(path)) for path in void)
         yield Finding("warning", "void", seen.split, text, items)
     elif seen.split == "test":
@@ -435,10 +387,10 @@ def _duplicate_findings(splits: Sequence[_Seen]) -> Iterable[Finding]:
             items[each.split, split].append(Item(path, text, original))
     for (split, other), same in items.items():
         if split == other:
-            text = f"{_count(len(same), 'image repeats', 'images repeat')} another one of the split"
+            text = f"{count_of(len(same), 'image repeats', 'images repeat')} another one of the split"
             yield Finding("warning", "duplicate", split, text, tuple(same))
         else:
-            text = f"{_count(len(same), 'image is', 'images are')} also in {other}: splits must not share images"
+            text = f"{count_of(len(same), 'image is', 'images are')} also in {other}: splits must not share images"
             yield Finding("warning", "leak", split, text, tuple(same))
 
 
@@ -446,7 +398,7 @@ def _duplicate_findings(splits: Sequence[_Seen]) -> Iterable[Finding]:
 
 
 def _describe(seen: _Seen) -> dict[str, Any]:
-    classes = len(seen.listing.classes)
+    classes = len(seen.found.classes)
     stored: Counter[int] = Counter()
     pixels, images_with = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     for path, facts in seen.labels.items():
@@ -456,7 +408,7 @@ def _describe(seen: _Seen) -> dict[str, Any]:
         images_with += counts > 0
     total, labelled = sum(stored.values()), int(pixels.sum())
     return {
-        "images": len(seen.listing.pairs) + len(seen.listing.lone_images),
+        "images": len(seen.found.pairs) + len(seen.found.lone_images),
         "labels": len(seen.tables),
         "usable_pairs": len(seen.readable),
         "sizes": _counted(_size(facts.size) for facts in seen.images.values()),
@@ -509,7 +461,3 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
 def _size(size: tuple[int, int]) -> str:
     """Width x height, as image viewers say it."""
     return f"{size[1]}x{size[0]}"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"

@@ -47,9 +47,14 @@ def mistyped(settings: Any) -> list[tuple[str, Any]]:
         value = getattr(settings, name)
         if not has_type(value, hints[name]):
             found.append((name, hints[name]))
-        elif dataclasses.is_dataclass(value):
+        elif dataclasses.is_dataclass(value) and not _asks_for_methods(hints[name]):
             found += [(f"{name}.{inner}", kind) for inner, kind in mistyped(value)]
     return found
+
+
+def _asks_for_methods(kind: Any) -> bool:
+    """Whether a field takes any object with the right methods, whose own fields are then its own affair."""
+    return any(getattr(each, "_is_protocol", False) for each in (kind, *get_args(kind)))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -61,6 +66,9 @@ def to_dict(settings: Any) -> dict[str, Any]:
             return {"kind": type(value).__name__} | fields
         if isinstance(value, tuple):
             return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
+        if isinstance(value, Path):
+            return str(value)
+        plainly = value is None or isinstance(value, str | int | float | list | dict)
+        return value if plainly else {"kind": type(value).__name__}
 
     return plain(settings)

@@ -22,10 +22,11 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from segmv3.config import Data
-from segmv3.data.datasets import Dataset, first_existing_parent, nothing_in, open_dataset
-from segmv3.data.listing import by_stem, visible_files
+from segmv3.config import Data, DataSource, Layout
+from segmv3.data.datasets import Dataset, find_split, open_dataset
+from segmv3.data.listing import only, warn_of
 from segmv3.data.loader import read_ahead
+from segmv3.data.sources import source_of
 from segmv3.errors import DataError, OutputError, Segmv3Warning, shortened
 from segmv3.files import append_line, make_folder, write_bytes
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
@@ -37,7 +38,6 @@ from segmv3.records import from_json, read_regular
 Size = tuple[int, int]
 Progress = Callable[[int, int], None]
 
-TEST_IMAGES = 1525
 IMAGE_SIZE: Size = (1024, 2048)
 _MAX_BYTES = 50_000_000  # of one PNG; 1024x2048 bytes are 2 MB before compression
 _RECORD = "submission.jsonl"
@@ -58,35 +58,39 @@ class Target:
     """(height, width) of each image."""
 
 
-def open_target(root: Path, split: str) -> Target:
-    """Find the images of a split in Cityscapes layout; only their headers are read.
+def open_target(root: Path, split: str, dataset: Layout | DataSource = "cityscapes") -> Target:
+    """Find the images of a split; only their headers are read.
 
-    Warns when images are not 1024x2048, the only size the server knows.
-    Raises: DataError when there are none, one cannot be read, or the test split is not complete: the server
-        takes all 1,525 or nothing.
+    Args:
+        root: the folder of the data set.
+        split: such as `test`.
+        dataset: a layout whose names the server knows.
+
+    Raises:
+        DataError: there are none, one cannot be read, or the test split is not complete: the server takes all 1,525
+            or nothing.
+
+    Warns:
+        Segmv3Warning: images are not 1024x2048, the only size the server knows.
     """
-    if not split or Path(split).name != split:
-        raise DataError(f"{split!r} is no split; it is the name of a folder, such as test or val")
-    if not root.is_dir():
-        near = first_existing_parent(root)
-        raise DataError(f"data root {root} does not exist ({near} does); set --data.root, see data/README.md")
-    folder = root / "leftImg8bit" / split
-    images = dict(sorted(by_stem(visible_files(folder), "_leftImg8bit").items()))
-    if not images:
-        raise DataError(nothing_in(folder, root, split))
-    title = "mini-city" if (root / "mini-city.json").is_file() else "Cityscapes"
-    if title == "Cityscapes" and split == "test" and len(images) != TEST_IMAGES:
+    data = Data(dataset=dataset, root=root)
+    found, whole = find_split(data, split), source_of(data).whole(root, split)
+    if not found.images:
+        raise found.no_images
+    images = dict(sorted(only(found.images).items()))
+    if whole and len(images) != whole:
         raise DataError(
-            f"{folder} has {len(images):,} of the {TEST_IMAGES:,} test images; the server takes all or nothing: "
+            f"{found.image_root} has {len(images):,} of the {whole:,} {split} images; the server takes all or nothing: "
             "unpack leftImg8bit_trainvaltest.zip again"
         )
+    warn_of(found.left_out)
     sizes = {name: _image_size(path) for name, path in images.items()}
     other = [name for name, size in sizes.items() if size != IMAGE_SIZE]
     if other:
         height, width = sizes[other[0]]
         text = f"data: {len(other):,} of {len(images):,} images are not 1024x2048 (first: {other[0]}, {height}x{width})"
         warnings.warn(Segmv3Warning(f"{text}; the server only knows Cityscapes' own"), stacklevel=2)
-    return Target(title, split, images, sizes)
+    return Target(found.title, split, images, sizes)
 
 
 def _image_size(path: Path) -> Size:

@@ -12,7 +12,8 @@ from segmv3.cli import main
 from segmv3.config import Data
 from segmv3.data.check import check, problems_in, refuse
 from segmv3.data.datasets import open_dataset
-from segmv3.doctor import default_splits, examine, layout_of
+from segmv3.data.sources import layout_of, source_of
+from segmv3.doctor import examine
 from segmv3.errors import DataError
 from segmv3.images import write_png
 from segmv3.media.draw import WRONG
@@ -191,7 +192,7 @@ def test_twins_within_a_split_and_across(folder):
 
 def test_a_test_split_is_called_one(folder):
     shutil.copytree(folder / "val/images", folder / "test/images")
-    assert default_splits(own(folder)) == ("train", "val", "test")
+    assert source_of(own(folder)).splits(folder) == ("train", "val", "test")
     finding = found(folder, "train", "test")["test", "test split"]
     assert finding["level"] == "note" and "none of the 3 images has a label" in finding["text"]
     (folder / "test/labels").mkdir()

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
         from segmv3.data.datasets import open_dataset
         from segmv3.data.loader import refuse_workers_beyond_memory
         from segmv3.data.pack import pack
-        from segmv3.doctor import layout_of
+        from segmv3.data.sources import layout_of
         from segmv3.images import png_library
         from segmv3.mini_city import write_mini_city
 

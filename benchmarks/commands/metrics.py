@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> None:
         raise ConfigError("--limit belongs to --data.root DIR")
     from benchmarks.metrics import random_maps, street_maps, time_shares, time_updates
     from segmv3.config import Data
-    from segmv3.doctor import layout_of
+    from segmv3.data.sources import layout_of
     from segmv3.evaluation.counting import open_labelled
     from segmv3.runtime import use_device
     from segmv3.screen import Screen

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from segmv3.commands.help import asked_for_help
 from segmv3.commands.options import parse, refuse_existing
-from segmv3.config import Data, load_config
+from segmv3.config import Data, Layout, load_config
 from segmv3.errors import ConfigError, DataError, OutputError
 
 
@@ -51,7 +50,7 @@ class CheckFolder(Check):
 
     source: tyro.conf.Positional[Path]
     """Folder of a data set, or a config file (.py)."""
-    dataset: Literal["cityscapes", "camvid", "folder"] | None = None
+    dataset: Layout | None = None
     """Layout on disk; by default what the folder looks like. See data/README.md."""
 
 
@@ -83,7 +82,7 @@ class Pack:
 class PackFolder(Pack):
     __doc__ = Pack.__doc__
 
-    dataset: Literal["cityscapes", "camvid", "folder"] | None = None
+    dataset: Layout | None = None
     """Layout on disk; by default what the folder looks like. See data/README.md."""
 
 
@@ -134,11 +133,12 @@ def _check(arguments: list[str]) -> None:
     options, data = _what_to_check(arguments)
     if options.output:
         _refuse_output(options.output, data.root, options.overwrite)
-    from segmv3.doctor import default_splits, examine, write_examination
+    from segmv3.data.sources import source_of
+    from segmv3.doctor import examine, write_examination
     from segmv3.report.doctor import classes_table, findings_lines, splits_table, verdict
     from segmv3.screen import Screen
 
-    splits = tuple(dict.fromkeys(options.split)) or default_splits(data)
+    splits = tuple(dict.fromkeys(options.split)) or source_of(data).splits(data.root)
     console = Screen()
     with console.progress() as progress:
         bars = {split: progress.add_task(f"check {split}", total=None, visible=False) for split in splits}
@@ -170,9 +170,9 @@ def _what_to_check(arguments: list[str]) -> tuple[Check, Data]:
         chosen = parse(CheckConfig, f"{program} {arguments[0]}", arguments[1:], {"data": config.data})
         return chosen, chosen.data
     options = parse(CheckFolder, program, arguments)
-    from segmv3.doctor import layout_of
+    from segmv3.data.sources import data_in
 
-    return options, Data(dataset=options.dataset or layout_of(options.source), root=options.source)
+    return options, data_in(options.source, options.dataset)
 
 
 def _pack(arguments: list[str]) -> None:
@@ -210,9 +210,9 @@ def _what_to_pack(arguments: list[str]) -> tuple[Pack, Data]:
         chosen = parse(PackConfig, f"{program} {source}", rest, {"data": load_config(source).data})
         return chosen, chosen.data
     options = parse(PackFolder, f"{program} {source}", rest)
-    from segmv3.doctor import layout_of
+    from segmv3.data.sources import data_in
 
-    return options, Data(dataset=options.dataset or layout_of(source), root=source)
+    return options, data_in(source, options.dataset)
 
 
 def _refuse_output(folder: Path, root: Path, overwrite: bool) -> None:

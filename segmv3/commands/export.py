@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from segmv3.commands.options import OwnParts, parse, refuse_limit
+from segmv3.config import Layout
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Labelled:
 
     root: Path | None = None
     """The folder that holds it."""
-    dataset: Literal["cityscapes", "camvid", "folder"] | None = None
+    dataset: Layout | None = None
     """Layout on disk; by default what the folder looks like."""
 
 
@@ -95,14 +96,13 @@ def run(arguments: list[str]) -> None:
 
 
 def _pictures(options: Export) -> Pictures | None:
-    from segmv3.config import Data
-    from segmv3.doctor import layout_of
+    from segmv3.data.sources import data_in
     from segmv3.export import labelled, photographs
 
     if options.images:
         return photographs(options.images, options.limit)
     if root := options.data.root:
-        data = Data(dataset=options.data.dataset or layout_of(root), root=root)
+        data = data_in(root, options.data.dataset)
         return labelled(data, options.split, options.limit, whole=options.to.endswith("int8"))
     return None
 

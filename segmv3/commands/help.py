@@ -13,6 +13,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from segmv3.config import DataSource
+
 COMMON = {
     "train": """
         run data.root data.cache model.pretrained schedule.steps data.batch-size data.crop-size data.workers optim.lr
@@ -144,11 +146,10 @@ def flags(kind: type, default: Any = None, prefix: str = "") -> Iterator[Flag]:
             value = field.default_factory()
         named = next((mark for mark in marks if hasattr(mark, "aliases")), None)
         name = prefix + (field.name if named is None or named.name is None else named.name).replace("_", "-")
-        inner = type(value) if is_dataclass(value) else hint
+        nests = is_dataclass(value) and not isinstance(value, DataSource)
+        inner = type(value) if nests else hint
         if is_dataclass(inner):
-            nested.append(
-                (inner, value if is_dataclass(value) else None, f"{name}." if named is None or named.name else prefix)
-            )
+            nested.append((inner, value if nests else None, f"{name}." if named is None or named.name else prefix))
             continue
         value = None if value is MISSING or "MISSING" in repr(value) else value
         metavar = named.metavar if named is not None and named.metavar else metavar_of(hint)
@@ -173,7 +174,7 @@ def metavar_of(hint: Any) -> str:
     if origin is Literal:
         return "{" + ",".join(map(str, inner)) + "}"
     if origin in (Union, UnionType):
-        return "|".join(metavar_of(each) for each in inner if each is not type(None))
+        return "|".join(metavar_of(each) for each in inner if each not in (type(None), DataSource))
     if origin is tuple:
         return f"{metavar_of(inner[0])} ..." if inner[-1] is Ellipsis else " ".join(map(metavar_of, inner))
     return {Path: "PATH", str: "TEXT", bool: "{True,False}"}.get(hint) or hint.__name__.upper()

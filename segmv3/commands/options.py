@@ -13,7 +13,7 @@ from tyro.constructors import (
 )
 
 from segmv3.commands.help import asked_for_help, metavar_of, show_help
-from segmv3.config import Config, Data, Device, Model, Schedule, load_config, load_parts, mistyped
+from segmv3.config import Config, Data, Device, Model, Schedule, flag_rules, load_config, load_parts, mistyped
 from segmv3.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def parse(
 
 def _registry() -> ConstructorRegistry:
     """How tyro's messages name the value of a flag that may be left out: `FLOAT`, not `{None}|FLOAT`."""
-    registry = ConstructorRegistry()
+    registry = flag_rules()
     inside = False  # the rule of tyro that this one asks for would ask this one again
 
     @registry.primitive_rule

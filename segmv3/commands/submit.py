@@ -53,7 +53,8 @@ def run(arguments: list[str]) -> None:
     from segmv3.screen import Screen
     from segmv3.submission import open_target
 
-    target = open_target(options.data.root, options.split or ("val" if options.dry_run else "test"))
+    split = options.split or ("val" if options.dry_run else "test")
+    target = open_target(options.data.root, split, options.data.dataset)
     console = Screen()
     with console.progress() as progress:
         if options.check:
@@ -63,8 +64,10 @@ def run(arguments: list[str]) -> None:
 
 
 def _check_flags(options: Submit) -> None:
-    if options.data.dataset != "cityscapes":
-        raise ConfigError(f"segmv3 submit needs the Cityscapes layout; data.dataset is {options.data.dataset!r}")
+    from segmv3.data.sources import name_of, source_of
+
+    if not source_of(options.data).submits:
+        raise ConfigError(f"segmv3 submit needs the Cityscapes layout; data.dataset is {name_of(options.data)!r}")
     given = [flag for flag in ("weights", "output") if getattr(options, flag) is not None]
     if options.check and (given or options.dry_run):
         flag = f"--{given[0]}" if given else "--dry-run"

@@ -1,15 +1,131 @@
-"""The image files of a folder, and what else lies there: nothing is left out without a word."""
+"""What lies on the disk: the image files of a folder, and those of a split with their labels.
+
+Opening, checking, scoring and submission all read one `Split`. Nothing is left out without a word.
+"""
 
 import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from segmv3.errors import DataError, Segmv3Warning
 from segmv3.files import files_below
 from segmv3.images import NOTES, SUFFIXES
+from segmv3.labels import Classes, LabelTable
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image with its label file."""
+
+    name: str
+    """The stem they share, or where stems repeat the way below their folders; unique in its split."""
+    image: Path
+    label: Path
+    table: LabelTable
+
+
+@dataclass(frozen=True)
+class Split:
+    """What lies on the disk for one split, whether it fits together or not."""
+
+    title: str
+    name: str
+    root: Path
+    classes: Classes
+    image_root: Path
+    label_root: Path
+    images: dict[str, list[Path]]
+    """By the name that an image shares with its label; more than one path where names repeat."""
+    labels: dict[str, list[tuple[Path, LabelTable]]]
+    left_out: tuple[str, ...] = ()
+    """What lies there and is not taken: a line each."""
+    misplaced: tuple[Path, ...] = ()
+    """Images in the folder of another city."""
+    label_files: str = "images"
+    """What a message says is missing where there are no labels."""
+
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Images and labels of the same name."""
+        names = sorted(self.images.keys() & self.labels.keys())
+        return tuple(Pair(name, self.images[name][0], *self.labels[name][0]) for name in names)
+
+    @cached_property
+    def lone_images(self) -> tuple[Path, ...]:
+        """Images without a label."""
+        return tuple(self.images[name][0] for name in sorted(self.images.keys() - self.labels.keys()))
+
+    @cached_property
+    def lone_labels(self) -> tuple[tuple[Path, LabelTable], ...]:
+        """Labels without an image."""
+        return tuple(self.labels[name][0] for name in sorted(self.labels.keys() - self.images.keys()))
+
+    @cached_property
+    def fault(self) -> DataError | None:
+        """The first thing that keeps it from being opened."""
+        if not self.images:
+            return self.no_images
+        if not self.labels:
+            return DataError(_nothing_in(self.label_root, self.root, self.name, self.label_files))
+        try:
+            only(self.images)
+            only({name: [path for path, _ in each] for name, each in self.labels.items()})
+        except DataError as error:
+            return error
+        unlabelled, unseen = self.images.keys() - self.labels, self.labels.keys() - self.images
+        if unlabelled or unseen:
+            parts = [count_of(len(unlabelled), "image has no label", "images have no label")] if unlabelled else []
+            parts += [count_of(len(unseen), "label has no image", "labels have no image")] if unseen else []
+            first = ", ".join([*sorted(unlabelled), *sorted(unseen)][:5])
+            return DataError(f"{' and '.join(parts)} in '{self.name}' (first: {first}). Nothing was done.")
+        if self.misplaced:
+            path = self.misplaced[0]
+            return DataError(f"{path} lies in the folder of another city; move it to {path.name.split('_')[0]}/")
+        return None
+
+    @property
+    def no_images(self) -> DataError:
+        """What to say where there are none, with the likeliest reason."""
+        return DataError(_nothing_in(self.image_root, self.root, self.name))
+
+
+def count_of(number: int, one: str, many: str) -> str:
+    """`1 file is`, `3 files are`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def first_existing_parent(path: Path) -> Path:
+    """The nearest folder above a path that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> str:
+    """An empty place, and the likeliest reason: a root too high or too deep, a packed zip, another split name."""
+    text = f"found 0 {files} under {looked}"
+    if looked == root:  # a data source of one's own knows better where it looks
+        return f"{text} (split '{split}')"
+    inside = looked.relative_to(root)
+    folders = islice((p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.is_dir()), 1000)
+    for other in (root.parent, root.parent.parent, *sorted(folders)):
+        try:
+            count = len(images_below(other / inside).paths)
+        except DataError:  # no place to advise
+            continue
+        if count:
+            doubled = other == root / inside.parts[0]  # leftImg8bit/leftImg8bit, as some unpackers leave it
+            remedy = "Move it up one folder." if doubled else f"Use --data.root {other}."
+            return f"{text}; did you mean {other / inside} ({count:,} images)? {remedy}"
+    archives = sorted(p.name for p in root.glob("*.zip"))
+    if archives:
+        return f"{text}; {root} holds {', '.join(archives[:3])} still packed: unzip it there"
+    parent = next(p for p in (*looked.parents,) if p.is_dir())
+    there = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))[:6]
+    return f"{text}; {parent} has {', '.join(there) or 'nothing'} (split '{split}'); see data/README.md for the layout"
 
 
 @dataclass(frozen=True)
@@ -80,14 +196,6 @@ def warn_of(texts: Iterable[str]) -> None:
     """One line on standard error for each."""
     for text in texts:
         warnings.warn(Segmv3Warning(f"data: {text}"), stacklevel=3)
-
-
-def by_stem(files: Iterable[Path], suffix: str = "") -> dict[str, Path]:
-    """Files whose stem ends in `suffix`, by the stem before it.
-
-    Raises: DataError when two files share a stem: pairing would be a guess.
-    """
-    return only(grouped(files, suffix))
 
 
 def grouped(files: Iterable[Path], suffix: str = "", below: Path | None = None) -> dict[str, list[Path]]:

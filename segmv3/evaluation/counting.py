@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from segmv3 import official
 from segmv3.config import Data, Precision
-from segmv3.data.datasets import Dataset, Pair, folders_of, open_dataset
-from segmv3.data.listing import images_below
+from segmv3.data.datasets import Dataset, Pair, find_split, opened
 from segmv3.data.loader import read_ahead
 from segmv3.errors import DataError, EvaluationError
 from segmv3.evaluation.labelling import LabelsFunction
@@ -29,24 +28,16 @@ def open_labelled(data: Data, split: str) -> Dataset:
 
     Raises: DataError as `open_dataset` does, and for a test split with images but without labels.
     """
-    try:
-        dataset = open_dataset(data, split)
-    except DataError:
-        if split == "test" and _images_without_labels(data):
-            raise DataError(_TEST_SPLIT.format(data.root, "has no labels")) from None
-        raise
+    found = find_split(data, split)
+    if split == "test" and found.images and not found.labels:
+        raise DataError(_TEST_SPLIT.format(data.root, "has no labels"))
+    dataset = opened(found)
     if split == "test" and not (dataset.read(0)[1] != IGNORE).any():  # as in gtFine_trainvaltest.zip
         raise DataError(_TEST_SPLIT.format(data.root, "has only void labels"))
     return dataset
 
 
 _TEST_SPLIT = "'test' of {} is the test split and {}: they are kept back, there is nothing to score; use --split val"
-
-
-def _images_without_labels(data: Data) -> bool:
-    return any(
-        images_below(images).paths and not images_below(labels).paths for images, labels in folders_of(data, "test")
-    )
 
 
 def is_cityscapes(dataset: Dataset) -> bool:
