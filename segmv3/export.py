@@ -34,16 +34,16 @@ from segmv3.media.sources import ImageSource, find_source
 from segmv3.mini_city import render_scene
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import net_name
+from segmv3.runtime.autotune import median_times
 from segmv3.runtime.backends import (
     Arithmetic,
     Backend,
     Size,
     TorchBackend,
 )
-from segmv3.runtime.choice import median_times
 from segmv3.runtime.loading import EXPORTS, open_file
 from segmv3.runtime.machine import cpu_flags, has_bf16, machine
-from segmv3.runtime.proof import LIMITS, Agreement, DisagreementError, compare, refuse
+from segmv3.runtime.parity import LIMITS, Agreement, DisagreementError, compare, refuse
 from segmv3.weights.opening import open_segmenter
 
 Target = Literal["onnx", "openvino", "onnx-int8", "openvino-int8", "torch-export"]

@@ -17,7 +17,7 @@ from segmv3.export import default_path, export, labelled, photographs
 from segmv3.labels import read_classes
 from segmv3.models.zoo import create_model
 from segmv3.runtime.machine import cpu_flags
-from segmv3.runtime.proof import DisagreementError
+from segmv3.runtime.parity import DisagreementError
 
 
 @pytest.fixture(autouse=True)

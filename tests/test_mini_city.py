@@ -12,7 +12,7 @@ from segmv3.errors import ConfigError, OutputError
 from segmv3.images import read_ids, read_image
 from segmv3.labels import cityscapes_classes, cityscapes_label_ids, cityscapes_label_train_ids
 from segmv3.mini_city import render_scene, write_mini_city
-from segmv3.runtime.choice import STREET
+from segmv3.runtime.autotune import STREET
 
 SIZE = (64, 128)
 

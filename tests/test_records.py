@@ -30,7 +30,7 @@ from segmv3.data.datasets import open_dataset
 from segmv3.errors import DataError, Segmv3Error, printable
 from segmv3.models.count import describe_nets
 from segmv3.records import from_json, read_json, typed
-from segmv3.runtime import choice
+from segmv3.runtime import autotune
 
 ODD = (None, True, -1, 0, 1.5, 7, 10**30, 2**63, float("nan"), "", "x", "\x1b[31m\n", [], [[]], {}, {"a": [1]}, "DEEP")
 DEEP = b"[" * 100_000
@@ -184,10 +184,10 @@ def proved(tmp_path: Path, config: Config) -> Reader:
 
 def chosen(tmp_path: Path, config: Config) -> Reader:
     path = tmp_path / "backends.json"
-    choice._write(path, {"onnxruntime": choice.Verdict("it is slow", 0), "torch": choice.Verdict("", 3.5)})
+    autotune._write(path, {"onnxruntime": autotune.Verdict("it is slow", 0), "torch": autotune.Verdict("", 3.5)})
 
     def read_() -> None:
-        for title, verdict in choice._read(path).items():
+        for title, verdict in autotune._read(path).items():
             assert isinstance(title + verdict.refusal, str) and math.isfinite(verdict.milliseconds)
 
     return Reader(path, read_, refuses_nothing=True)

@@ -15,7 +15,7 @@ from segmv3.mini_city import render_scene
 from segmv3.models import bands
 from segmv3.models.fold import folded
 from segmv3.models.zoo import NETS, create_model
-from segmv3.runtime import backends, choice, loading
+from segmv3.runtime import autotune, backends, loading
 from segmv3.runtime.backends import BySize, TorchBackend
 from segmv3.runtime.machine import cpu_flags, has_bf16, machine, saturates
 
@@ -44,8 +44,8 @@ def own_cache(tmp_path_factory):
     write_png(street, render_scene("val", 0, size=(64, 128), seed=0)[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGMV3_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(choice, "_SIZE", (64, 128))
-        patch.setattr(choice, "STREET", street)
+        patch.setattr(autotune, "_SIZE", (64, 128))
+        patch.setattr(autotune, "STREET", street)
         yield
 
 
@@ -166,9 +166,9 @@ def test_a_folded_net_computes_the_same(name):
 
 def test_auto_takes_the_fastest_that_agrees(weights, monkeypatch):
     times = {"torch fp32": 30.0, "onnxruntime fp32": 20.0, "openvino fp32": 10.0, "openvino bf16": 5.0}
-    monkeypatch.setattr(choice, "median_times", lambda backends, *_: {title: times[title] for title in backends})
+    monkeypatch.setattr(autotune, "median_times", lambda backends, *_: {title: times[title] for title in backends})
     monkeypatch.setattr(loading, "has_bf16", lambda: False)
-    monkeypatch.setattr(choice, "cpu_name", lambda: "a machine of this test")
+    monkeypatch.setattr(autotune, "cpu_name", lambda: "a machine of this test")
     predict = segmv3.load(weights, threads=1)
     assert (predict.backend, predict.precision) == ("openvino", "fp32")
 
@@ -178,30 +178,30 @@ def test_a_backend_that_disagrees_is_not_taken(weights, monkeypatch):
         if "openvino" in title:
             raise ModelError("wrong numbers")
 
-    monkeypatch.setattr(choice, "refuse", refuse)
-    monkeypatch.setattr(choice, "cpu_name", lambda: "another machine of this test")
+    monkeypatch.setattr(autotune, "refuse", refuse)
+    monkeypatch.setattr(autotune, "cpu_name", lambda: "another machine of this test")
     times = {"torch fp32": 30.0, "onnxruntime fp32": 20.0}
-    monkeypatch.setattr(choice, "median_times", lambda backends, *_: {title: times[title] for title in backends})
+    monkeypatch.setattr(autotune, "median_times", lambda backends, *_: {title: times[title] for title in backends})
     assert segmv3.load(weights, threads=1).backend == "onnxruntime"
     with pytest.raises(ModelError, match="wrong numbers"):
         segmv3.load(weights, backend="openvino", precision="fp32", threads=1)
 
 
 def test_sigterm_while_choosing_is_no_verdict(weights, monkeypatch):
-    monkeypatch.setattr(choice, "cpu_name", lambda: "a machine that is told to stop")
+    monkeypatch.setattr(autotune, "cpu_name", lambda: "a machine that is told to stop")
 
     def stop(*_):
         raise Interrupted("what was finished is kept", 15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(choice, "compare", stop)
+        patch.setattr(autotune, "compare", stop)
         with pytest.raises(Interrupted):
             segmv3.load(weights, threads=1)
-    assert not choice._read(choice._file(load_weights(weights)[1], torch.device("cpu")))
+    assert not autotune._read(autotune._file(load_weights(weights)[1], torch.device("cpu")))
 
 
 def test_a_package_that_breaks_leaves_the_others(weights, monkeypatch):
-    monkeypatch.setattr(choice, "cpu_name", lambda: "a machine with a broken package")
+    monkeypatch.setattr(autotune, "cpu_name", lambda: "a machine with a broken package")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert segmv3.load(weights, threads=1).backend == "torch"
@@ -216,7 +216,7 @@ def test_without_a_cache_torch_runs_and_nothing_is_kept_against_the_others(weigh
 
 def test_the_choice_is_made_once(weights, monkeypatch):
     first = segmv3.load(weights, threads=1)
-    monkeypatch.setattr(choice, "_prove", lambda *_: pytest.fail("proved again"))
+    monkeypatch.setattr(autotune, "_prove", lambda *_: pytest.fail("proved again"))
     again = segmv3.load(weights, threads=1)
     assert (again.backend, again.precision) == (first.backend, first.precision)
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from segmv3.images import UInt8Array, read_image
-from segmv3.runtime.choice import STREET
+from segmv3.runtime.autotune import STREET
 
 Size = tuple[int, int]
 

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from segmv3.decode.lanes import (
+from segmv3.decode.simd import (
     LANES,
     add_exp,
     any_at_least,

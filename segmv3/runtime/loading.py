@@ -17,6 +17,7 @@ from segmv3.convert.receipt import digest_of, files_of, verify_receipt
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.models.nets import Part
 from segmv3.models.segmenter import Segmenter
+from segmv3.runtime.autotune import Candidate, choose
 from segmv3.runtime.backends import (
     Arithmetic,
     Backend,
@@ -29,8 +30,7 @@ from segmv3.runtime.backends import (
     TorchExportBackend,
     refuse_precision,
 )
-from segmv3.runtime.choice import Candidate, choose
-from segmv3.runtime.converted import converted
+from segmv3.runtime.cache import converted
 from segmv3.runtime.device import use_device
 from segmv3.runtime.machine import has_bf16, saturates
 from segmv3.runtime.predictor import Predictor

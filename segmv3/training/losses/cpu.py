@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmv3.decode.cpu import Axis, Floats, _compiled, axis
-from segmv3.decode.lanes import LANES, any_at_least, floats, larger, load, mix, smaller, store
+from segmv3.decode.simd import LANES, any_at_least, floats, larger, load, mix, smaller, store
 from segmv3.labels import IGNORE
 from segmv3.training.losses.lanes import exp_below, log, over, where_equal
 

@@ -1,11 +1,11 @@
-"""What the loss needs of sixteen numbers at a time beside `segmv3.decode.lanes`. NaN stays NaN everywhere here.
+"""What the loss needs of sixteen numbers at a time beside `segmv3.decode.simd`. NaN stays NaN everywhere here.
 
 numba keeps the compiled loops until `cpu.py` changes; it does not notice a change of this file: touch that one too.
 """
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from segmv3.decode.lanes import LANES, Floats, Ids, _constant, _fused, _operation
+from segmv3.decode.simd import LANES, Floats, Ids, _constant, _fused, _operation
 
 
 def _whole(number: int) -> ir.Constant:

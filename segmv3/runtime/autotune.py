@@ -21,7 +21,7 @@ from segmv3.models.segmenter import Segmenter
 from segmv3.records import read_json, typed
 from segmv3.runtime.backends import Arithmetic, Backend, Size, TorchBackend
 from segmv3.runtime.machine import cpu_flags, cpu_name, versions
-from segmv3.runtime.proof import compare, refuse
+from segmv3.runtime.parity import compare, refuse
 
 STREET = Path(__file__).with_name("street.png")
 """The street that candidates are proved and timed on: scene 0 of mini-city's val split, seed 0."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmv3.errors import ModelError
-from segmv3.runtime.proof import LIMITS, Agreement, DisagreementError, SizeAgreement, compare, refuse
+from segmv3.runtime.parity import LIMITS, Agreement, DisagreementError, SizeAgreement, compare, refuse
 
 
 class Fake:
