@@ -366,7 +366,7 @@ def test_the_page_tells_what_failed_and_trusts_no_text(tmp_path):
     trials += [common | {"trial": 3, "state": "pruned"} | scored | {"score": 39.0, "evaluations": [[2, 39.0]]}]
     result["best"] = trials[2] | {"weights": "w", "command": "segmv3 train 'a b.py' --optim.lr 0.2 --run x"}
     page = write_sweep_page(tmp_path, result).read_text()
-    assert "<span>segmv3 train &#x27;a b.py&#x27;</span> <span>--optim.lr 0.2</span> <span>--run x</span>" in page
+    assert "<span>segmv3 train &#39;a b.py&#39;</span> <span>--optim.lr 0.2</span> <span>--run x</span>" in page
     assert page.index("<th>2</th>") < page.index("<tr class='absent'><th>3</th>")
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["curves.png", "optim.lr.png"]
 

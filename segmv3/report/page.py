@@ -1,31 +1,26 @@
-"""The page of a run: `report.html`, which needs no other file, no script and no network.
+"""The page of a run: `report.html`, and the light form of its figures in `figures/`."""
 
-Charts are embedded for a light and for a dark screen; the files in `figures/` are the light ones. All text
-that comes from outside passes through `escaped`.
-"""
-
-import base64
-import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from segmv3.errors import printable
-from segmv3.files import make_folder, write_bytes
-from segmv3.images import UInt8Array, write_png
+from segmv3.files import make_folder
+from segmv3.images import write_png
 from segmv3.labels import Classes, Color
+from segmv3.report.html import Chart as Chart
+from segmv3.report.html import count, write_page
+from segmv3.report.html import data_uri as data_uri
 from segmv3.report.plots import (
     DARK,
     LIGHT,
     Sample,
     Theme,
     confusion,
-    confusion_side,
     curves,
     iou_bars,
     number,
@@ -59,248 +54,144 @@ def write_report(
     report wrote them.
 
     Args:
+        run: the folder of the run.
+        title: what was trained on what.
         facts: what to show in the header table, in this order.
         log: parsed lines of `log.jsonl`.
         scores: as written by the evaluation, in percent; {} when there was none.
+        classes: their names and colours.
         samples: pictures to show; the first `MAX_SAMPLES` are.
-    Returns: the path of the page.
-    Raises: OutputError when a file cannot be written.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     figures = make_folder(run / "figures")
-    training = Chart(figures / "curves.png", lambda theme: curves(log, theme))
-    body = [_header(title, scores), _run_section(facts, training)]
+    values: dict[str, Any] = {
+        "title": title,
+        "facts": facts,
+        "curves": Chart(figures / "curves.png", lambda theme: curves(log, theme)),
+        "metric_name": "mIoU",
+        "metrics": [],
+        "conditions": "",
+        "scores": scores,
+        "samples": [],
+        "total": len(samples),
+    }
     if scores:
-        bars = Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme))
-        matrix = Chart(figures / "confusion.png", lambda theme: confusion(scores, theme))
-        body += [_classes_section(scores, classes, bars), _confusion_section(scores, matrix)]
+        named = (("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy"))
+        values |= {
+            "metrics": [(name, scores.get(key)) for name, key in named],
+            "conditions": _conditions(scores),
+            "colors": dict(zip(classes.names, classes.colors, strict=True)),
+            "bars": Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme)),
+            "matrix": Chart(figures / "confusion.png", lambda theme: confusion(scores, theme)),
+            "worst": _worst_confusions(scores),
+        }
     else:
         _remove(figures / "iou.png", figures / "confusion.png")
     if samples:
         shown = samples[:MAX_SAMPLES]
         write_png(figures / "samples.png", sample_panel(shown, classes))
-        body.append(_samples_section(shown, len(samples), classes))
+        values["samples"] = [_sample(sample, classes) for sample in shown]
+        values["present"] = [(classes.names[i], classes.colors[i]) for i in sorted(present(shown, classes))]
     else:
         _remove(figures / "samples.png")
-    page = run / "report.html"
-    write_bytes(page, PAGE_TEMPLATE.format(title=safe(title), style=style_of(), body="\n".join(body)).encode())
-    return page
+    return write_page(run / "report.html", "run.html", **values)
 
 
 def write_classification_report(run: Path, *, title: str, facts: dict[str, str], log: list[dict], scores: dict) -> Path:
     """Write the report of a classification run: `run/report.html` and `run/figures/curves.png`.
 
-    Args: facts, log: as for `write_report`. scores: as `segmv3.classification.accuracies` returns them.
-    Returns: the path of the page.
-    Raises: OutputError when a file cannot be written.
+    Args:
+        run: the folder of the run.
+        title: as for `write_report`.
+        facts: as for `write_report`.
+        log: as for `write_report`.
+        scores: as `segmv3.classification.accuracies` returns them.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
-    figures = make_folder(run / "figures")
-    training = Chart(figures / "curves.png", lambda theme: curves(log, theme, ("top1", "Top-1")))
-    shown = [(name, key) for name, key in (("top-1", "top1"), ("top-5", "top5")) if scores[key] is not None]
-    images = f"{scores['images']:,} image{'' if scores['images'] == 1 else 's'}"
+    classes = scores["classes"]
+    hardest = sorted(classes, key=lambda row: math.inf if row["top1"] is None else row["top1"])[:_MAX_HARDEST]
     crop = f"middle {' x '.join(map(str, scores['crop_size']))} of a shorter side of {scores['resize']}"
-    conditions = f"{scores['split']} · {images} · {len(scores['classes']):,} classes · {crop}"
-    body = [
-        _heading(title, conditions, "".join(metric_of(name, number(scores[key])) for name, key in shown)),
-        _run_section(facts, training, "Loss, learning rate and top-1 over the training steps"),
-        _hardest_section(scores["classes"]),
-    ]
-    page = run / "report.html"
-    write_bytes(page, PAGE_TEMPLATE.format(title=safe(title), style=style_of(), body="\n".join(body)).encode())
-    return page
-
-
-class Chart:
-    """A chart in its light and dark form; the light one is written to `path`."""
-
-    def __init__(self, path: Path, draw: Callable[[Theme], UInt8Array]) -> None:
-        light, dark = draw(LIGHT), draw(DARK)
-        write_png(path, light)
-        self.height, self.width = light.shape[:2]
-        self.light, self.dark = data_uri(light, "PNG"), data_uri(dark, "PNG")
-
-    def html(self, alt: str) -> str:
-        """The chart as an element that follows the screen's light or dark mode."""
-        size = f'width="{self.width // 2}" height="{self.height // 2}"'
-        return (
-            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{self.dark}">'
-            f'<img src="{self.light}" {size} alt="{safe(alt)}"></picture>'
-        )
-
-
-# --- sections ---
-
-
-def _header(title: str, scores: dict) -> str:
-    if scores:
-        figures = [("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy")]
-        metrics = "".join(metric_of(name, number(scores.get(key))) for name, key in figures)
-    else:
-        metrics = "<p class='empty'>Not evaluated yet: this run has no scores.</p>"
-    return _heading(title, _conditions(scores) if scores else "", metrics)
-
-
-def _heading(title: str, conditions: str, metrics: str) -> str:
-    note = f"<p class='conditions'>{safe(conditions)}</p>" if conditions else ""
-    return (
-        f"<header><p class='eyebrow'>segmv3 run report</p><h1>{safe(title)}</h1>{note}"
-        f"<div class='metrics'>{metrics}</div></header>"
+    named = (("top-1", "top1"), ("top-5", "top5"))
+    conditions = (scores["split"], count(scores["images"], "image"), f"{len(classes):,} classes", crop)
+    figures = make_folder(run / "figures")
+    return write_page(
+        run / "report.html",
+        "classification.html",
+        title=title,
+        facts=facts,
+        curves=Chart(figures / "curves.png", lambda theme: curves(log, theme, ("top1", "Top-1"))),
+        metric_name="top-1",
+        conditions=" · ".join(conditions),
+        metrics=[(name, scores[key]) for name, key in named if scores[key] is not None],
+        hardest=hardest,
+        more=len(classes) > len(hardest),
+        five=any(row["top5"] is not None for row in hardest),
     )
+
+
+def _conditions(scores: dict) -> str:
+    """How the scores were measured: "val · 12 images · single scale · 19 classes, absent: train"."""
+    images, classes, absent = scores.get("images"), len(scores["classes"]), scores.get("absent") or []
+    parts = [
+        str(scores.get("split", "")),
+        count(images, "image") if isinstance(images, int) else "",
+        _scales(scores),
+        f"{classes} class{'' if classes == 1 else 'es'}",
+        f"{len(absent)} absent and left out of the means: {', '.join(absent)}" if absent else "",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def _scales(scores: dict) -> str:
+    scales = [number(scale) for scale in scores.get("scales") or [1.0]]
+    text = f"scale{'' if len(scales) == 1 else 's'} " + ", ".join(f"{scale:g}" for scale in scales)
+    return ("single scale" if scales == [1.0] else text) + (" + flip" if scores.get("flip") else "")
+
+
+def _worst_confusions(scores: dict) -> list[tuple[str, str, float, float]]:
+    """(truth, taken for, percent of all errors, percent of the class) of the most frequent confusions."""
+    names = [row["name"] for row in scores["classes"]]
+    counts = np.array(scores["confusion_matrix"], np.int64)
+    share = row_percent(scores["confusion_matrix"])
+    np.fill_diagonal(counts, 0)
+    largest = np.argsort(-counts, axis=None, kind="stable")[:_MAX_CONFUSIONS]
+    return [
+        (names[truth], names[taken], 100 * counts[truth, taken] / counts.sum(), share[truth, taken])
+        for truth, taken in (divmod(int(flat), len(names)) for flat in largest)
+        if counts[truth, taken] > 0
+    ]
+
+
+def _sample(sample: Sample, classes: Classes) -> tuple[str, float, list[tuple[str, str]]]:
+    """(name, pixel accuracy, pictures) of a sample."""
+    labelled = sample.truth < len(classes)
+    right = float((sample.truth == sample.prediction)[labelled].mean()) * 100 if labelled.any() else math.nan
+    small = thumbnails(sample, classes)
+    kinds = {"image": "JPEG", "truth": "PNG", "prediction": "PNG", "errors": "JPEG"}
+    return sample.name, right, [(what, data_uri(getattr(small, what), kind)) for what, kind in kinds.items()]
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+# --- parts of the pages that are not made from templates yet ---
 
 
 def metric_of(name: str, value: float) -> str:
     unit = "<small>%</small>" if math.isfinite(value) else ""
     return f"<div class='metric'><b>{percent_of(value, 2)}{unit}</b><span>{name}</span></div>"
-
-
-def _conditions(scores: dict) -> str:
-    """How the scores were measured: "val · 12 images · single scale · 19 classes, absent: train"."""
-    images = scores.get("images")
-    parts = [
-        str(scores.get("split", "")),
-        f"{images:,} image{'' if images == 1 else 's'}" if isinstance(images, int) else "",
-        _scales(scores),
-        f"{len(scores['classes'])} class{'' if len(scores['classes']) == 1 else 'es'}",
-    ]
-    absent = scores.get("absent") or []
-    if absent:
-        parts.append(f"{len(absent)} absent and left out of the means: {', '.join(absent)}")
-    return " · ".join(part for part in parts if part)
-
-
-def _scales(scores: dict) -> str:
-    scales = [number(scale) for scale in scores.get("scales") or [1.0]]
-    if scales == [1.0]:
-        text = "single scale"
-    else:
-        text = f"scale{'' if len(scales) == 1 else 's'} " + ", ".join(f"{scale:g}" for scale in scales)
-    return text + (" + flip" if scores.get("flip") else "")
-
-
-def _run_section(
-    facts: dict[str, str], chart: Chart, alt: str = "Loss, learning rate and mIoU over the training steps"
-) -> str:
-    rows = "".join(f"<tr><th>{safe(key)}</th><td>{safe(value)}</td></tr>" for key, value in facts.items())
-    table = f"<div class='card'><h2>Run</h2><table class='facts'>{rows}</table></div>" if facts else ""
-    return (
-        f"<section class='{'pair' if facts else ''}'>{table}"
-        f"<div class='card'><h2>Training</h2>{chart.html(alt)}</div></section>"
-    )
-
-
-def _classes_section(scores: dict, classes: Classes, chart: Chart) -> str:
-    colors = dict(zip(classes.names, classes.colors, strict=True))
-    rows = "".join(_class_row(row, colors.get(row["name"])) for row in scores["classes"])
-    mean = (
-        f"<tr class='mean'><th>mean</th><td>{percent_of(number(scores.get('miou')))}</td>"
-        f"<td>{percent_of(number(scores.get('mean_accuracy')))}</td><td></td></tr>"
-    )
-    alt = f"IoU of each class as bars; the mean is {percent_of(number(scores.get('miou')))} percent"
-    return (
-        "<section class='pair'>"
-        f"<div class='card'><h2>IoU by class</h2>{chart.html(alt)}</div>"
-        "<div class='card'><h2>Classes <small>percent</small></h2><table class='numbers'>"
-        "<thead><tr><th>class</th><td>IoU</td><td>accuracy</td><td>share</td></tr></thead>"
-        f"<tbody>{rows}</tbody><tfoot>{mean}</tfoot></table>"
-        "<p class='note'>Share: of the labelled pixels.</p></div></section>"
-    )
-
-
-def _hardest_section(classes: list[dict]) -> str:
-    """The classes with the lowest top-1, hardest first."""
-    hardest = sorted(classes, key=lambda row: math.inf if row["top1"] is None else row["top1"])[:_MAX_HARDEST]
-    five = any(row["top5"] is not None for row in hardest)
-    head = f"<thead><tr><th>class</th><td>top-1</td>{'<td>top-5</td>' if five else ''}<td>images</td></tr></thead>"
-    rows = "".join(
-        f"<tr><th>{safe(row['name'])}</th>"
-        + cells_of(percent_of(number(row[key])) for key in ("top1", "top5") if key == "top1" or five)
-        + f"<td>{row['images']:,}</td></tr>"
-        for row in hardest
-    )
-    title = "Hardest classes" if len(classes) > len(hardest) else "Classes, hardest first"
-    table = f"<table class='numbers'>{head}<tbody>{rows}</tbody></table>"
-    return f"<section><div class='card'><h2>{title} <small>percent</small></h2>{table}</div></section>"
-
-
-def _class_row(row: dict, color: Color | None) -> str:
-    iou, accuracy, share = (number(row.get(key)) for key in ("iou", "accuracy", "share"))
-    kind = " class='absent'" if math.isnan(iou) else ""
-    cells = (percent_of(iou) if math.isfinite(iou) else "absent", percent_of(accuracy), share_of(share))
-    return f"<tr{kind}><th>{swatch(color)}{safe(row['name'])}</th>{cells_of(cells)}</tr>"
-
-
-def _confusion_section(scores: dict, chart: Chart) -> str:
-    side = confusion_side(len(scores["classes"]))
-    phone = min(side, 620)
-    alt = "Confusion matrix: rows are the truth, columns the prediction, in percent of each row"
-    matrix = f"<div class='matrix' style='--side:{side}px;--least:{phone}px'>{chart.html(alt)}</div>"
-    return (
-        "<section><div class='card'><h2>Confusion</h2>"
-        "<p class='note'>Percent of the pixels of each true class, by what they were taken for. "
-        "<b class='right'>Blue</b> is right, <b class='wrong'>red</b> is wrong; "
-        "colour grows with the square root, so that small errors show.</p>"
-        f"<div class='beside'><div class='scroll'>{matrix}</div>{_worst_confusions(scores)}</div>"
-        "</div></section>"
-    )
-
-
-def _worst_confusions(scores: dict) -> str:
-    names = [row["name"] for row in scores["classes"]]
-    counts = np.array(scores["confusion_matrix"], np.int64)
-    share = row_percent(scores["confusion_matrix"])
-    np.fill_diagonal(counts, 0)
-    wrong = int(counts.sum())
-    largest = np.argsort(-counts, axis=None, kind="stable")[:_MAX_CONFUSIONS]
-    pairs = [divmod(int(flat), len(names)) for flat in largest]
-    rows = "".join(
-        f"<tr><th>{safe(names[truth])} <span class='muted'>taken for</span> {safe(names[taken])}</th>"
-        + cells_of((percent_of(100 * counts[truth, taken] / wrong), percent_of(share[truth, taken])))
-        + "</tr>"
-        for truth, taken in pairs
-        if counts[truth, taken] > 0
-    )
-    if not rows:
-        return ""
-    return (
-        "<div class='worst'><h3>Where the wrong pixels are</h3><table class='numbers'>"
-        "<thead><tr><th>confusion</th><td>% of all<br>errors</td><td>% of the<br>class</td></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _samples_section(samples: list[Sample], total: int, classes: Classes) -> str:
-    note = f"<p class='note'>The first {len(samples)} of {total}.</p>" if total > len(samples) else ""
-    chips = "".join(
-        f"<li>{swatch(classes.colors[i])}{safe(classes.names[i])}</li>" for i in sorted(present(samples, classes))
-    )
-    errors = "<li><i class='swatch wrong-pixel'></i>wrong</li><li><i class='swatch hatched'></i>ignored</li>"
-    figures = "".join(_sample(sample, classes) for sample in samples)
-    return (
-        f"<section><div class='card'><h2>Samples</h2>{note}{figures}"
-        f"<ul class='legend'>{chips}{errors}</ul></div></section>"
-    )
-
-
-def _sample(sample: Sample, classes: Classes) -> str:
-    pictures = thumbnails(sample, classes)
-    cells = [
-        ("image", data_uri(pictures.image, "JPEG")),
-        ("truth", data_uri(pictures.truth, "PNG")),
-        ("prediction", data_uri(pictures.prediction, "PNG")),
-        ("errors", data_uri(pictures.errors, "JPEG")),
-    ]
-    labelled = sample.truth < len(classes)
-    right = float((sample.truth == sample.prediction)[labelled].mean()) * 100 if labelled.any() else math.nan
-    images = "".join(
-        f"<figure><figcaption>{what}</figcaption><img src='{uri}' alt='{what}: {safe(sample.name)}'></figure>"
-        for what, uri in cells
-    )
-    return (
-        f"<div class='sample'><p><b>{safe(sample.name)}</b> <span class='muted'>pixel accuracy "
-        f"{percent_of(right)}</span></p><div class='cells'>{images}</div></div>"
-    )
-
-
-# --- parts ---
 
 
 def safe(value: Any) -> str:
@@ -322,21 +213,6 @@ def cells_of(values: Iterable[str]) -> str:
 def swatch(color: Color | None) -> str:
     red, green, blue = color or (128, 128, 128)
     return f"<i class='swatch' style='background:rgb({red},{green},{blue})'></i>"
-
-
-def data_uri(pixels: UInt8Array, kind: str) -> str:
-    """Pixels as a data URI: charts and labels as PNG (exact), photographs as JPEG (a tenth of the size)."""
-    file = io.BytesIO()
-    if kind == "JPEG":
-        Image.fromarray(pixels).save(file, format=kind, quality=86, subsampling=0)  # sharp red on grey
-    else:
-        Image.fromarray(pixels).save(file, format=kind, compress_level=6)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
 
 
 def style_of() -> str:

@@ -4,8 +4,8 @@ All are made from the content of sweep.json. The page needs no other file, no sc
 """
 
 import math
-import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich import box
 from rich.table import Table
 
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder
 from segmv3.images import UInt8Array
-from segmv3.report.page import PAGE_TEMPLATE, Chart, cells_of, metric_of, safe, style_of
+from segmv3.report.html import Chart, write_page
 from segmv3.report.plots import (
     NORMAL,
     SMALL,
@@ -95,13 +95,61 @@ def write_sweep_page(folder: Path, result: dict[str, Any]) -> Path:
     Raises: OutputError when a file cannot be written.
     """
     figures = make_folder(folder / "figures")
-    curves = Chart(figures / "curves.png", lambda theme: trial_curves(result, theme))
-    body = [_header(result), _best_section(result, curves), _settings_section(result, figures), _trials_section(result)]
-    title = f"{result['net']} on {result['dataset']}: sweep"
-    content = PAGE_TEMPLATE.format(title=safe(title), style=style_of() + _RULES, body="\n".join(filter(None, body)))
-    page = folder / PAGE
-    write_bytes(page, content.encode(errors="replace"))
-    return page
+    trials, best = result["trials"], result["best"]
+    rows, states = [_cells(trial, result) for trial in _ranked(result)], [trial["state"] for trial in trials]
+    facts = (
+        {}
+        if not best
+        else {
+            "trial": best["trial"],
+            "score": f"{best['score']:.2f} % at step {best['step']:,}",
+            **{name: shown(value) for name, value in best["values"].items()},
+            "weights": best["weights"],
+        }
+    )
+    return write_page(
+        folder / PAGE,
+        "sweep.html",
+        title=f"{result['net']} on {result['dataset']}: sweep",
+        result=result,
+        conditions=_conditions(result),
+        ended=len(states) - states.count("running"),
+        pruned=states.count("pruned"),
+        facts=facts,
+        command=_parts(best["command"]) if best else [],
+        curves=Chart(figures / "curves.png", lambda theme: trial_curves(result, theme)),
+        charts={
+            name: Chart(figures / f"{name}.png", partial(setting_scatter, result, name)) for name in result["space"]
+        },
+        rows=rows,
+        top=_TOP,
+        failed=[headline(trial) for trial in trials if trial["state"] == "failed"],
+    )
+
+
+def _conditions(result: dict[str, Any]) -> str:
+    trials = result["trials"]
+    failed = sum(trial["state"] == "failed" for trial in trials)
+    copied = sum(trial["same_as"] is not None for trial in trials)
+    parts = [
+        result["split"],
+        f"{len(result['space'])} settings",
+        "median pruner" if result["pruner"] == "median" else "no pruner",
+        f"seed {result['seed']}",
+        f"{failed} failed" if failed else "",
+        f"{copied} with the values of another, not repeated" if copied else "",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def _parts(command: str) -> list[str]:
+    """A command, broken before each of its flags."""
+    parts: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    return [shlex.join(part) for part in parts]
 
 
 def trial_curves(result: dict[str, Any], theme: Theme) -> UInt8Array:
@@ -206,114 +254,3 @@ def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
         if len(ticks) <= most:
             return ticks if len(ticks) > 1 else [low, high]
     return ticks[:: -(-len(ticks) // most)]
-
-
-def _header(result: dict[str, Any]) -> str:
-    states = [trial["state"] for trial in result["trials"]]
-    pruner = "median pruner" if result["pruner"] == "median" else "no pruner"
-    failed = f" · {states.count('failed')} failed" if "failed" in states else ""
-    copied = sum(trial["same_as"] is not None for trial in result["trials"])
-    again = f" · {copied} with the values of another, not repeated" if copied else ""
-    best = metric_of(f"best {result['metric_name']}", result["best"]["score"] if result["best"] else math.nan)
-    ended = len(states) - states.count("running")
-    counts = ((f"of {result['wanted']} trials", ended), ("stopped early", states.count("pruned")))
-    numbers = "".join(f"<div class='metric'><b>{number}</b><span>{text}</span></div>" for text, number in counts)
-    return (
-        f"<header><p class='eyebrow'>segmv3 sweep</p><h1>{safe(result['net'])} on {safe(result['dataset'])}</h1>"
-        f"<p class='conditions'>{safe(result['split'])} · {len(result['space'])} settings · {pruner} · "
-        f"seed {result['seed']}{failed}{again}</p><div class='metrics'>{best}{numbers}</div></header>"
-    )
-
-
-def _best_section(result: dict[str, Any], curves: Chart) -> str:
-    best = result["best"]
-    legend = (
-        "<ul class='legend'><li><i class='swatch' style='background:var(--accent)'></i>complete, the best bold</li>"
-        "<li><i class='swatch' style='background:var(--muted)'></i>stopped early</li></ul>"
-    )
-    chart = (
-        f"<div class='card'><h2>Learning curves</h2>{curves.html('Score of every trial over the steps')}{legend}</div>"
-    )
-    if not best:
-        return f"<section>{chart}</section>"
-    facts = {
-        "trial": best["trial"],
-        "score": f"{best['score']:.2f} % at step {best['step']:,}",
-        **{name: shown(value) for name, value in best["values"].items()},
-        "weights": best["weights"],
-    }
-    rows = "".join(f"<tr><th>{_breakable(key)}</th><td>{_breakable(value)}</td></tr>" for key, value in facts.items())
-    return (
-        f"<section class='pair'><div class='card'><h2>Best trial</h2><table class='facts wide'>{rows}</table>"
-        f"<p class='note above'>The same run again, to copy:</p>"
-        f"<p class='command'>{_command(best['command'])}</p></div>"
-        f"{chart}</section>"
-    )
-
-
-def _breakable(text: Any) -> str:
-    """Text that may be broken after a dot, an underscore or a slash."""
-    return re.sub(r"(?<=\w)([._/])(?=\w)", r"\1<wbr>", safe(text))
-
-
-def _command(command: str) -> str:
-    """A command that is broken between flags; it is copied as one line."""
-    parts: list[list[str]] = [[]]
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            parts.append([])
-        parts[-1].append(word)
-    return " ".join(f"<span>{safe(shlex.join(part))}</span>" for part in parts)
-
-
-def _settings_section(result: dict[str, Any], figures: Path) -> str:
-    charts = []
-    for name in result["space"]:
-        chart = Chart(figures / f"{name}.png", lambda theme, name=name: setting_scatter(result, name, theme))  # type: ignore[misc]
-        charts.append(f"<div>{chart.html(f'Score of the trials over {name}')}</div>")
-    return (
-        f"<section><div class='card'><h2>Settings <small>{safe(result['metric_name'])} in percent</small></h2>"
-        "<p class='note'>A dot is a trial, a grey ring one that was stopped early, with its best score until then. "
-        "The best trial has a circle around it.</p>"
-        f"<div class='charts'>{''.join(charts)}</div></div></section>"
-    )
-
-
-def _trials_section(result: dict[str, Any]) -> str:
-    ranked = _ranked(result)
-    names = (safe(name).replace(".", ".<br>") for name in result["space"])
-    head = cells_of((f"{safe(result['metric_name'])} %", "step", "state", *names))
-    head = f"<thead><tr><th>trial</th>{head}</tr></thead>"
-
-    def table(trials: list[dict[str, Any]]) -> str:
-        rows = []
-        for trial in trials:
-            number, *cells = map(safe, _cells(trial, result))
-            kind = " class='absent'" if trial["state"] == "pruned" else ""
-            rows.append(f"<tr{kind}><th>{number}</th>{cells_of(cells)}</tr>")
-        return f"<div class='scroll'><table class='numbers trials'>{head}<tbody>{''.join(rows)}</tbody></table></div>"
-
-    parts = []
-    if ranked:
-        parts.append(f"<h2>{f'Best {_TOP}' if len(ranked) > _TOP else 'Trials, best first'}</h2>{table(ranked[:_TOP])}")
-    if len(ranked) > _TOP:
-        parts.append(f"<details><summary>The other {len(ranked) - _TOP}</summary>{table(ranked[_TOP:])}</details>")
-    failed = [trial for trial in result["trials"] if trial["state"] == "failed"]
-    if failed:
-        parts.append(f"<h3>Failed</h3>{''.join(f'<p class=problem>{safe(headline(trial))}</p>' for trial in failed)}")
-    return f"<section><div class='card'>{''.join(parts)}</div></section>" if parts else ""
-
-
-_RULES = """
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:18px 24px}
-.command span{display:inline-block;max-width:100%;overflow-wrap:anywhere}
-.trials th{overflow-wrap:normal;white-space:nowrap}
-.facts.wide th{width:42%;overflow-wrap:break-word}
-.command{user-select:all;background:var(--page);border-radius:8px;margin:0;
- padding:12px 14px;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-.note.above{margin:16px 0 6px}
-.pair .legend{margin-top:14px}
-.problem{color:var(--muted);font-size:13.5px;margin:0 0 6px;overflow-wrap:anywhere}
-details{margin-top:14px}
-summary{cursor:pointer;color:var(--muted)}
-"""
