@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segmv3.errors import DataError, Segmv3Warning
-from segmv3.media.sources import ImageSource, VideoSource, find_source
+from segmv3.prediction.sources import ImageSource, VideoSource, find_source
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from segmv3.images import UInt8Array, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
 from segmv3.media.encoding import VideoWriter
-from segmv3.media.sources import ImageSource, VideoSource, find_source
+from segmv3.prediction.sources import ImageSource, VideoSource, find_source
 from segmv3.media.video import VideoReader
 from segmv3.pipeline import read_ahead, work_behind
 
@@ -65,7 +65,7 @@ def predict_source(
     `output` is left out.
 
     Args:
-        source: an image, folder, glob pattern, .txt list or video; see `segmv3.media.sources.find_source`.
+        source: an image, folder, glob pattern, .txt list or video; see `segmv3.prediction.sources.find_source`.
         predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W.
         save: some of `KINDS`.
         overwrite: whether results of a former run may be replaced. Inputs never are.
