@@ -30,10 +30,10 @@ from segmv3.evaluation.counting import open_labelled
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import Classes
-from segmv3.prediction.sources import ImageSource, find_source
 from segmv3.mini_city import render_scene
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import net_name
+from segmv3.prediction.sources import ImageSource, find_source
 from segmv3.runtime.autotune import median_times
 from segmv3.runtime.backends import (
     Arithmetic,

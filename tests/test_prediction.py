@@ -20,7 +20,8 @@ from segmv3.errors import ConfigError, DataError, OutputError, PartialVideoError
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
-from segmv3.prediction import KINDS, PartialResultError, predict_source
+from segmv3.prediction import PartialResultError, predict_source, results
+from segmv3.prediction.results import KINDS
 
 CLASSES = Classes(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
 
@@ -256,7 +257,7 @@ def test_images_are_read_and_written_while_others_are_predicted(here: Path, monk
             changed.notify_all()
 
     monkeypatch.setattr(prediction, "read_image", reading)
-    monkeypatch.setattr(prediction, "write_png", writing)
+    monkeypatch.setattr(results, "write_png", writing)
     written = predict_source("in", predicting, CLASSES, Path("out"), save=["labels"])
     assert written == [Path(f"out/{index:03d}_labels.png") for index in range(6)]
 
@@ -278,7 +279,7 @@ def test_results_are_told_in_order_though_written_in_another(here: Path, monkeyp
         assert {f"{index:03d}" for index in range(done)} <= set(order)
 
     steps: list[int] = []
-    monkeypatch.setattr(prediction, "write_png", writing)
+    monkeypatch.setattr(results, "write_png", writing)
     written = predict_source("in", predict, CLASSES, Path("out"), save=["labels"], progress=progress)
     assert order[:2] == ["001", "000"] and steps == [1, 2, 3, 4]
     assert [path.name[:3] for path in written] == ["000", "001", "002", "003"]
@@ -292,7 +293,7 @@ def test_a_file_that_cannot_be_written_costs_no_other(here: Path, monkeypatch: p
             raise OutputError(f"{path} cannot be written (a test)")
         write_png(path, pixels)
 
-    monkeypatch.setattr(prediction, "write_png", writing)
+    monkeypatch.setattr(results, "write_png", writing)
     with pytest.raises(PartialResultError) as caught:
         predict_source("in", predict, CLASSES, Path("out"))
     assert str(caught.value) == (
@@ -315,7 +316,7 @@ def test_a_full_disk_ends_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         calls.append(image)
         return predict(image)
 
-    monkeypatch.setattr(prediction, "write_png", writing)
+    monkeypatch.setattr(results, "write_png", writing)
     with pytest.raises(ResourceError, match="the disk is full"):
         predict_source("in", predicting, CLASSES, Path("out"))
     done = sorted(contents(Path("out")))
@@ -521,7 +522,7 @@ def test_frames_are_read_and_written_while_others_are_predicted(here: Path, monk
         return predict(image)
 
     monkeypatch.setattr(prediction, "VideoReader", Reader)
-    monkeypatch.setattr(prediction, "VideoWriter", Writer)
+    monkeypatch.setattr(results, "VideoWriter", Writer)
     predict_source("d.mp4", predicting, CLASSES, Path("out"))
     assert counts == {"read": 12, "written": 12}
     assert len(frames_of(Path("out/d_overlay.webm"))) == 12

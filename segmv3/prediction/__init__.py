@@ -4,27 +4,19 @@ Reading, prediction and writing overlap: the net runs in the caller's thread, th
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Error
 from segmv3.files import expanded, make_folder
-from segmv3.images import UInt8Array, read_image, write_png
+from segmv3.images import UInt8Array, read_image
 from segmv3.labels import Classes
-from segmv3.media.draw import colorize, legend, overlay, with_legend
-from segmv3.media.encoding import VideoWriter
-from segmv3.prediction.sources import ImageSource, VideoSource, find_source
 from segmv3.media.video import VideoReader
 from segmv3.pipeline import read_ahead, work_behind
-
-KINDS = ("overlay", "labels", "color")
-"""What can be saved: colours over the image with a legend, raw train ids, colours alone."""
+from segmv3.prediction.results import KINDS, Job, Kind, Shot, Sink
+from segmv3.prediction.sources import ImageSource, VideoSource, find_source
 
 Predict = Callable[[UInt8Array], UInt8Array]
 """uint8 H x W x 3, RGB -> labels, uint8 H x W, an array of its own. Called from one thread, in order."""
@@ -32,12 +24,9 @@ Predict = Callable[[UInt8Array], UInt8Array]
 Progress = Callable[[int, int | None], None]
 """Called with (images or frames done, how many there are or None); a video's total is only announced."""
 
-_Labelled = tuple[UInt8Array, UInt8Array]  # an image and its labels
 _Failure = DataError | OutputError
 
 _PNG_THREADS = 2  # compressing a PNG can take as long as labelling it
-
-_FRAME_FILE = re.compile(r"\d{6,}\.png")
 
 
 class PartialResultError(Segmv3Error):
@@ -53,7 +42,7 @@ def predict_source(
     classes: Classes,
     output: Path,
     *,
-    save: Sequence[str] = ("overlay",),
+    save: Sequence[str | Kind] = ("overlay",),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -67,7 +56,7 @@ def predict_source(
     Args:
         source: an image, folder, glob pattern, .txt list or video; see `segmv3.prediction.sources.find_source`.
         predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W.
-        save: some of `KINDS`.
+        save: names of `KINDS`, or kinds of one's own.
         overwrite: whether results of a former run may be replaced. Inputs never are.
         progress: called after each image or frame is written, in order.
 
@@ -79,29 +68,20 @@ def predict_source(
     Raises, with what was predicted by then on disk and every file complete: whatever `predict`, a signal handler or
         writing raises; of several errors the one of the earliest image or frame.
     """
-    job = _Job(predict, classes, Path(output), _kinds(save), overwrite, progress or _silent)
+    kinds, job = _kinds(save), Job(classes, Path(output), overwrite)
     _refuse_own_folder(source, job.output)
     found = find_source(source, leave_out=job.output)
-    return _predict_video(found, job) if isinstance(found, VideoSource) else _predict_images(found, job)
+    run = _predict_video if isinstance(found, VideoSource) else _predict_images
+    return run(found, predict, kinds, job, progress or _silent)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class _Job:
-    predict: Predict
-    classes: Classes
-    output: Path
-    kinds: tuple[str, ...]
-    overwrite: bool
-    progress: Progress
-
-
-def _kinds(save: Sequence[str]) -> tuple[str, ...]:
-    kinds = tuple(dict.fromkeys(save.split(",") if isinstance(save, str) else save))
-    wrong = [kind for kind in kinds if kind not in KINDS]
-    if wrong or not kinds:
+def _kinds(save: Sequence[str | Kind]) -> list[Kind]:
+    chosen = list(dict.fromkeys(save.split(",") if isinstance(save, str) else save))
+    wrong = [kind for kind in chosen if isinstance(kind, str) and kind not in KINDS]
+    if wrong or not chosen:
         said = f"cannot save {', '.join(map(repr, wrong))}" if wrong else "nothing to save"
         raise ConfigError(f"{said}; choose from {', '.join(KINDS)}")
-    return kinds
+    return [KINDS[kind] if isinstance(kind, str) else kind for kind in chosen]
 
 
 def _silent(done: int, total: int | None) -> None:
@@ -133,38 +113,53 @@ def _refuse_conflicts(inputs: Sequence[Path], targets: Sequence[Path], overwrite
 # ---- images ----
 
 
-def _predict_images(images: ImageSource, job: _Job) -> list[Path]:
-    targets = [{kind: job.output / f"{name}_{kind}.png" for kind in job.kinds} for name in images.names]
-    every = [target for kinds in targets for target in kinds.values()]
-    _refuse_conflicts(images.paths, every, job.overwrite)
-    for folder in sorted({job.output, *(target.parent for target in every)}):
+def _predict_images(
+    images: ImageSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
+) -> list[Path]:
+    sinks = [kind.of_images(job, images.names) for kind in kinds]
+    targets = [target for sink in sinks for target in sink.targets]
+    _refuse_conflicts(images.paths, targets, job.overwrite)
+    for folder in sorted({job.output, *(target.parent for target in targets)}):
         make_folder(folder)
 
     written: list[Path] = []
     failures: list[_Failure] = []
 
-    def finish(step: tuple[dict[str, Path], _Labelled | DataError]) -> list[Path] | _Failure:
-        kinds, labelled = step
+    def finish(shot: Shot | DataError) -> list[list[Path]] | _Failure:
+        if isinstance(shot, DataError):
+            return shot
         try:
-            return labelled if isinstance(labelled, DataError) else _write_results(*labelled, kinds, job.classes)
+            return [sink.write(shot) for sink in sinks]
         except OutputError as error:  # of this file; a full disk is a ResourceError
             return error
 
-    with (
-        read_ahead(map(_read, images.paths)) as read,
-        work_behind(
-            finish, zip(targets, _label(read, job.predict), strict=True), threads=_PNG_THREADS, waiting=0
-        ) as finished,
-    ):
-        for done, outcome in enumerate(finished, 1):
-            if isinstance(outcome, Segmv3Error):
-                failures.append(outcome)
-            else:
-                written += outcome
-            job.progress(done, len(targets))
+    try:
+        with (
+            read_ahead(map(_read, images.paths)) as read,
+            work_behind(finish, _label(images.names, read, predict), threads=_PNG_THREADS, waiting=0) as finished,
+        ):
+            for done, outcome in enumerate(finished, 1):
+                if isinstance(outcome, Segmv3Error):
+                    failures.append(outcome)
+                else:
+                    written += _noted(sinks, outcome)
+                progress(done, len(images.names))
+    finally:
+        written += _finished(sinks)
     if failures:
-        raise _image_error(failures, len(targets), job.output)
+        raise _image_error(failures, len(images.names), job.output)
     return written
+
+
+def _finished(sinks: Sequence[Sink]) -> list[Path]:
+    """Let every kind write what it gathered. Returns: the files that only now are there."""
+    return [path for sink in sinks for path in sink.finish()]
+
+
+def _noted(sinks: Sequence[Sink], outcome: list[list[Path]]) -> list[Path]:
+    for sink, made in zip(sinks, outcome, strict=True):
+        sink.note(made)
+    return [path for made in outcome for path in made]
 
 
 def _read(path: Path) -> UInt8Array | DataError:
@@ -175,22 +170,11 @@ def _read(path: Path) -> UInt8Array | DataError:
         return error
 
 
-def _label(images: Iterable[UInt8Array | DataError], predict: Predict) -> Iterator[_Labelled | DataError]:
-    for image in images:
-        yield image if isinstance(image, DataError) else (image, predict(image))
-
-
-def _write_results(image: UInt8Array, labels: UInt8Array, targets: dict[str, Path], classes: Classes) -> list[Path]:
-    for kind, target in targets.items():
-        picture = _picture(kind, image, labels, classes)
-        write_png(target, with_legend(picture, classes, labels) if kind == "overlay" else picture)
-    return list(targets.values())
-
-
-def _picture(kind: str, image: UInt8Array, labels: UInt8Array, classes: Classes) -> UInt8Array:
-    if kind == "labels":
-        return labels
-    return colorize(labels, classes) if kind == "color" else overlay(image, labels, classes)
+def _label(
+    names: Iterable[str], images: Iterable[UInt8Array | DataError], predict: Predict
+) -> Iterator[Shot | DataError]:
+    for name, image in zip(names, images, strict=True):
+        yield image if isinstance(image, DataError) else Shot(name, image, predict(image))
 
 
 def _image_error(failures: Sequence[_Failure], total: int, output: Path) -> Segmv3Error:
@@ -209,62 +193,31 @@ def _image_error(failures: Sequence[_Failure], total: int, output: Path) -> Segm
 
 # ---- video ----
 
-_Sink = Callable[[UInt8Array, UInt8Array, Fraction], None]
-"""Takes a frame, its labels and its time; called from one thread, in order."""
 
-
-@dataclass
-class _LabelFolder:
-    """Train ids of a video, one PNG per frame: 000000.png, 000001.png, ..."""
-
-    folder: Path
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        make_folder(self.folder)
-        for old in self.folder.iterdir():  # a longer former run must not leave frames behind the new ones
-            if _FRAME_FILE.fullmatch(old.name):
-                old.unlink()
-
-    def __call__(self, frame: UInt8Array, labels: UInt8Array, time: Fraction) -> None:
-        write_png(self.folder / f"{self.count:06d}.png", labels)
-        self.count += 1
-
-
-def _predict_video(video: VideoSource, job: _Job) -> list[Path]:
-    suffixes = {"overlay": ".webm", "color": ".webm", "labels": ""}
-    targets = {kind: job.output / f"{video.name}_{kind}{suffixes[kind]}" for kind in job.kinds}
-    _refuse_conflicts([video.path], list(targets.values()), job.overwrite)
-    with VideoReader(video.path) as frames, ExitStack() as open_files:
+def _predict_video(
+    video: VideoSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
+) -> list[Path]:
+    sinks = [kind.of_video(job, video.name) for kind in kinds]
+    targets = [target for sink in sinks for target in sink.targets]
+    _refuse_conflicts([video.path], targets, job.overwrite)
+    with VideoReader(video.path) as frames, ExitStack() as files:
         make_folder(job.output)
-        sinks = [_sink(kind, target, frames, job, open_files) for kind, target in targets.items()]
+        for sink in sinks:
+            sink.open(frames, files)
 
-        def finish(labelled: tuple[UInt8Array, UInt8Array, Fraction]) -> None:
+        def finish(shot: Shot) -> None:
             for sink in sinks:
-                sink(*labelled)
+                sink.note(sink.write(shot))
+
+        def shots(read: Iterable[tuple[UInt8Array, Fraction]]) -> Iterator[Shot]:
+            for number, (frame, time) in enumerate(read):
+                yield Shot(f"{number:06d}", frame, predict(frame), time)
 
         announced = frames.announced_frames
-        with (
-            read_ahead(frames.timed()) as read,
-            work_behind(finish, ((frame, job.predict(frame), time) for frame, time in read)) as finished,
-        ):
-            for done, _ in enumerate(finished, 1):
-                job.progress(done, announced)
-    return list(targets.values())
-
-
-def _sink(kind: str, target: Path, frames: VideoReader, job: _Job, open_files: ExitStack) -> _Sink:
-    """Where one kind of result goes, frame by frame."""
-    if kind == "labels":
-        return _LabelFolder(target)
-    height, width = frames.size
-    # The size of a video is constant, so the legend shows all classes, not those of one frame.
-    strip = legend(job.classes, width) if kind == "overlay" else np.zeros((0, width, 3), np.uint8)
-    canvas = np.vstack([np.zeros((height, width, 3), np.uint8), strip])
-    writer = open_files.enter_context(VideoWriter(target, frames.fps, canvas.shape[:2], overwrite=job.overwrite))
-
-    def write(frame: UInt8Array, labels: UInt8Array, time: Fraction) -> None:
-        canvas[:height] = _picture(kind, frame, labels, job.classes)
-        writer.write(canvas, time)
-
-    return write
+        try:
+            with read_ahead(frames.timed()) as read, work_behind(finish, shots(read)) as finished:
+                for done, _ in enumerate(finished, 1):
+                    progress(done, announced)
+        finally:
+            _finished(sinks)
+    return targets
