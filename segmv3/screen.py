@@ -1,10 +1,12 @@
 """What a person sees on a terminal: tables, bars and lines in which a name is text and never markup."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -36,6 +38,27 @@ class Screen(Console):
         """
         shown = columns or (Words(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         return Progress(*shown, console=self, transient=True, **{"disable": not self.is_terminal} | options)
+
+    @contextmanager
+    def bars(self, title: str = "") -> Iterator[Callable[[str, int, int], None]]:
+        """A bar for each thing that is being done.
+
+        Args:
+            title: of a single bar for all of them.
+
+        Yields:
+            A function of what is being done, how much of it is done, and how much there is.
+        """
+        with self.progress() as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def tell(what: str, done: int, total: int) -> None:
+                name = title or what
+                if name not in tasks:
+                    tasks[name] = progress.add_task(name)
+                progress.update(tasks[name], completed=done, total=total)
+
+            yield tell
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -17,6 +17,7 @@ from segmv3.errors import DataError
 from segmv3.inference import MULTI_SCALES
 from segmv3.labels import IGNORE
 from segmv3.models.count import describe_nets
+from segmv3.results.result import Result
 from segmv3.weights import names
 from segmv3.weights.formats import formats
 from segmv3.weights.importing import their_names
@@ -106,8 +107,9 @@ def test_two_files_for_one_place_are_refused(tmp_path):
 
 def test_weights_with_an_origin_are_never_our_own():
     facts = {"config": "configs/lraspp_small_d8_mmseg.py", "weights": "converted.safetensors"}
-    assert weights_of(facts) == "lraspp_small_d8_mmseg"
-    assert weights_of(facts | {"origin": {"name": NAME}}) == NAME
+    result = Result(dataset="Cityscapes", split="val", **facts)
+    assert weights_of(result) == "lraspp_small_d8_mmseg"
+    assert weights_of(replace(result, origin={"name": NAME})) == NAME
 
 
 def test_every_row_names_published_weights_and_a_recipe():

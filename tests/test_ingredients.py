@@ -24,7 +24,7 @@ from segmv3 import checkpoint
 from segmv3.config import SGD, AdamW, Classifier, Distill, Loss, RMSProp, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import CheckpointError, ConfigError, ModelError, NumericsError, ResourceError
-from segmv3.evaluation.counting import evaluate
+from segmv3.evaluation.counting import confusion_matrix
 from segmv3.evaluation.labelling import single_scale
 from segmv3.images import read_ids, write_png
 from segmv3.labels import IGNORE
@@ -376,7 +376,7 @@ def test_two_processes_score_together_and_take_the_steps_of_one(config, tmp_path
     assert done.stdout.count("best: ") == 1  # one process speaks
     metrics = json.loads((tmp_path / "mined" / "metrics.json").read_text())
     weights, _ = checkpoint.load(tmp_path / "mined" / "best.safetensors")
-    confusion = evaluate(single_scale(weights), open_dataset(config.data, "val"), device=torch.device("cpu"))
+    confusion = confusion_matrix(single_scale(weights), open_dataset(config.data, "val"), device=torch.device("cpu"))
     assert confusion.matrix.tolist() == metrics["confusion_matrix"]  # the score is that of the weights that were kept
     pixels = sum(map(sum, metrics["confusion_matrix"]))
     assert pixels == 3 * 48 * 64 and metrics["images"] == 3  # 3 images over 2 processes, each counted once

@@ -1,5 +1,6 @@
 """The report: numbers and names that arrive, figures that are written, runs that are odd."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -14,6 +15,7 @@ from segmv3.report import Sample, plots, write_evaluation_page, write_report
 from segmv3.report.page import MAX_SAMPLES
 from segmv3.report.plots import LIGHT, confusion, curves, iou_bars, row_percent, sample_panel, thumbnails
 from segmv3.report.ranking import class_picture
+from segmv3.results.result import Result
 
 CLASSES = Classes(("road", "<sky> & $x$", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 NAN = float("nan")
@@ -271,7 +273,7 @@ def evaluation(images, **more):
     facts = {"dataset": "<i>own", "images": len(images), "images_in_split": len(images), "size": [24, 32]}
     facts |= {"weights": "w.safetensors", "weights_sha256": "ab" * 32, "miou_interval": [50.04, 71.26]}
     per_image = [{"name": name, "counts": [list(row) for row in rows]} for name, rows in images.items()]
-    return scores_of(matrix, **facts, per_image=per_image, **more)
+    return Result.from_json(json.dumps(scores_of(matrix, **facts | {"per_image": per_image} | more)))
 
 
 def test_page_of_an_evaluation_ranks_images_and_doubts_labels(tmp_path):
@@ -297,8 +299,8 @@ def test_page_of_an_evaluation_ranks_images_and_doubts_labels(tmp_path):
 
 
 def test_page_of_few_images_gives_no_interval_and_says_that_nothing_is_in_doubt(tmp_path):
-    result = evaluation({"a": ((0, 0, 9), (1, 1, 9))}) | {"miou_interval": None, "size": None}
-    result |= {"sliding_window": [8, 9], "stride": [4, 5]}
+    windows = {"miou_interval": None, "size": None, "sliding_window": [8, 9], "stride": [4, 5]}
+    result = evaluation({"a": ((0, 0, 9), (1, 1, 9))}, **windows)
     path = write_evaluation_page(tmp_path, result, CLASSES, lambda names: (sample(name=n) for n in names))
     text = " ".join(Balance(path.read_text(encoding="utf-8")).words)
     assert "1 image · images of several sizes · windows of 8 x 9, stride 4 x 5" in text

@@ -12,8 +12,9 @@ from segmv3.metrics import ConfusionMatrix
 from segmv3.report.plots import DARK, LIGHT
 from segmv3.report.reliability import reliability
 from segmv3.results.calibration import Calibration
+from segmv3.results.counts import iou_counts
 from segmv3.results.ranking import label_suspects, ranking, worst_by_class
-from segmv3.results.result import as_result, iou_counts, read_result
+from segmv3.results.result import Result
 from segmv3.results.uncertainty import bootstrap_iou, bootstrap_miou, compare
 
 NAMES = ("road", "car", "sky")
@@ -49,7 +50,7 @@ def content(counts, names=NAMES, **facts):
 
 
 def result(counts, **facts):
-    return as_result(content(counts, **facts), "a.json")
+    return Result.from_json(json.dumps(content(counts, **facts)), "a.json")
 
 
 def score(matrix) -> ConfusionMatrix:
@@ -114,7 +115,7 @@ def test_images_are_matched_by_name_and_few_are_never_enough():
     counts = confusions(images=5)
     one, other = content(counts), content(counts)
     other["per_image"].reverse()
-    comparison = compare(as_result(one, "a"), as_result(other, "b"))
+    comparison = compare(*(Result.from_json(json.dumps(each)) for each in (one, other)))
     assert comparison.miou.low == comparison.miou.high == 0
     better = counts.copy()
     better[:, 1, 1] += better[:, 1, 0]
@@ -176,7 +177,7 @@ def test_false_result_files_are_refused(text, says, tmp_path):
     if text is not None:
         path.write_text(text)
     with pytest.raises(DataError, match=f"a.json.*{says}"):
-        read_result(path)
+        Result.read(path)
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
@@ -253,13 +254,13 @@ def test_calibration_counts_like_the_definition():
         here = labelled & (sure > low) & (sure <= low + 0.1)
         expected += abs(right[here].mean() - sure[here].mean()) * here.sum() / labelled.sum() if here.any() else 0
     assert calibration.ece == pytest.approx(100 * expected)
-    as_json = json.loads(json.dumps(calibration.to_dict()))
-    assert as_json["pixels"] == labelled.sum() == sum(row["pixels"] for row in as_json["bins"])
-    assert as_json["accuracy"] == pytest.approx(100 * right[labelled].mean())
+    found = calibration.scores()
+    assert found.pixels == labelled.sum() == sum(row.pixels for row in found.bins)
+    assert found.accuracy == pytest.approx(100 * right[labelled].mean())
     lows = np.arange(10) / 10
     expected_pixels = [(labelled & (sure > low) & (sure <= low + 0.1)).sum() for low in lows]
-    assert [row["pixels"] for row in as_json["bins"]] == expected_pixels
-    assert as_json["bins"][0]["accuracy"] is None and as_json["bins"][0]["high"] == 10
+    assert [row.pixels for row in found.bins] == expected_pixels
+    assert math.isnan(found.bins[0].accuracy) and found.bins[0].high == 10
 
 
 def test_a_calibrated_net_has_no_calibration_error():
@@ -284,13 +285,13 @@ def test_calibration_refuses_what_is_no_probability():
         calibration.update(np.ones((2, 1, 3)), np.array([[0, 2, 255]]))
     with pytest.raises(ValueError):
         calibration.merge(Calibration(bins=3))
-    assert math.isnan(calibration.ece) and calibration.to_dict()["ece"] is None
+    assert math.isnan(calibration.ece) and math.isnan(calibration.scores().ece)
 
 
 def test_the_reliability_plot_draws_anything():
     calibration = Calibration()
-    empty = reliability(calibration.to_dict(), LIGHT)
+    empty = reliability(calibration.scores(), LIGHT)
     calibration.add([0.5, 0.9, 0.95], [False, True, True])
     for theme in (LIGHT, DARK):
-        pixels = reliability(calibration.to_dict(), theme)
+        pixels = reliability(calibration.scores(), theme)
         assert pixels.dtype == np.uint8 and pixels.shape == empty.shape and pixels.std() > 5

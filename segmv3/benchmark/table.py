@@ -7,7 +7,7 @@ val at 1024x2048 and its weights are those of the row: see `weights_of`.
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -15,23 +15,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-import segmv3
-from segmv3 import checkpoint
-from segmv3.config import Precision
-from segmv3.data.datasets import Dataset
+from segmv3.config import Data
 from segmv3.errors import DataError, printable
-from segmv3.evaluation.counting import count_images
-from segmv3.evaluation.labelling import LabelsFunction, multi_scale, single_scale
-from segmv3.evaluation.scores import scores_of_images
+from segmv3.evaluation.run import Progress, open_evaluation
+from segmv3.evaluation.settings import Settings
 from segmv3.inference import MULTI_SCALES
 from segmv3.models.count import NetFacts
 from segmv3.models.zoo import net_name
-from segmv3.results.result import Result, read_result
+from segmv3.results.result import Result
 from segmv3.weights import names
 from segmv3.weights.opening import open_segmenter
 
 _VAL_IMAGES = 500
-_SIZE = [1024, 2048]
+_SIZE = (1024, 2048)
 
 Origin = Literal["imported", "own"]
 
@@ -81,19 +77,21 @@ ROWS = (
 # --- result files ---
 
 
-def weights_of(facts: dict[str, Any]) -> str | None:
+def weights_of(result: Result) -> str | None:
     """Whose weights a result is of: a published name, the recipe of our own training, or None for neither.
 
     Published: evaluated by that name, or the file's SHA-256 is the published one, or its origin has that name. Own:
     the recipe that `segmv3 benchmark table --evaluate` wrote, else the file name of the config of `segmv3 evaluate`.
+
+    Args:
+        result: what was evaluated.
     """
-    digest, origin = str(facts.get("weights_sha256", "")), facts.get("origin")
     known = names.published()
     for name in (row.published for row in ROWS if row.published):
-        genuine = name in known and digest.startswith(known[name].sha256)
-        if genuine or facts.get("weights") == name or (isinstance(origin, dict) and origin.get("name") == name):
+        genuine = name in known and (result.weights_sha256 or "").startswith(known[name].sha256)
+        if genuine or name in (result.weights, (result.origin or {}).get("name")):
             return name
-    recipe = facts.get("recipe") or Path(str(facts.get("config", ""))).stem
+    recipe = result.recipe or Path(result.config or "").stem
     return recipe if recipe in {row.recipe for row in ROWS} else None
 
 
@@ -112,11 +110,11 @@ def read_results(folder: Path) -> Results:
     found, left_out = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            result = read_result(path)
+            result = Result.read(path)
         except DataError as error:
             left_out.append(str(error))
             continue
-        if weights_of(result.facts) is None:
+        if weights_of(result) is None:
             left_out.append(f"{path} is of weights that are in no row")
         else:
             found.append(result)
@@ -125,19 +123,18 @@ def read_results(folder: Path) -> Results:
 
 def _shortcoming(result: Result) -> str:
     """Why a result is no entry of the table; empty when it is one."""
-    facts = result.facts
-    whole = len(result.names) == facts.get("images_in_split") == _VAL_IMAGES
-    if (facts["dataset"], facts["split"]) == ("Cityscapes", "val") and whole and facts.get("size") == _SIZE:
+    whole = len(result.names) == result.images_in_split == _VAL_IMAGES
+    if (result.dataset, result.split) == ("Cityscapes", "val") and whole and result.size == _SIZE:
         return ""
-    of = f" of {facts['images_in_split']:,}" if facts.get("images_in_split") else ""
-    return f"{result.source} is of {len(result.names):,}{of} images of {facts['dataset']} {facts['split']}"
+    of = f" of {result.images_in_split:,}" if result.images_in_split else ""
+    return f"{result.source} is of {len(result.names):,}{of} images of {result.dataset} {result.split}"
 
 
-def _mode(facts: dict[str, Any]) -> str:
-    if facts.get("sliding_window") or "input_size" in facts or facts.get("runtime"):
+def _mode(result: Result) -> str:
+    if result.sliding_window or result.input_size or result.input_scale or result.runtime:
         return "other"  # windows, another size of the input, an exported file
-    mode = (facts.get("scales"), facts.get("flip"))
-    return {"([1.0], False)": "single", f"({list(MULTI_SCALES)}, True)": "ms+flip"}.get(str(mode), "other")
+    known: dict[Any, str] = {((1.0,), False): "single", (MULTI_SCALES, True): "ms+flip"}
+    return known.get((result.scales, result.flip), "other")
 
 
 # --- the table ---
@@ -159,23 +156,28 @@ class Line:
 
     def fact(self, key: str) -> Any:
         """Of the single-scale result, else of the other one; None when it was not recorded."""
-        return next((r.facts[key] for r in (self.single, self.multi) if r and r.facts.get(key) is not None), None)
+        facts = (getattr(result, key) for result in (self.single, self.multi) if result)
+        return next((fact for fact in facts if fact is not None), None)
 
 
 def lines(results: Results, nets: Iterable[NetFacts], failures: dict[str, str]) -> list[Line]:
     """All lines: each row with their weights first, then with our own.
 
-    Args: nets: as `segmv3.models.count.describe_nets` counts them. failures: why weights could not be evaluated, by
-        published name or recipe.
-    Raises: DataError when two files fill the same place.
+    Args:
+        results: of a folder.
+        nets: as `segmv3.models.count.describe_nets` counts them.
+        failures: why weights could not be evaluated, by published name or recipe.
+
+    Raises:
+        DataError: two files fill the same place.
     """
     counted = {net.name: net for net in nets}
     result = []
     for row in ROWS:
         wanted: list[tuple[Origin, str]] = [("imported", row.published)] if row.published else []
         for origin, weights in [*wanted, ("own", row.recipe)]:
-            own = [r for r in results.found if weights_of(r.facts) == weights]
-            single, multi = (_one([r for r in own if _mode(r.facts) == mode]) for mode in ("single", "ms+flip"))
+            own = [r for r in results.found if weights_of(r) == weights]
+            single, multi = (_one([r for r in own if _mode(r) == mode]) for mode in ("single", "ms+flip"))
             why = _why(results, own, (single, multi), failures.get(weights, ""))
             cost = counted[row.net]
             result.append(Line(row, origin, cost.parameters, cost.gmacs, single, multi, why))
@@ -225,7 +227,7 @@ def cells(line: Line) -> tuple[str, ...]:
         line.origin,
         f"{line.parameters:,}",
         f"{line.gmacs:.2f}",
-        *(f"{result.miou:.2f}" if result else MISSING for result in (line.single, line.multi)),
+        *(f"{result.counts.miou:.2f}" if result else MISSING for result in (line.single, line.multi)),
         *(f"{value:.2f}" if value is not None else "-" for value in (memory, fps)),
         str(line.fact("device_name") or device or "-"),
     )
@@ -260,7 +262,7 @@ def _plain(text: str) -> str:
 # --- measuring ---
 
 
-def result_file(folder: Path, weights: str, *, multi_scale_flip: bool) -> Path:
+def result_file(folder: Path, weights: str, multi_scale_flip: bool) -> Path:
     """Where the result of published weights, or of a recipe, is kept."""
     return folder / f"{weights.replace('/', '_')}{'_ms-flip' if multi_scale_flip else ''}.json"
 
@@ -282,58 +284,50 @@ def recipe_of(weights: Path) -> str:
 
 def measure(
     source: str | Path,
-    dataset: Dataset,
-    *,
-    multi_scale_flip: bool,
+    data: Data,
+    settings: Settings,
     device: torch.device,
-    precision: Precision = "fp32",
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """The content of a result file, by the functions of `segmv3 evaluate`, with speed and memory.
+    progress: Progress,
+) -> Result:
+    """Evaluate weights as `segmv3.evaluate` does, and measure speed and memory.
 
     `fps` is 1 / the median time from an image on the device to its labels, one at a time; `memory_gb` is what CUDA
     allocated at most, None on a CPU.
-    Raises: CheckpointError for weights that cannot be had; DataError as `count_images`.
+
+    Args:
+        source: a weight file or a published name.
+        data: the data set.
+        settings: how to score.
+        device: where to run.
+        progress: as for `segmv3.evaluate`.
+
+    Raises:
+        CheckpointError: weights that cannot be had.
+        DataError: data that cannot be scored.
     """
-    model, card = open_segmenter(source)
-    card = checkpoint.in_order(card, model, dataset.classes, Path(source))
-    checkpoint.check_net(card, model, model.config, dataset.classes, Path(source))
-    model = model.to(device)
-    if device.type == "cuda":
+    evaluation = open_evaluation(data, source, settings, device)
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     seconds: list[float] = []
-    labels_of = _timed((multi_scale if multi_scale_flip else single_scale)(model), seconds)
-    indices = range(min(limit or len(dataset), len(dataset)))
-    images = []
-    for image in count_images(labels_of, dataset, device=device, precision=precision, indices=indices):
-        images.append(image)
-        if progress:
-            progress(len(images), len(indices))
-    if not any(image.confusion for image in images):
-        raise DataError(f"no pixel of '{dataset.split}' is labelled: there is nothing to score")
-    cuda = device.type == "cuda"
-    return scores_of_images(images, dataset, multi_scale_flip=multi_scale_flip) | {
-        "weights": str(source),
-        "weights_sha256": card.sha256,
-        "origin": card.facts.get("origin"),
-        "precision": precision,
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
-        "fps": 1 / median(seconds),
-        "memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if cuda else None,
-        "segmv3": segmv3.__version__,
-    }
+    timed = _timed(evaluation.labels_of, seconds)
+    return replace(
+        replace(evaluation, labels_of=timed).run(progress=progress),
+        device_name=torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        fps=1 / median(seconds),
+        memory_gb=torch.cuda.max_memory_allocated(device) / 1e9 if cuda else None,
+        recipe=recipe_of(source) if isinstance(source, Path) else None,
+    )
 
 
-def _timed(labels_of: LabelsFunction, seconds: list[float]) -> LabelsFunction:
+def _timed(run: Callable[[Tensor], Any], seconds: list[float]) -> Callable[[Tensor], Any]:
     """The same function, which also notes how long each call takes until its labels are there."""
 
-    def timed(image: Tensor) -> Tensor:
+    def timed(image: Tensor) -> Any:
         began = time.perf_counter()
-        labels = labels_of(image)
-        if labels.is_cuda:
-            torch.cuda.synchronize(labels.device)
+        labels = run(image)
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)
         seconds.append(time.perf_counter() - began)
         return labels
 

@@ -45,11 +45,11 @@ def run(arguments: list[str]) -> None:
     if options.output:
         refuse_existing(options.output, options.overwrite)
     from segmv3.files import make_folder, write_bytes
-    from segmv3.results.result import read_result
+    from segmv3.results.result import Result
     from segmv3.results.uncertainty import compare
     from segmv3.screen import Screen
 
-    a, b = read_result(options.a), read_result(options.b)
+    a, b = Result.read(options.a), Result.read(options.b)
     comparison = compare(a, b, resamples=options.resamples, seed=options.seed)
     if options.output:
         make_folder(options.output.parent)
@@ -94,12 +94,11 @@ def _measured(letter: str, result: "Result") -> str:
     from segmv3.report.tables import mode
     from segmv3.results.uncertainty import shown
 
-    facts = result.facts
-    size = f", {shown('size', facts['size'])}" if facts.get("size") else ""
+    size = f", {shown('size', result.size)}" if result.size else ""
     return (
-        f"{letter}: {result.source}: mIoU {result.miou:.2f} % on {len(result.names):,} images of "
-        f"{facts['dataset']} {facts['split']}{size}, {mode(facts)}, "
-        f"weights {facts.get('weights', 'unknown')}, SHA-256 {facts.get('weights_sha256', 'unknown')}"
+        f"{letter}: {result.source}: mIoU {result.counts.miou:.2f} % on {len(result.names):,} images of "
+        f"{result.dataset} {result.split}{size}, {mode(result)}, "
+        f"weights {result.weights or 'unknown'}, SHA-256 {result.weights_sha256 or 'unknown'}"
     )
 
 
@@ -118,20 +117,14 @@ def _content(a: "Result", b: "Result", comparison: "Comparison") -> dict[str, An
     return {
         "a": a.source,
         "b": b.source,
-        "dataset": a.facts["dataset"],
-        "split": a.facts["split"],
+        "dataset": a.dataset,
+        "split": a.split,
         "images": len(a.names),
-        "size": a.facts.get("size"),
+        "size": a.size,
         "resamples": comparison.resamples,
         "seed": comparison.seed,
-        "miou": _row(comparison.miou),
-        "classes": [_row(row) for row in comparison.classes],
-        "settings": {key: list(pair) for key, pair in comparison.settings.items()},
-        "weights_sha256": [result.facts.get("weights_sha256") for result in (a, b)],
+        "miou": comparison.miou.to_dict(),
+        "classes": [row.to_dict() for row in comparison.classes],
+        "settings": comparison.settings,
+        "weights_sha256": [a.weights_sha256, b.weights_sha256],
     }
-
-
-def _row(row: "Difference") -> dict[str, Any]:
-    numbers = {"a": row.a, "b": row.b, "difference": row.difference, "low": row.low, "high": row.high}
-    finite = {key: None if math.isnan(value) else value for key, value in numbers.items()}
-    return {"name": row.name, "images": row.images, **finite, "beyond_chance": row.beyond_chance}

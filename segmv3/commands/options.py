@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import tyro
 from tyro.constructors import (
@@ -16,12 +16,7 @@ from segmv3.commands.help import asked_for_help, metavar_of, show_help
 from segmv3.config import Config, Data, Device, Model, Schedule, flag_rules, load_config, load_parts, mistyped
 from segmv3.errors import ConfigError, OutputError
 
-if TYPE_CHECKING:
-    from segmv3.evaluation.labelling import InputSize
-
 Options = TypeVar("Options")
-
-LARGEST_SCALE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,35 +48,6 @@ class OwnParts:
         """Run the file of `--parts`. Raises: ConfigError where that fails."""
         if self.parts:
             load_parts(self.parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resizing:
-    """A command that can show a net its images at another size."""
-
-    size: tuple[int, int] | None = None
-    """Show the net every image at this height and width; its logits are enlarged to the ground truth."""
-    scale: float | None = None
-    """Show the net every image at this share of its height and width, such as 0.5."""
-
-    def input_size(self) -> "InputSize | None":
-        """What the flags say; None for images as they are. Raises: ConfigError for sizes that cannot be meant."""
-        from segmv3.images import MAX_PIXELS
-        from segmv3.inference import scaled_size
-
-        if self.size is None and self.scale is None:
-            return None
-        if self.size and self.scale is not None:
-            raise ConfigError("--size and --scale are two ways to say the size of the net's input; choose one of them")
-        if self.size:
-            height, width = size = self.size
-            if min(size) < 1 or height * width > MAX_PIXELS:
-                raise ConfigError(f"--size is {height} {width}; both are at least 1, and at most {MAX_PIXELS:,} pixels")
-            return lambda _: size
-        scale = self.scale
-        if not scale or not 0 < scale <= LARGEST_SCALE:
-            raise ConfigError(f"--scale is {scale:g}; it must be above 0 and at most {LARGEST_SCALE}")
-        return lambda size: scaled_size(size, scale)
 
 
 def parse(

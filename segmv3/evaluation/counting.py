@@ -12,10 +12,11 @@ from segmv3.config import Data, Precision
 from segmv3.data.datasets import Dataset, Pair, find_split, opened
 from segmv3.data.loader import read_ahead
 from segmv3.errors import DataError, EvaluationError
-from segmv3.evaluation.labelling import LabelsFunction
+from segmv3.evaluation.labelling import ConfidentFunction, LabelsFunction
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, cityscapes_classes
 from segmv3.metrics import BoundaryCounts, ConfusionMatrix, Triplet
+from segmv3.results.calibration import Calibration
 
 Instances = NDArray[np.uint16]
 
@@ -24,9 +25,14 @@ Instances = NDArray[np.uint16]
 
 
 def open_labelled(data: Data, split: str) -> Dataset:
-    """`open_dataset` for scoring: says so when it is the test split, whose labels are kept back.
+    """Open a split for scoring; the error for a test split says that its labels are kept back.
 
-    Raises: DataError as `open_dataset` does, and for a test split with images but without labels.
+    Args:
+        data: which data set.
+        split: part of it.
+
+    Raises:
+        DataError: as `open_dataset`, and for a test split with images but without labels.
     """
     found = find_split(data, split)
     if split == "test" and found.images and not found.labels:
@@ -41,11 +47,14 @@ _TEST_SPLIT = "'test' of {} is the test split and {}: they are kept back, there 
 
 
 def is_cityscapes(dataset: Dataset) -> bool:
-    """Its layout and classes: the folder of an image is its city, and the categories are known."""
-    return dataset.classes == cityscapes_classes() and all(p.image.parent.name == _city(p.name) for p in dataset.pairs)
+    """Whether a data set has Cityscapes' layout and classes: the folder of an image is its city."""
+    return dataset.classes == cityscapes_classes() and all(
+        p.image.parent.name == city_of(p.name) for p in dataset.pairs
+    )
 
 
-def _city(name: str) -> str:
+def city_of(name: str) -> str:
+    """The city of a Cityscapes image, by the image's name."""
     return name.partition("_")[0]
 
 
@@ -71,25 +80,51 @@ class ImageCounts:
     boundary: BoundaryCounts | None = None
     instances: NDArray[np.float64] | None = None
     """As `segmv3.official.instance_counts` returns them."""
+    calibration: Calibration | None = None
 
 
-def count_images(
-    labels_of: LabelsFunction,
+@dataclass(frozen=True)
+class Labelled:
+    """An image with its ground truth and what a net says."""
+
+    index: int
+    """Its place in the data set."""
+    pair: Pair
+    image: UInt8Array
+    """uint8 H x W x 3, RGB."""
+    truth: UInt8Array
+    """uint8 H x W train ids, 255 = ignore."""
+    prediction: UInt8Array
+    """uint8 H x W train ids."""
+    confidence: NDArray[np.float32] | None
+    """Probability of the class of each pixel, H x W; None where nobody asked for it."""
+    instances: Instances | None
+
+
+def label_images(
+    labels_of: LabelsFunction | ConfidentFunction,
     dataset: Dataset,
     *,
     device: torch.device,
     precision: Precision = "fp32",
     indices: Sequence[int] | None = None,
-    boundary: bool = False,
     instances: bool = False,
-    keep: Callable[[Pair, UInt8Array], object] | None = None,
-) -> Iterator[ImageCounts]:
-    """Run a net over a split, one image at a time, at the size of its ground truth.
+) -> Iterator[Labelled]:
+    """Run a net over a split, one image at a time.
 
-    Args: indices: the images to score, all by default. boundary: count for `BoundaryCounts` too. instances: count
-        for the instance-weighted IoU too; every label needs its `*_instanceIds.png`. keep: called with each pair
-        and its predicted train ids (uint8 H x W).
-    Raises: DataError naming the file for data that cannot be scored, and for a prediction that does not fit it.
+    Args:
+        labels_of: the net, as `segmv3.evaluation.labelling` makes it.
+        dataset: an open split.
+        device: where the images go.
+        precision: of torch's autocast.
+        indices: the images, all by default.
+        instances: read the `*_instanceIds.png` of each label too.
+
+    Yields:
+        One image after the other, in the order of `indices`.
+
+    Raises:
+        DataError: names a file that cannot be read.
     """
 
     def read(index: int) -> tuple[int, UInt8Array, UInt8Array, Instances | None]:
@@ -100,18 +135,59 @@ def count_images(
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with torch.inference_mode(), autocast:
-            labels = labels_of(pixels.contiguous(memory_format=torch.channels_last))
-        pair, prediction = dataset.pairs[index], labels[0].cpu().numpy()
-        confusion = ConfusionMatrix(len(dataset.classes))
-        _count(confusion, prediction, truth, pair)
-        outline = BoundaryCounts(len(dataset.classes)) if boundary else None
-        if outline:
-            outline.update(prediction, truth)
+            found = labels_of(pixels.contiguous(memory_format=torch.channels_last))
+        labels, confidence = (found, None) if isinstance(found, torch.Tensor) else found
+        sure = None if confidence is None else confidence[0].cpu().numpy()
+        yield Labelled(index, dataset.pairs[index], image, truth, labels[0].cpu().numpy(), sure, objects)
+
+
+def count_images(
+    labels_of: LabelsFunction | ConfidentFunction,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    precision: Precision = "fp32",
+    indices: Sequence[int] | None = None,
+    boundary: bool = False,
+    instances: bool = False,
+    keep: Callable[[Labelled], object] | None = None,
+) -> Iterator[ImageCounts]:
+    """Run a net over a split and count its pixels, at the size of the ground truth.
+
+    Args:
+        labels_of: the net, as `segmv3.evaluation.labelling` makes it; a confident one is also judged for calibration.
+        dataset: an open split.
+        device: where the images go.
+        precision: of torch's autocast.
+        indices: the images, all by default.
+        boundary: count for `BoundaryCounts` too.
+        instances: count for the instance-weighted IoU too; every label needs its `*_instanceIds.png`.
+        keep: called with each image.
+
+    Yields:
+        The counts of one image after the other, in the order of `indices`.
+
+    Raises:
+        DataError: names a file that cannot be read, or a label that the prediction does not fit.
+    """
+    classes = len(dataset.classes)
+    labelled = label_images(
+        labels_of, dataset, device=device, precision=precision, indices=indices, instances=instances
+    )
+    for each in labelled:
+        confusion, outline, calibration = ConfusionMatrix(classes), None, None
+        _count(confusion, each.prediction, each.truth, each.pair)
+        if boundary:
+            outline = BoundaryCounts(classes)
+            outline.update(each.prediction, each.truth)
+        if each.confidence is not None:
+            known, calibration = each.truth != IGNORE, Calibration()
+            calibration.add(each.confidence[known], (each.prediction == each.truth)[known])
         if keep:
-            keep(pair, prediction)
-        weighted = None if objects is None else official.instance_counts(prediction, objects)
-        size = (truth.shape[0], truth.shape[1])
-        yield ImageCounts(index, pair.name, size, confusion.sparse(), outline, weighted)
+            keep(each)
+        weighted = None if each.instances is None else official.instance_counts(each.prediction, each.instances)
+        size = (each.truth.shape[0], each.truth.shape[1])
+        yield ImageCounts(each.index, each.pair.name, size, confusion.sparse(), outline, weighted, calibration)
 
 
 def _count(confusion: ConfusionMatrix, prediction: UInt8Array, truth: UInt8Array, pair: Pair) -> None:
@@ -137,23 +213,26 @@ def _instances_of(pair: Pair, truth: UInt8Array) -> Instances:
     return objects
 
 
-def evaluate(
+def confusion_matrix(
     labels_of: LabelsFunction,
     dataset: Dataset,
     *,
     device: torch.device,
-    precision: Precision = "fp32",
     indices: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConfusionMatrix:
     """The confusion matrix of a net over a split.
 
-    Args: indices: the images to score, all by default. progress: called with (images done, images in all).
+    Args:
+        labels_of: the net, as `segmv3.evaluation.labelling` makes it.
+        dataset: an open split.
+        device: where the images go.
+        indices: the images to score, all by default.
+        progress: called with (images done, images in all).
     """
     indices = range(len(dataset)) if indices is None else indices
     confusion = ConfusionMatrix(len(dataset.classes))
-    counted = count_images(labels_of, dataset, device=device, precision=precision, indices=indices)
-    for done, image in enumerate(counted, 1):
+    for done, image in enumerate(count_images(labels_of, dataset, device=device, indices=indices), 1):
         confusion.add(image.confusion)
         if progress:
             progress(done, len(indices))
@@ -161,9 +240,15 @@ def evaluate(
 
 
 def merge(shares: Sequence[Sequence[ImageCounts]], dataset: Dataset, count: int) -> list[ImageCounts]:
-    """The counts of all processes in the order of the data set.
+    """Put the counts of all processes into the order of the data set.
 
-    Raises: EvaluationError unless each of the first `count` images was counted exactly once, under its name.
+    Args:
+        shares: what each process counted.
+        dataset: what was scored.
+        count: how many images of it.
+
+    Raises:
+        EvaluationError: unless each of the first `count` images was counted exactly once, under its name.
     """
     images = sorted((image for share in shares for image in share), key=lambda image: image.index)
     found = [image.index for image in images]

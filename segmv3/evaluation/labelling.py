@@ -14,6 +14,9 @@ from segmv3.inference import Size, multi_scale_flip, resize_image, resized_bands
 LabelsFunction = Callable[[Tensor], Tensor]
 """Image uint8 1 x 3 x H x W (RGB) to labels uint8 1 x H x W."""
 
+ConfidentFunction = Callable[[Tensor], Sequence[Tensor]]
+"""Image to labels, and to the probability of the class of each pixel, float32 1 x H x W."""
+
 InputSize = Callable[[Size], Size]
 """From the (height, width) of an image to those that a net is shown it at."""
 
@@ -37,15 +40,15 @@ def single_scale(net: Net, input_size: InputSize | None = None) -> LabelsFunctio
     return lambda image: _single_scale(net, image, input_size, lambda *each: (label_map(*each),))[0]
 
 
-def confident(net: Net, input_size: InputSize | None = None) -> Callable[[Tensor], Sequence[Tensor]]:
-    """As `single_scale`, and the probability of the class of each pixel, float32 1 x H x W."""
+def confident(net: Net, input_size: InputSize | None = None) -> ConfidentFunction:
+    """`single_scale` that also says how sure the net is."""
     return lambda image: _single_scale(net, image, input_size, label_map_and_confidence)
 
 
 def _single_scale(
     net: Net, image: Tensor, input_size: InputSize | None, decode: Callable[[Tensor, Size], Sequence[Tensor]]
 ) -> Sequence[Tensor]:
-    """Never all classes at the size of a large image: what is smaller than it may be held, or else a band of rows."""
+    """No map of all classes is held at the size of an image that is larger than the net's input."""
     size = (image.shape[2], image.shape[3])
     shown = input_size(size) if input_size else size
     logits = net.low_logits(resize_image(image, shown))

@@ -62,6 +62,9 @@ class Processes:
         return outcome  # type: ignore[return-value]
 
 
+ALONE = Processes()
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
     """Join the processes that torchrun started, over gloo; with CUDA each takes the GPU of its local rank.
@@ -70,7 +73,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
-        yield Processes()
+        yield ALONE
         return
     if device.type == "cuda":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -5,118 +5,152 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segmv3 import official
 from segmv3.data.datasets import Dataset
-from segmv3.evaluation.counting import ImageCounts, _city, is_cityscapes
+from segmv3.evaluation.counting import ImageCounts, city_of, is_cityscapes
 from segmv3.inference import MULTI_SCALES
 from segmv3.labels import cityscapes_classes
 from segmv3.metrics import BoundaryCounts, ConfusionMatrix, mean
+from segmv3.results.calibration import Calibration
+from segmv3.results.result import CategoryScore, City, ClassScore, ImageConfusion, Result
+
+FloatArray = NDArray[np.float64]
 
 
-def scores(confusion: ConfusionMatrix, dataset: Dataset, *, images: int, multi_scale_flip: bool) -> dict[str, Any]:
-    """All scores with what they were measured on, as JSON types; percent, None for a class that is absent."""
-    labelled = confusion.matrix.sum(1)
-    share = 100 * labelled / max(1, labelled.sum())
-    rows = zip(dataset.classes.names, confusion.iou, confusion.accuracy, share, strict=True)
-    result = {
-        "dataset": dataset.title,
-        "split": dataset.split,
-        "images": images,
-        "images_in_split": len(dataset),
-        "scales": list(MULTI_SCALES) if multi_scale_flip else [1.0],
-        "flip": multi_scale_flip,
-        "miou": _number(confusion.miou),
-        "miou_classes": int(np.count_nonzero(~np.isnan(confusion.iou))),
-        "mean_accuracy": _number(confusion.mean_accuracy),
-        "pixel_accuracy": _number(confusion.pixel_accuracy),
-        "frequency_weighted_iou": _number(confusion.frequency_weighted_iou),
-        "classes": [
-            {"name": name, "iou": _number(iou), "accuracy": _number(accuracy), "share": float(part)}
-            for name, iou, accuracy, part in rows
-        ],
-        "absent": [name for name, iou in zip(dataset.classes.names, confusion.iou, strict=True) if math.isnan(iou)],
-        "confusion_matrix": confusion.matrix.tolist(),
-    }
-    if dataset.classes == cityscapes_classes():
-        facts = official.tables()
-        iou = confusion.grouped(facts.category_of).iou
-        result["category_miou"] = _number(mean(iou))
-        result["categories"] = [
-            {"name": name, "iou": _number(value)} for name, value in zip(facts.categories, iou, strict=True)
-        ]
-    return result
+def scores(confusion: ConfusionMatrix, dataset: Dataset, *, images: int, multi_scale_flip: bool) -> Result:
+    """The scores that a confusion matrix alone gives.
+
+    Args:
+        confusion: over all images.
+        dataset: what was scored.
+        images: how many of it.
+        multi_scale_flip: whether several scales and mirror images were averaged.
+    """
+    values = _values(confusion, dataset, images)
+    return Result(**_conditions(dataset, multi_scale_flip), **values)
 
 
-def scores_of_images(images: Sequence[ImageCounts], dataset: Dataset, *, multi_scale_flip: bool) -> dict[str, Any]:
+def scores_of_images(images: Sequence[ImageCounts], dataset: Dataset, *, multi_scale_flip: bool) -> Result:
     """`scores`, and whatever else was counted: boundaries, instances, cities and each image's confusions.
 
     The order of the images, which is that of the data set, is the only order in which numbers are summed: any
     sharing of the work gives the same result, to the last digit.
+
+    Args:
+        images: as `segmv3.evaluation.counting.merge` returns them.
+        dataset: what was scored.
+        multi_scale_flip: whether several scales and mirror images were averaged.
     """
-    result = _scores_of(images, dataset, multi_scale_flip)
     sizes = {image.size for image in images}
-    result["size"] = list(sizes.pop()) if len(sizes) == 1 else None
-    if is_cityscapes(dataset):
-        result["cities"] = _cities(images, dataset)
-    result["per_image"] = [{"name": image.name, "counts": [list(t) for t in image.confusion]} for image in images]
-    return result
+    judged = [image.calibration for image in images if image.calibration]
+    calibration = Calibration()
+    for each in judged:
+        calibration.merge(each)
+    return Result(
+        **_conditions(dataset, multi_scale_flip),
+        **_values_of_images(images, dataset),
+        size=sizes.pop() if len(sizes) == 1 else None,
+        cities=_cities(images, dataset) if is_cityscapes(dataset) else None,
+        calibration=calibration.scores() if judged else None,
+        per_image=tuple(ImageConfusion(image.name, image.confusion) for image in images),
+    )
 
 
-def _scores_of(images: Sequence[ImageCounts], dataset: Dataset, multi_scale_flip: bool) -> dict[str, Any]:
-    confusion = _confusion(images, dataset)
-    result = scores(confusion, dataset, images=len(images), multi_scale_flip=multi_scale_flip)
-    if all(image.boundary for image in images):
-        _add_boundary(result, images)
-    if "categories" in result:
-        _add_instance_iou(result, images, confusion)
-    return result
+def _conditions(dataset: Dataset, multi_scale_flip: bool) -> dict[str, Any]:
+    return {
+        "dataset": dataset.title,
+        "split": dataset.split,
+        "images_in_split": len(dataset),
+        "scales": MULTI_SCALES if multi_scale_flip else (1.0,),
+        "flip": multi_scale_flip,
+    }
 
 
-def _confusion(images: Sequence[ImageCounts], dataset: Dataset) -> ConfusionMatrix:
+def _cities(images: Sequence[ImageCounts], dataset: Dataset) -> tuple[City, ...]:
+    by_city: dict[str, list[ImageCounts]] = {}
+    for image in images:
+        by_city.setdefault(city_of(image.name), []).append(image)
+    return tuple(
+        City(name=name, **_values_of_images(own, dataset) | {"confusion_matrix": None})
+        for name, own in sorted(by_city.items())
+    )
+
+
+def _values_of_images(images: Sequence[ImageCounts], dataset: Dataset) -> dict[str, Any]:
+    """The fields of `Scores`, from all that was counted."""
     confusion = ConfusionMatrix(len(dataset.classes))
     for image in images:
         confusion.add(image.confusion)
-    return confusion
+    rows: dict[str, Sequence[float]] = {}
+    means: dict[str, float] = {}
+    outlines = [image.boundary for image in images if image.boundary]
+    if len(outlines) == len(images):
+        total = BoundaryCounts(len(dataset.classes))
+        for outline in outlines:
+            total.merge(outline)
+        rows = {"boundary_iou": total.iou.tolist(), "boundary_f_score": total.f_score.tolist()}
+        means = {"mean_boundary_iou": mean(total.iou), "mean_boundary_f_score": mean(total.f_score)}
+    if dataset.classes != cityscapes_classes():
+        return _values(confusion, dataset, len(images), rows) | means
+    means |= {"mean_iiou": math.nan, "category_mean_iiou": math.nan}
+    of_categories: dict[str, Sequence[float]] = {}
+    if weighted := _instance_iou(images, confusion):
+        means |= {"mean_iiou": mean(weighted[0]), "category_mean_iiou": mean(weighted[1])}
+        rows["iiou"], of_categories["iiou"] = (each.tolist() for each in weighted)
+    return _values(confusion, dataset, len(images), rows, of_categories) | means
 
 
-def _add_boundary(result: dict[str, Any], images: Sequence[ImageCounts]) -> None:
-    total = BoundaryCounts(len(result["classes"]))
-    for image in images:
-        assert image.boundary
-        total.merge(image.boundary)
-    for key, values in (("boundary_iou", total.iou), ("boundary_f_score", total.f_score)):
-        result[f"mean_{key}"] = _number(mean(values))
-        for row, value in zip(result["classes"], values, strict=True):
-            row[key] = _number(value)
-
-
-def _add_instance_iou(result: dict[str, Any], images: Sequence[ImageCounts], confusion: ConfusionMatrix) -> None:
-    """Instance-weighted IoU of classes and categories; None where instances were not counted."""
-    result["mean_iiou"] = result["category_mean_iiou"] = None
+def _instance_iou(images: Sequence[ImageCounts], confusion: ConfusionMatrix) -> tuple[FloatArray, FloatArray] | None:
+    """Instance-weighted IoU of classes and of categories; None where instances were not counted."""
     each = [image.instances for image in images if image.instances is not None]
     if len(each) < len(images):
-        return
+        return None
     stacked = np.stack(each).reshape(len(each), -1)
     total = np.array([math.fsum(column) for column in stacked.T]).reshape(each[0].shape)
-    parts = zip(("mean_iiou", "category_mean_iiou"), ("classes", "categories"), strict=True)
-    for (key, kind), values in zip(parts, official.instance_iou(total, confusion.matrix), strict=True):
-        result[key] = _number(mean(values))
-        for row, value in zip(result[kind], values, strict=True):
-            row["iiou"] = _number(value)
+    return official.instance_iou(total, confusion.matrix)
 
 
-_CONDITIONS = ("dataset", "split", "images_in_split", "scales", "flip", "confusion_matrix")  # no scores of a city
+def _values(
+    confusion: ConfusionMatrix,
+    dataset: Dataset,
+    images: int,
+    rows: dict[str, Sequence[float]] | None = None,
+    of_categories: dict[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """The fields of `Scores` that a confusion matrix gives.
+
+    Args:
+        confusion: over the images.
+        dataset: what was scored.
+        images: how many of it.
+        rows: further scores of the classes, by name.
+        of_categories: further scores of the categories, by name.
+    """
+    names, iou = dataset.classes.names, confusion.iou
+    labelled = confusion.matrix.sum(1)
+    share = 100 * labelled / max(1, labelled.sum())
+    columns = {"name": names, "iou": iou.tolist(), "accuracy": confusion.accuracy.tolist(), "share": share.tolist()}
+    values: dict[str, Any] = {
+        "images": images,
+        "miou": confusion.miou,
+        "miou_classes": int(np.count_nonzero(~np.isnan(iou))),
+        "mean_accuracy": confusion.mean_accuracy,
+        "pixel_accuracy": confusion.pixel_accuracy,
+        "frequency_weighted_iou": confusion.frequency_weighted_iou,
+        "classes": tuple(ClassScore(**row) for row in _rows(columns | (rows or {}))),
+        "absent": tuple(name for name, value in zip(names, iou, strict=True) if math.isnan(value)),
+        "confusion_matrix": tuple(map(tuple, confusion.matrix.tolist())),
+    }
+    if dataset.classes == cityscapes_classes():
+        facts = official.tables()
+        grouped = confusion.grouped(facts.category_of).iou
+        columns = {"name": facts.categories, "iou": grouped.tolist()}
+        values["category_miou"] = mean(grouped)
+        values["categories"] = tuple(CategoryScore(**row) for row in _rows(columns | (of_categories or {})))
+    return values
 
 
-def _cities(images: Sequence[ImageCounts], dataset: Dataset) -> list[dict[str, Any]]:
-    """All scores of each city alone; a class that does not occur in one is left out of that city's means."""
-    result = []
-    for name in sorted({_city(image.name) for image in images}):
-        own = _scores_of([image for image in images if _city(image.name) == name], dataset, False)
-        result.append({"name": name} | {key: value for key, value in own.items() if key not in _CONDITIONS})
-    return result
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _rows(columns: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -6,7 +6,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,9 +27,9 @@ from segmv3.report.page import (
     swatch,
 )
 from segmv3.report.plots import Sample, number, thumbnail_size, thumbnails
-from segmv3.report.tables import mode, size
+from segmv3.report.tables import images, mode, over, size
 from segmv3.results.ranking import RankedImage, Suspect, label_suspects, ranking, worst_by_class
-from segmv3.results.result import Result, as_result
+from segmv3.results.result import ClassScore, Result
 from segmv3.results.uncertainty import FEWEST_IMAGES, bootstrap_iou
 
 PAGE = "evaluation.html"
@@ -72,26 +71,33 @@ class _Pictures:
     """Train ids that occur in the pictures."""
 
 
-def write_evaluation_page(folder: Path, scores: dict[str, Any], classes: Classes, samples_of: SamplesOf) -> Path:
+def write_evaluation_page(folder: Path, result: Result, classes: Classes, samples_of: SamplesOf) -> Path:
     """Write `folder/evaluation.html`, complete or not at all.
 
-    Args: scores: as `segmv3 evaluate --output` writes them. samples_of: asked once, for the images shown.
-    Returns: the path of the page.
-    Raises: OutputError when it cannot be written.
+    Args:
+        folder: where it goes; made where it is missing.
+        result: what the evaluation found.
+        classes: those of the data set.
+        samples_of: asked once, for the images shown.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: it cannot be written.
     """
-    result = as_result(scores, "the evaluation")
     choice = _Choice(
         ranking(result)[:_WORST], worst_by_class(result, count=_OF_CLASS), label_suspects(result, count=_SUSPECTS)
     )
     pictures = _draw(choice, classes, samples_of)
     body = [
-        _header(scores),
-        _classes_section(scores, result, classes),
+        _header(result),
+        _classes_section(result, classes),
         _worst_section(choice, pictures, classes, len(result.names)),
         _suspects_section(choice, pictures, classes),
         _by_class_section(choice, pictures, classes),
     ]
-    title = f"{scores['dataset']} {scores['split']}: evaluation"
+    title = f"{result.dataset} {result.split}: evaluation"
     content = PAGE_TEMPLATE.format(title=safe(title), style=style_of() + _RULES, body="\n".join(body))
     page = make_folder(folder) / PAGE
     write_bytes(page, content.replace(_FOOTER, "Written by segmv3.").encode(errors="replace"))
@@ -185,33 +191,30 @@ def _figures(sample: Sample, pictures: list[tuple[str, UInt8Array, str]]) -> str
 # --- sections ---
 
 
-def _header(scores: dict[str, Any]) -> str:
-    low, high = scores.get("miou_interval") or (None, None)
+def _header(result: Result) -> str:
+    low, high = result.miou_interval or (None, None)
     interval = "" if low is None else f"<br>95 % interval of the images: {low:.1f} to {high:.1f}"
     metrics = (
-        metric_of(f"mIoU{interval}", number(scores["miou"])),
-        metric_of("mean accuracy", number(scores["mean_accuracy"])),
-        metric_of("pixel accuracy", number(scores["pixel_accuracy"])),
+        metric_of(f"mIoU{interval}", result.miou),
+        metric_of("mean accuracy", result.mean_accuracy),
+        metric_of("pixel accuracy", result.pixel_accuracy),
     )
-    images = f"{scores['images']:,} image{'' if scores['images'] == 1 else 's'}"
-    if scores["images"] < scores["images_in_split"]:
-        images = f"the first {scores['images']:,} of {scores['images_in_split']:,} images"
-    conditions = [images, size(scores), mode(scores), f"{len(scores['classes'])} classes"]
-    if scores["absent"]:
-        conditions.append(f"absent and left out of the mean: {', '.join(scores['absent'])}")
+    conditions = [images(result), size(result), mode(result), f"{len(result.classes)} classes"]
+    if result.absent:
+        conditions.append(f"no pixel of {', '.join(result.absent)}: the mean is{over(result, names=False)} classes")
     return (
-        f"<header><p class='eyebrow'>segmv3 evaluation</p><h1>{safe(scores['dataset'])} {safe(scores['split'])}</h1>"
+        f"<header><p class='eyebrow'>segmv3 evaluation</p><h1>{safe(result.dataset)} {safe(result.split)}</h1>"
         f"<p class='conditions'>{safe(' · '.join(conditions))}</p>"
-        f"<p class='conditions'>{safe(scores['weights'])}<br>SHA-256 {safe(scores['weights_sha256'])}</p>"
+        f"<p class='conditions'>{safe(result.weights)}<br>SHA-256 {safe(result.weights_sha256)}</p>"
         f"<div class='metrics'>{''.join(metrics)}</div></header>"
     )
 
 
-def _classes_section(scores: dict[str, Any], result: Result, classes: Classes) -> str:
+def _classes_section(result: Result, classes: Classes) -> str:
     present = (result.counts.truth > 0).sum(0).tolist()
     rows = "".join(
         _class_row(*each)
-        for each in zip(scores["classes"], bootstrap_iou(result.counts), present, classes.colors, strict=True)
+        for each in zip(result.classes, bootstrap_iou(result.counts), present, classes.colors, strict=True)
     )
     return (
         "<section><div class='card'><h2>Classes <small>percent</small></h2><div class='scroll'>"
@@ -225,18 +228,18 @@ def _classes_section(scores: dict[str, Any], result: Result, classes: Classes) -
     )
 
 
-def _class_row(row: dict[str, Any], interval: tuple[float, float], images: int, color: Color) -> str:
-    iou, (low, high) = number(row["iou"]), interval
+def _class_row(row: ClassScore, interval: tuple[float, float], images: int, color: Color) -> str:
+    iou, (low, high) = number(row.iou), interval
     score, bounds, track, kind = "absent", "", "", " class='absent'"
-    if row["iou"] is not None:
+    if not np.isnan(iou):
         score, kind = percent_of(iou), ""
         track = f"<b style='left:{iou:.2f}%'></b>"
-    if row["iou"] is not None and images >= FEWEST_IMAGES:
-        bounds = f"{low:.1f} to {high:.1f}"
-        track = f"<i style='left:{low:.2f}%;width:{max(high - low, 0.4):.2f}%'></i>{track}"
-    accuracy, share = percent_of(number(row["accuracy"])), share_of(number(row["share"]))
+        if images >= FEWEST_IMAGES:
+            bounds = f"{low:.1f} to {high:.1f}"
+            track = f"<i style='left:{low:.2f}%;width:{max(high - low, 0.4):.2f}%'></i>{track}"
+    accuracy, share = percent_of(number(row.accuracy)), share_of(number(row.share))
     return (
-        f"<tr{kind}><th>{swatch(color)}{safe(row['name'])}</th><td class='track'><div>{track}</div></td>"
+        f"<tr{kind}><th>{swatch(color)}{safe(row.name)}</th><td class='track'><div>{track}</div></td>"
         f"{cells_of((score, bounds))}<td class='more'>{accuracy}</td><td class='more'>{share}</td>"
         f"<td>{images:,}</td></tr>"
     )

@@ -1,27 +1,29 @@
 """The reliability plot: how often a net is right, by how sure it is."""
 
-from typing import Any
-
 from matplotlib.axes import Axes
 
 from segmv3.images import UInt8Array
-from segmv3.report.plots import NORMAL, SMALL, WIDTH, Theme, new_figure, nothing_to_show, number, pixels_of, plain
+from segmv3.report.plots import NORMAL, SMALL, WIDTH, Theme, new_figure, nothing_to_show, pixels_of, plain
+from segmv3.results.calibration import CalibrationScores
 
 
-def reliability(calibration: dict[str, Any], theme: Theme) -> UInt8Array:
+def reliability(calibration: CalibrationScores, theme: Theme) -> UInt8Array:
     """Accuracy of each bin of confidence against the diagonal on which it should lie; below, the share of pixels.
 
-    Args: calibration: as `segmv3.results.calibration.Calibration.to_dict` returns it.
-    Returns: uint8 H x W x 3 RGB, at twice the size it is meant to be seen at.
+    Args:
+        calibration: what was measured.
+        theme: colours of the plot.
+
+    Returns:
+        uint8 H x W x 3 RGB, at twice the size it is meant to be seen at.
     """
     figure = new_figure(WIDTH, 560)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    ece = number(calibration["ece"])
     plain(above, theme, grid="y")
     above.set_title("Reliability", loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9)
     plain(below, theme, grid="y")
-    if calibration["pixels"]:
-        above.set_title(f"ECE {ece:.2f} %", loc="right", color=theme.accent, fontsize=NORMAL, pad=9)
+    if calibration.pixels:
+        above.set_title(f"ECE {calibration.ece:.2f} %", loc="right", color=theme.accent, fontsize=NORMAL, pad=9)
         _accuracy(above, calibration, theme)
         _shares(below, calibration, theme)
     else:
@@ -33,11 +35,11 @@ def reliability(calibration: dict[str, Any], theme: Theme) -> UInt8Array:
     return pixels_of(figure, theme)
 
 
-def _accuracy(axes: Axes, calibration: dict[str, Any], theme: Theme) -> None:
-    rows = [row for row in calibration["bins"] if row["pixels"]]
-    left, width = [row["low"] for row in rows], [row["high"] - row["low"] for row in rows]
-    accuracy = [row["accuracy"] for row in rows]
-    gaps = [row["confidence"] - row["accuracy"] for row in rows]
+def _accuracy(axes: Axes, calibration: CalibrationScores, theme: Theme) -> None:
+    rows = [row for row in calibration.bins if row.pixels]
+    left, width = [row.low for row in rows], [row.high - row.low for row in rows]
+    accuracy = [row.accuracy for row in rows]
+    gaps = [row.confidence - row.accuracy for row in rows]
     inset = [0.08 * each for each in width]
     places = [start + each for start, each in zip(left, inset, strict=True)]
     widths = [each - 2 * each_inset for each, each_inset in zip(width, inset, strict=True)]
@@ -52,17 +54,17 @@ def _accuracy(axes: Axes, calibration: dict[str, Any], theme: Theme) -> None:
     axes.set_ylabel("accuracy, %", color=theme.muted, fontsize=NORMAL)
     legend = axes.legend(loc="upper left", frameon=False, fontsize=SMALL, labelcolor=theme.ink)
     legend.set_zorder(5)
-    confidence, right = number(calibration["confidence"]), number(calibration["accuracy"])
+    confidence, right = calibration.confidence, calibration.accuracy
     judged = "" if abs(confidence - right) < 0.05 else ": over-confident" if confidence > right else ": under-confident"
     note = f"mean confidence {confidence:.1f}, accuracy {right:.1f}{judged}"
     axes.text(0.02, 0.845, note, transform=axes.transAxes, color=theme.muted, fontsize=SMALL, va="center")
 
 
-def _shares(axes: Axes, calibration: dict[str, Any], theme: Theme) -> None:
-    rows = calibration["bins"]
-    shares = [100 * row["pixels"] / calibration["pixels"] for row in rows]
-    left, width = [row["low"] for row in rows], [0.84 * (row["high"] - row["low"]) for row in rows]
-    places = [start + 0.08 * (row["high"] - row["low"]) for start, row in zip(left, rows, strict=True)]
+def _shares(axes: Axes, calibration: CalibrationScores, theme: Theme) -> None:
+    rows = calibration.bins
+    shares = [100 * row.pixels / calibration.pixels for row in rows]
+    left, width = [row.low for row in rows], [0.84 * (row.high - row.low) for row in rows]
+    places = [start + 0.08 * (row.high - row.low) for start, row in zip(left, rows, strict=True)]
     axes.bar(places, shares, width, align="edge", color=theme.muted, linewidth=0, zorder=2)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 50, 100])

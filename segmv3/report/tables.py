@@ -1,6 +1,7 @@
 """Results as tables for the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import isnan
 from typing import Any
 
 from rich import box
@@ -8,46 +9,48 @@ from rich.table import Table
 
 from segmv3.models.count import NetFacts
 from segmv3.models.family import Counted
+from segmv3.results.result import CategoryScore, City, Result
 
-_EXTRA_COLUMNS = (("iiou", "iIoU"), ("boundary_iou", "boundary IoU"), ("boundary_f_score", "boundary F"))
 
-
-def scores_table(scores: dict[str, Any]) -> Table:
-    """Per-class scores in percent, as `segmv3.evaluation.scores` has them; a dash where one is not defined."""
-    extra = [(key, title) for key, title in _EXTRA_COLUMNS if any(key in row for row in scores["classes"])]
-    table = Table(caption=_caption(scores), caption_justify="left")
+def scores_table(scores: Result) -> Table:
+    """Per-class scores in percent; a dash where one is not defined."""
+    extra = [(key, title) for key, title in _EXTRA_COLUMNS if getattr(scores.classes[0], key) is not None]
+    shown = f"The net saw images {shown_at(scores)}" if shown_at(scores) else None
+    table = Table(caption=shown, caption_justify="left")
     table.add_column("class")
     for column in ("IoU", "accuracy", "share", *(title for _, title in extra)):
         table.add_column(column, justify="right")
-    for row in scores["classes"]:
-        absent = row["iou"] is None
-        cells = (_percent(row["iou"]), _percent(row["accuracy"]), _percent(row["share"]))
-        table.add_row(row["name"], *cells, *(_percent(row[key], "absent" if absent else "-") for key, _ in extra))
+    for row in scores.classes:
+        missing = "absent" if isnan(row.iou or 0) else "-"
+        cells = (_percent(row.iou), _percent(row.accuracy), _percent(row.share))
+        table.add_row(row.name, *cells, *(_percent(getattr(row, key), missing) for key, _ in extra))
     table.add_section()
-    means = (_percent(scores[f"mean_{key}"], "-") for key, _ in extra)
-    cells = (_percent(scores["miou"]), _percent(scores["mean_accuracy"]), "")
+    means = (_percent(getattr(scores, f"mean_{key}"), "-") for key, _ in extra)
+    cells = (_percent(scores.miou), _percent(scores.mean_accuracy), "")
     table.add_row(f"mean{over(scores, names=False)}", *cells, *means)
     return table
 
 
-def categories_table(scores: dict[str, Any]) -> Table:
-    """Scores of the categories of Cityscapes, for `scores` that have them."""
-    weighted = any("iiou" in row for row in scores["categories"])
+_EXTRA_COLUMNS = (("iiou", "iIoU"), ("boundary_iou", "boundary IoU"), ("boundary_f_score", "boundary F"))
+
+
+def categories_table(scores: Result) -> Table:
+    """Scores of the categories of Cityscapes, for a result that has them."""
+    rows = scores.categories or ()
+    weighted = any(row.iiou is not None for row in rows)
     table = Table()
     table.add_column("category")
     for column in ("IoU", "iIoU") if weighted else ("IoU",):
         table.add_column(column, justify="right")
-    rows = [*scores["categories"], {"name": "mean", "iou": scores["category_miou"]}]
-    rows[-1]["iiou"] = scores.get("category_mean_iiou")
-    for row in rows:
-        if row is rows[-1]:
+    for row in (*rows, CategoryScore("mean", scores.category_miou, scores.category_mean_iiou)):
+        if row.name == "mean":
             table.add_section()
-        table.add_row(row["name"], _percent(row["iou"]), *((_percent(row["iiou"], "-"),) if weighted else ()))
+        table.add_row(row.name, _percent(row.iou), *((_percent(row.iiou, "-"),) if weighted else ()))
     return table
 
 
-def cities_table(scores: dict[str, Any]) -> Table:
-    """Mean scores of each city of Cityscapes, worst first, for `scores` that have them."""
+def cities_table(cities: Sequence[City]) -> Table:
+    """Mean scores of each city of Cityscapes, worst first."""
     means = (
         ("miou", "mIoU"),
         ("category_miou", "category mIoU"),
@@ -57,7 +60,7 @@ def cities_table(scores: dict[str, Any]) -> Table:
         ("mean_boundary_iou", "boundary IoU"),
         ("mean_boundary_f_score", "boundary F"),
     )
-    shown = [(key, title) for key, title in means if key in scores]
+    shown = [(key, title) for key, title in means if getattr(cities[0], key) is not None]
     table = Table(
         caption="Classes that do not occur in a city are left out of its means; weighted: by frequency",
         caption_justify="left",
@@ -65,84 +68,89 @@ def cities_table(scores: dict[str, Any]) -> Table:
     table.add_column("city", no_wrap=True)
     for column in ("images", *(title for _, title in shown)):
         table.add_column(column, justify="right")
-    for city in sorted(scores["cities"], key=lambda city: (city["miou"] is None, city["miou"] or 0.0)):
-        table.add_row(city["name"], f"{city['images']:,}", *(_percent(city[key]) for key, _ in shown))
+    for city in sorted(cities, key=lambda city: (isnan(city.miou), city.miou)):
+        table.add_row(city.name, f"{city.images:,}", *(_percent(getattr(city, key)) for key, _ in shown))
     return table
 
 
-def summary(scores: dict[str, Any]) -> list[str]:
+def summary(scores: Result) -> list[str]:
     """The score and everything it depends on in one line; what else was measured in further ones."""
-    count = f"{scores['images']:,} images"
-    if scores["images"] < scores["images_in_split"]:
-        count = f"the first {scores['images']:,} of {scores['images_in_split']:,} images"
     text = (
-        f"mIoU {_percent(scores['miou'])} %{over(scores)}{interval(scores)}, "
-        f"mean accuracy {_percent(scores['mean_accuracy'])} %, pixel accuracy {_percent(scores['pixel_accuracy'])} % "
-        f"on {count} of {scores['dataset']} {scores['split']}, "
-        f"{size(scores)}, {mode(scores)}"
+        f"mIoU {_percent(scores.miou)} %{over(scores)}{interval(scores)}, "
+        f"mean accuracy {_percent(scores.mean_accuracy)} %, pixel accuracy {_percent(scores.pixel_accuracy)} % "
+        f"on {images(scores)} of {scores.dataset} {scores.split}, {size(scores)}, {mode(scores)}"
     )
     return [text, *_further_scores(scores)]
 
 
-def over(scores: dict[str, Any], *, names: bool = True) -> str:
-    """` (mean over 17 of 19 classes: train, bus have no pixel in val)`, or the counts alone; nothing for all."""
-    absent, classes = scores["absent"], len(scores["classes"])
-    if not absent:
+def images(scores: Result) -> str:
+    """`500 images`, `1 image`, or `the first 20 of 500 images`."""
+    if scores.images < (scores.images_in_split or 0):
+        return f"the first {scores.images:,} of {scores.images_in_split:,} images"
+    return f"{scores.images:,} image{'' if scores.images == 1 else 's'}"
+
+
+def over(scores: Result, *, names: bool = True) -> str:
+    """` (mean over 17 of 19 classes: train, bus have no pixel in val)`; nothing when all classes occur.
+
+    Args:
+        scores: what was measured.
+        names: say which classes; else the counts alone, ` over 17 of 19`.
+    """
+    if not scores.absent:
         return ""
-    counts = f" over {classes - len(absent)} of {classes}"
-    have = "has" if len(absent) == 1 else "have"
-    return f" (mean{counts} classes: {', '.join(absent)} {have} no pixel in {scores['split']})" if names else counts
+    counts = f" over {len(scores.classes) - len(scores.absent)} of {len(scores.classes)}"
+    have = "has" if len(scores.absent) == 1 else "have"
+    text = f" (mean{counts} classes: {', '.join(scores.absent)} {have} no pixel in {scores.split})"
+    return text if names else counts
 
 
-def _caption(scores: dict[str, Any]) -> str | None:
-    return f"The net saw images {shown_at(scores)}" if "input_size" in scores else None
-
-
-def interval(scores: dict[str, Any]) -> str:
+def interval(scores: Result) -> str:
     """` (95 % interval of the images: 57.9 to 64.0)`; nothing for too few images."""
-    bounds = scores.get("miou_interval")
+    bounds = scores.miou_interval
     return f" (95 % interval of the images: {bounds[0]:.1f} to {bounds[1]:.1f})" if bounds else ""
 
 
-def size(scores: dict[str, Any]) -> str:
+def size(scores: Result) -> str:
     """Height x width of the ground truth, `1024 x 2048`."""
-    return " x ".join(map(str, scores["size"])) if scores["size"] else "images of several sizes"
+    return " x ".join(map(str, scores.size)) if scores.size else "images of several sizes"
 
 
-def mode(scores: dict[str, Any]) -> str:
+def mode(scores: Result) -> str:
     """How the net was run: `single scale`, or all scales, or the windows; at another size, in another runtime."""
-    if window := scores.get("sliding_window"):
-        text = "windows of {} x {}, stride {} x {}".format(*window, *scores["stride"])
-    else:
-        scales = scores.get("scales") or [1.0]
-        text = f"scales {', '.join(f'{s:g}' for s in scales)}" if len(scales) > 1 else "single scale"
-    text += " + flip" if scores.get("flip") else ""
-    text += f", net {shown_at(scores)}" if "input_size" in scores else ""
-    return text + (f", {scores['runtime']} {scores['precision']}" if scores.get("runtime") else "")
+    scales = scores.scales or (1.0,)
+    text = f"scales {', '.join(f'{s:g}' for s in scales)}" if len(scales) > 1 else "single scale"
+    if scores.sliding_window and scores.stride:
+        text = "windows of {} x {}, stride {} x {}".format(*scores.sliding_window, *scores.stride)
+    text += " + flip" if scores.flip else ""
+    text += f", net {shown_at(scores)}" if shown_at(scores) else ""
+    return text + (f", {scores.runtime} {scores.precision}" if scores.runtime else "")
 
 
-def shown_at(scores: dict[str, Any]) -> str:
-    """The size that the net saw images at, where it was not their own: `at 512 x 1024 (scale 0.5)`."""
-    size, scale = scores["input_size"], scores.get("input_scale")
+def shown_at(scores: Result) -> str:
+    """The size that the net saw images at: `at 512 x 1024 (scale 0.5)`; nothing where it was their own."""
+    size, scale = scores.input_size, scores.input_scale
     share = f"scale {scale:g}" if scale else ""
-    return f"at {share}" if not size else f"at {size[0]} x {size[1]}" + (f" ({share})" if share else "")
+    if size:
+        return f"at {size[0]} x {size[1]}" + (f" ({share})" if share else "")
+    return f"at {share}" if share else ""
 
 
-def _further_scores(scores: dict[str, Any]) -> list[str]:
+def _further_scores(scores: Result) -> list[str]:
     """A line for the means that only some data sets or flags have, and one for the Cityscapes script's verdict."""
     names = (
-        ("frequency_weighted_iou", "frequency-weighted IoU"),
-        ("category_miou", "category mIoU"),
-        ("mean_iiou", "iIoU"),
-        ("category_mean_iiou", "category iIoU"),
-        ("mean_boundary_iou", "boundary IoU"),
-        ("mean_boundary_f_score", "boundary F-score"),
+        (scores.frequency_weighted_iou, "frequency-weighted IoU"),
+        (scores.category_miou, "category mIoU"),
+        (scores.mean_iiou, "iIoU"),
+        (scores.category_mean_iiou, "category iIoU"),
+        (scores.mean_boundary_iou, "boundary IoU"),
+        (scores.mean_boundary_f_score, "boundary F-score"),
     )
-    further = [f"{name} {scores[key]:.2f} %" for key, name in names if scores.get(key) is not None]
+    further = [f"{name} {value:.2f} %" for value, name in names if value is not None and not isnan(value)]
     lines = [", ".join(further)] if further else []
-    if "mean_iiou" in scores and scores["mean_iiou"] is None:
+    if scores.mean_iiou is not None and isnan(scores.mean_iiou):
         lines.append("iIoU is not available: it needs *_gtFine_instanceIds.png beside every label, with instances")
-    if verdict := scores.get("official"):
+    if verdict := scores.official:
         lines.append(
             f"{verdict['script']} agrees: {verdict['compared']} IoU, largest difference "
             f"{verdict['largest_difference']:.1e} points; confusion matrix equal in all {verdict['pixels']:,} pixels"
@@ -191,4 +199,4 @@ def family_table(nets: Iterable[Counted]) -> Table:
 
 
 def _percent(value: float | None, missing: str = "absent") -> str:
-    return missing if value is None else f"{value:.2f}"
+    return missing if value is None or isnan(value) else f"{value:.2f}"

@@ -1,7 +1,7 @@
 """Whether a net is right as often as it is sure."""
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +12,42 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Bin:
+    """The pixels whose winning class has a probability between two bounds; everything in percent."""
+
+    low: float
+    high: float
+    pixels: int
+    confidence: float = math.nan
+    """Mean probability of the winning class; NaN without pixels."""
+    accuracy: float = math.nan
+
+
+@dataclass(frozen=True)
+class CalibrationScores:
+    """Whether a net is right as often as it is sure, in percent; NaN without pixels."""
+
+    ece: float = math.nan
+    """Expected calibration error."""
+    confidence: float = math.nan
+    """Mean probability of the winning class."""
+    accuracy: float = math.nan
+    pixels: int = 0
+    bins: tuple[Bin, ...] = ()
+
+
 class Calibration:
     """Whether a net is right as often as it is sure: pixel counts by the probability of the winning class.
 
     Bins are equal parts of 0..1, each with its upper end (Guo et al., 2017, "On Calibration of Modern Neural
     Networks", equations 2 to 4). Labelled pixels only; all of them count alike, so large classes rule.
 
-    Attributes: pixels, correct: int64 per bin. confidence_sum: float64 per bin.
+    Attributes:
+        bins: their number.
+        pixels: int64 per bin.
+        correct: int64 per bin.
+        confidence_sum: float64 per bin.
     """
 
     def __init__(self, bins: int = 15) -> None:
@@ -32,8 +61,12 @@ class Calibration:
     def update(self, probabilities: ArrayLike, truth: ArrayLike) -> None:
         """Count one image.
 
-        Args: probabilities: float classes x H x W. truth: integer H x W train ids, 255 = ignore.
-        Raises: ValueError when the sizes differ, an id is outside the classes, or as `add`.
+        Args:
+            probabilities: float classes x H x W.
+            truth: integer H x W train ids, 255 = ignore.
+
+        Raises:
+            ValueError: the sizes differ, an id is outside the classes, or as `add`.
         """
         probabilities, truth = np.asarray(probabilities), np.asarray(truth)
         if probabilities.ndim != 3 or probabilities.shape[1:] != truth.shape:
@@ -48,8 +81,12 @@ class Calibration:
     def add(self, confidence: ArrayLike, correct: ArrayLike) -> None:
         """Count labelled pixels by the probability of their winning class and whether it is right.
 
-        Args: confidence: float in 0..1, any shape. correct: bool, the same shape.
-        Raises: ValueError when the shapes differ or a confidence is no probability.
+        Args:
+            confidence: float in 0..1, any shape.
+            correct: bool, the same shape.
+
+        Raises:
+            ValueError: the shapes differ, or a confidence is no probability.
         """
         sure, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
         if sure.shape != right.shape:
@@ -76,25 +113,17 @@ class Calibration:
         gaps = np.abs(self.correct - self.confidence_sum).sum()
         return float(100 * gaps / self.pixels.sum()) if self.pixels.any() else float("nan")
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types: ECE, mean confidence and accuracy in percent (None without pixels), and the bins."""
-        total = int(self.pixels.sum())
-        return {
-            "ece": self.ece if total else None,
-            "confidence": 100 * float(self.confidence_sum.sum()) / total if total else None,
-            "accuracy": 100 * int(self.correct.sum()) / total if total else None,
-            "pixels": total,
-            "bins": list(self._rows()),
-        }
+    def scores(self) -> CalibrationScores:
+        """What the counts come to."""
+        total, correct, sure = int(self.pixels.sum()), int(self.correct.sum()), float(self.confidence_sum.sum())
+        counts = zip(self.pixels.tolist(), self.correct.tolist(), self.confidence_sum.tolist(), strict=True)
+        bins = tuple(self._bin(place, *each) for place, each in enumerate(counts))
+        return CalibrationScores(self.ece, _share(sure, total), _share(correct, total), total, bins)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for place, (pixels, correct, sure) in enumerate(
-            zip(self.pixels.tolist(), self.correct.tolist(), self.confidence_sum.tolist(), strict=True)
-        ):
-            yield {
-                "low": 100 * place / self.bins,
-                "high": 100 * (place + 1) / self.bins,
-                "pixels": pixels,
-                "confidence": 100 * sure / pixels if pixels else None,
-                "accuracy": 100 * correct / pixels if pixels else None,
-            }
+    def _bin(self, place: int, pixels: int, correct: int, sure: float) -> Bin:
+        low, high = 100 * place / self.bins, 100 * (place + 1) / self.bins
+        return Bin(low, high, pixels, _share(sure, pixels), _share(correct, pixels))
+
+
+def _share(part: float, whole: int) -> float:
+    return 100 * part / whole if whole else math.nan

@@ -1,16 +1,11 @@
-"""The images a net is worst at, and labels that look wrong."""
+"""Which images a net labels worst, and which labels look wrong."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segmv3.results.result import Result, _confusion, _iou, _mean
-
-FloatArray = NDArray[np.float64]
-
-
-# --- ranking ---
+from segmv3.results.counts import FloatArray, confusion_of, iou_of, mean_of, rows_of
+from segmv3.results.result import Result
 
 
 @dataclass(frozen=True)
@@ -27,21 +22,26 @@ class RankedImage:
 def ranking(result: Result) -> list[RankedImage]:
     """All images with a labelled pixel, lowest mIoU first (by name where equal)."""
     counts = result.counts
-    iou = np.where(counts.truth > 0, _iou(counts.hits, counts.union), np.nan)
-    images = [RankedImage(*row) for row in zip(result.names, _mean(iou).tolist(), iou, strict=True)]
+    iou = np.where(counts.truth > 0, iou_of(counts.hits, counts.union), np.nan)
+    images = [RankedImage(*row) for row in zip(result.names, mean_of(iou).tolist(), iou, strict=True)]
     return sorted((image for image in images if not np.isnan(image.miou)), key=lambda image: (image.miou, image.name))
 
 
 def worst_by_class(result: Result, *, count: int = 10, share: float = 0.001) -> dict[str, list[tuple[str, float]]]:
     """For each class the images (name, IoU in percent) it is found worst in, worst first.
 
-    Only images in which the class covers `share` of the labelled pixels: specks of it would fill every list.
+    Only images in which the class covers a share of the labelled pixels: specks of it would fill every list.
+
+    Args:
+        result: what was found.
+        count: images of each class.
+        share: of the labelled pixels, that a class must cover.
     """
     counts = result.counts
-    iou = _iou(counts.hits, counts.union)
+    iou = iou_of(counts.hits, counts.union)
     covers = (counts.truth > 0) & (counts.truth >= share * counts.truth.sum(1, keepdims=True))
     worst = {}
-    for place, name in enumerate(result.classes):
+    for place, name in enumerate(result.class_names):
         rows = np.flatnonzero(covers[:, place])
         rows = rows[np.argsort(iou[rows, place], kind="stable")][:count]
         worst[name] = [(result.names[row], float(iou[row, place])) for row in rows]
@@ -72,17 +72,24 @@ def label_suspects(
     that confusion in at most `elsewhere` percent of the pixels of the class. A net that knows a class everywhere
     else and denies it here is either fooled or right; someone has to look. A class in one image only has no
     elsewhere and is never suspected.
+
+    Args:
+        result: what was found.
+        share: of the class in the image, percent, that must be taken for the other one.
+        elsewhere: of the class in the other images, percent, that may be.
+        coverage: of the image's labelled pixels, percent, that the confusion must cover.
+        count: suspects at most.
     """
-    total = _confusion(np.concatenate(result.images), len(result.classes))
+    images, names = [rows_of(image.counts) for image in result.per_image], result.class_names
+    total = confusion_of(np.concatenate(images), len(names))
     found = []
-    for name, rows, labelled in zip(result.names, result.images, result.counts.truth, strict=True):
-        rest = total - _confusion(rows, len(result.classes))
+    for name, rows, labelled in zip(result.names, images, result.counts.truth, strict=True):
+        rest = total - confusion_of(rows, len(names))
         for truth, predicted, pixels in rows.tolist():
             others = int(rest[truth].sum())
             if truth == predicted or not others or 100 * pixels < coverage * labelled.sum():
                 continue
             here, there = 100 * pixels / int(labelled[truth]), 100 * int(rest[truth, predicted]) / others
             if here >= share and there <= elsewhere:
-                classes = (result.classes[truth], result.classes[predicted])
-                found.append(Suspect(name, *classes, pixels, here, there))
+                found.append(Suspect(name, names[truth], names[predicted], pixels, here, there))
     return sorted(found, key=lambda suspect: (-suspect.pixels, suspect.name))[:count]

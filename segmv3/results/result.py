@@ -1,146 +1,324 @@
-"""The file that `segmv3 evaluate --output` writes, read and checked."""
+"""What an evaluation found: the scores, all that they depend on, and the JSON file that keeps both.
+
+Scores are percent. A score that was not measured is None and has no key in the file. One that was measured and is not
+defined, such as the IoU of a class without a pixel, is NaN, and null in the file.
+"""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from segmv3.errors import DataError
-from segmv3.records import read_json, typed
+from segmv3.metrics import Triplet
+from segmv3.records import from_json, read_json, typed
+from segmv3.results.calibration import CalibrationScores
+from segmv3.results.counts import IntArray, IouCounts, confusion_of, rows_of, sparse_counts
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+Size = tuple[int, int]
+"""Height and width, pixels."""
 
 _MOST_PIXELS = 2**53  # up to here sums of pixels are exact in float64
-
-
-# --- counts ---
-
-
-@dataclass(frozen=True)
-class IouCounts:
-    """All that IoU needs of each image, in pixels: int64 images x classes."""
-
-    hits: IntArray
-    truth: IntArray
-    predicted: IntArray
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    @property
-    def union(self) -> IntArray:
-        return self.truth + self.predicted - self.hits
-
-
-def iou_counts(confusions: IntArray) -> IouCounts:
-    """Of confusion matrices: int64 images x classes (truth) x classes (prediction)."""
-    return IouCounts(np.diagonal(confusions, axis1=1, axis2=2).copy(), confusions.sum(2), confusions.sum(1))
-
-
-def _sparse_counts(images: Sequence[IntArray], classes: int) -> IouCounts:
-    """Of rows (truth id, predicted id, pixels) per image; never images x classes x classes."""
-    hits, truth, predicted = (np.zeros((len(images), classes), np.int64) for _ in range(3))
-    for place, rows in enumerate(images):
-        right = rows[:, 0] == rows[:, 1]
-        np.add.at(hits[place], rows[right, 0], rows[right, 2])
-        np.add.at(truth[place], rows[:, 0], rows[:, 2])
-        np.add.at(predicted[place], rows[:, 1], rows[:, 2])
-    return IouCounts(hits, truth, predicted)
-
-
-def _iou(hits: ArrayLike, union: ArrayLike) -> FloatArray:
-    """Percent; NaN where there is no pixel."""
-    hits, union = np.asarray(hits, np.float64), np.asarray(union, np.float64)
-    return np.divide(100 * hits, union, out=np.full(union.shape, np.nan), where=union > 0)
-
-
-def _mean(iou: FloatArray) -> FloatArray:
-    """Mean over the classes (last axis) that occur; NaN where none does."""
-    occurs = ~np.isnan(iou)
-    count = occurs.sum(-1)
-    total = np.where(occurs, iou, 0).sum(-1)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-
-
-# --- result files ---
+_PERCENT = ("iou", "accuracy", "f_score")
+"""How the names of scores end."""
+_ROWS = ("classes", "categories", "cities")
+_SCORES = (*_ROWS, "calibration", "bins")
+"""Keys of values that hold scores."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """A file of `segmv3 evaluate --output`, read and checked."""
+class ClassScore:
+    """The scores of one class."""
 
-    source: str
-    facts: dict[str, Any]
-    """The whole file but `per_image`."""
-    names: tuple[str, ...]
-    """Of the images."""
-    classes: tuple[str, ...]
-    images: tuple[IntArray, ...]
-    """Of each image: int64 rows of (truth id, predicted id, pixels)."""
-    counts: IouCounts
-
-    @property
-    def iou(self) -> FloatArray:
-        """Of each class over all images, percent; NaN when absent."""
-        return _iou(self.counts.hits.sum(0), self.counts.union.sum(0))
-
-    @property
-    def miou(self) -> float:
-        return float(_mean(self.iou))
-
-
-def read_result(path: Path) -> Result:
-    """Read a result file.
-
-    Raises: DataError when it is missing, damaged, not such a file, or has no (or other) per-image counts.
-    """
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise DataError(f"{path} {error}; name a file of segmv3 evaluate --output") from None
-    return as_result(content, str(path))
+    name: str
+    iou: float | None = None
+    accuracy: float | None = None
+    share: float | None = None
+    """Of the labelled pixels."""
+    boundary_iou: float | None = None
+    boundary_f_score: float | None = None
+    iiou: float | None = None
+    """Instance-weighted IoU of Cityscapes."""
 
 
 @dataclass(frozen=True)
-class _Named:
+class CategoryScore:
+    """The scores of one category of Cityscapes."""
+
+    name: str
+    iou: float | None = None
+    iiou: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """All scores over some images."""
+
+    images: int = 0
+    miou: float = math.nan
+    """Mean over the classes that occur in the truth or in a prediction."""
+    miou_classes: int = 0
+    """How many classes `miou` is the mean of."""
+    mean_accuracy: float = math.nan
+    pixel_accuracy: float = math.nan
+    frequency_weighted_iou: float = math.nan
+    classes: tuple[ClassScore, ...] = ()
+    absent: tuple[str, ...] = ()
+    """Names of the classes that do not occur."""
+    confusion_matrix: tuple[tuple[int, ...], ...] | None = None
+    """Pixels by true class (rows) and predicted class (columns)."""
+    category_miou: float | None = None
+    categories: tuple[CategoryScore, ...] | None = None
+    """Of Cityscapes; None for other data."""
+    mean_boundary_iou: float | None = None
+    mean_boundary_f_score: float | None = None
+    mean_iiou: float | None = None
+    """NaN for Cityscapes without its files of instances."""
+    category_mean_iiou: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as JSON types, without those that were not measured."""
+        return _plain(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class City(Scores):
+    """The scores of one city of Cityscapes; a class that does not occur there is left out of its means."""
+
     name: str
 
-
-@dataclass(frozen=True)
-class _Image(_Named):
-    counts: list[Any]
-    """Rows of (truth id, predicted id, pixels); a file of 500 images has too many to look at one by one."""
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name} | super().to_dict()
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What is used of a result file; where something was not recorded it is None."""
+class ImageConfusion:
+    """What a net took for what in one image."""
+
+    name: str
+    counts: tuple[Triplet, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What an exported file is."""
+
+    output: str
+    """Labels, logits or low-logits."""
+    size: Size | None = None
+    """Height and width that it takes; None for any."""
+    source_sha256: str
+    """Of the weights that it was made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Scores):
+    """The scores of weights on a split, and all that they depend on.
+
+    Attributes:
+        size: of the ground truth of all images; None where they differ.
+        per_image: the pixel counts of each image, in the order of the data set.
+        cities: the scores of each city; None for other data than Cityscapes.
+        sliding_window: height and width of the windows; None for whole images.
+        input_size: what the net was shown images at; None for their own size, and where a scale gives several.
+        official: what the Cityscapes script said, as `segmv3.official.agreement` returns it.
+        miou_interval: 95 % interval of `miou`; None for so few images that it would be too narrow to be one.
+        origin: where weights of another project come from.
+        runtime: what ran an exported file; None for weights.
+        fps: images labelled in a second, one at a time.
+        memory_gb: the most memory that a GPU gave to torch.
+        recipe: the row of `segmv3 benchmark table` that weights of our own belong to.
+        source: names the result in messages; no part of the file.
+    """
 
     dataset: str
     split: str
-    classes: list[_Named]
-    confusion_matrix: list[Any]
-    per_image: list[_Image]
-    size: tuple[int, int] | None = None
-    images: int | None = None
     images_in_split: int | None = None
     scales: tuple[float, ...] | None = None
     flip: bool | None = None
-    sliding_window: tuple[int, int] | None = None
+    size: Size | None = None
+    cities: tuple[City, ...] | None = None
+    sliding_window: Size | None = None
+    stride: Size | None = None
+    input_size: Size | None = None
+    input_scale: float | None = None
+    official: dict[str, Any] | None = None
+    miou_interval: tuple[float, float] | None = None
+    calibration: CalibrationScores | None = None
+    config: str | None = None
     weights: str | None = None
     weights_sha256: str | None = None
-    config: str | None = None
-    recipe: str | None = None
+    origin: dict[str, Any] | None = None
     precision: str | None = None
+    runtime: str | None = None
+    export: Export | None = None
     device: str | None = None
     device_name: str | None = None
     fps: float | None = None
     memory_gb: float | None = None
+    processes: int | None = None
+    segmv3: str | None = None
+    recipe: str | None = None
+    per_image: tuple[ImageConfusion, ...] = ()
+    source: str = dataclasses.field(default="the evaluation", compare=False)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the images."""
+        return tuple(image.name for image in self.per_image)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """By train id."""
+        return tuple(row.name for row in self.classes)
+
+    @cached_property
+    def counts(self) -> IouCounts:
+        """What IoU needs of each image."""
+        return sparse_counts([rows_of(image.counts) for image in self.per_image], len(self.classes))
+
+    def to_dict(self) -> dict[str, Any]:
+        content = _plain(self)
+        del content["source"]
+        null = ["size", "miou_interval", "origin"]
+        null += ["input_size", "input_scale"] if self.input_size or self.input_scale else []
+        null += ["memory_gb"] if self.fps else []
+        if not self.per_image:  # the scores alone, as an evaluation during training has them
+            del content["per_image"]
+            null = []
+        content = dict.fromkeys(null) | content
+        return {key: content[key] for key in _ORDER if key in content}
+
+    def to_json(self) -> str:
+        """The content of a result file: indented JSON, with each image on one line."""
+        content = self.to_dict()
+        per_image = ",\n".join(f"    {json.dumps(image)}" for image in content.pop("per_image", ()))
+        rest = json.dumps(content, indent=2)
+        return f'{rest[:-2]},\n  "per_image": [\n{per_image}\n  ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "the evaluation") -> Self:
+        """Read and check the content of a result file.
+
+        Args:
+            text: what `to_json` returned, or another program wrote.
+            source: names the result in messages.
+
+        Raises:
+            DataError: it is damaged, is no such file, or has no (or other) per-image counts.
+        """
+        try:
+            content = from_json(text)
+        except ValueError as error:
+            raise DataError(f"{source} {error}; {_NAME_ONE}") from None
+        return cls._checked(content, source)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a result file.
+
+        Args:
+            path: a file that `segmv3 evaluate --output` wrote.
+
+        Raises:
+            DataError: as `from_json`, and for a file that is missing.
+        """
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            raise DataError(f"{path} {error}; {_NAME_ONE}") from None
+        return cls._checked(content, str(path))
+
+    @classmethod
+    def _checked(cls, content: Any, source: str) -> Self:
+        needed = ("dataset", "split", "classes", "confusion_matrix")
+        if not isinstance(content, dict) or any(key not in content for key in needed):
+            raise DataError(f"{source} is no result file; {_NAME_ONE}")
+        if "per_image" not in content:
+            raise DataError(f"{source} has no per-image counts; {_WRITE_AGAIN}")
+        try:
+            images = typed(content["per_image"], list[_Image], "per_image")
+            known = {key: value for key, value in content.items() if key not in ("per_image", "source")}
+            result = _with_undefined(typed(_without_nulls(known), cls), known)
+            rows = [_whole(image.counts, -1, 3) for image in images]
+            total = _whole(known["confusion_matrix"], len(result.classes), len(result.classes))
+        except ValueError as error:
+            raise DataError(f"{source} is damaged ({error}); {_WRITE_AGAIN}") from None
+        _refuse_contradiction([image.name for image in images], rows, total, source)
+        per_image = tuple(
+            ImageConfusion(image.name, tuple(map(tuple, counts.tolist())))
+            for image, counts in zip(images, rows, strict=True)
+        )
+        return replace(result, per_image=per_image, source=source)
+
+
+_ORDER = tuple(
+    dict.fromkeys(
+        (
+            *("dataset", "split", "images", "images_in_split", "scales", "flip"),
+            *(field.name for kind in (Scores, Result) for field in dataclasses.fields(kind)),
+        )
+    )
+)
+"""Of the keys in the file."""
+
+_NAME_ONE = "name a file of segmv3 evaluate --output"
+_WRITE_AGAIN = "write it again with segmv3 evaluate --output"
+
+
+# --- to and from JSON types ---
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        keeps_null = not isinstance(value, Scores | ClassScore | CategoryScore)
+        return {name: _nested(each) for name, each in pairs if each is not None or keeps_null}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _nested(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [each.to_dict() if isinstance(each, City) else _nested(each) for each in value]
+    return _plain(value)
+
+
+@dataclass(frozen=True)
+class _Image:
+    name: str
+    counts: list[Any]
+    """Rows of (truth id, predicted id, pixels); a file of 500 images has too many to look at one by one."""
+
+
+def _without_nulls(content: Any) -> Any:
+    """Without the keys of scores that are not defined."""
+    if isinstance(content, list):
+        return [_without_nulls(each) for each in content]
+    if not isinstance(content, dict):
+        return content
+    found = {key: value for key, value in content.items() if value is not None}
+    return {key: _without_nulls(value) if key in _SCORES else value for key, value in found.items()}
+
+
+Row = TypeVar("Row", bound="Scores | ClassScore | CategoryScore")
+
+
+def _with_undefined(scores: Row, content: Mapping[str, Any]) -> Row:
+    """The scores with NaN for what the file says was measured and is not defined."""
+    found: dict[str, Any] = {
+        key: math.nan for key, value in content.items() if value is None and key.endswith(_PERCENT)
+    }
+    for key in _ROWS:
+        if rows := getattr(scores, key, None):
+            found[key] = tuple(_with_undefined(*each) for each in zip(rows, content[key], strict=True))
+    return replace(scores, **found)
 
 
 def _whole(values: list[Any], *shape: int) -> IntArray:
@@ -152,38 +330,17 @@ def _whole(values: list[Any], *shape: int) -> IntArray:
     raise ValueError("its pixel counts are not whole numbers in rows of one length")
 
 
-def as_result(content: Any, source: str) -> Result:
-    """The content of a result file, as `read_result`; `source` names it in errors."""
-    needed = ("dataset", "split", "classes", "confusion_matrix")
-    if not isinstance(content, dict) or any(key not in content for key in needed):
-        raise DataError(f"{source} is no result file; name a file of segmv3 evaluate --output")
-    if "per_image" not in content:
-        raise DataError(f"{source} has no per-image counts; write it again with segmv3 evaluate --output")
-    try:
-        known = typed(content, _Content)
-        classes = tuple(each.name for each in known.classes)
-        names = tuple(image.name for image in known.per_image)
-        images = tuple(_whole(image.counts, -1, 3) for image in known.per_image)
-        total = _whole(known.confusion_matrix, len(classes), len(classes))
-    except ValueError as error:
-        raise DataError(f"{source} is damaged ({error}); write it again with segmv3 evaluate --output") from None
+def _refuse_contradiction(names: Sequence[str], images: Sequence[IntArray], total: IntArray, source: str) -> None:
+    """Raises: DataError unless each image is there once and all together make the confusion matrix."""
     doubled = next((name for name, before in zip(sorted(names)[1:], sorted(names), strict=False) if name == before), "")
     if doubled:
-        raise DataError(f"{source} has image {doubled} twice; write it again with segmv3 evaluate --output")
+        raise DataError(f"{source} has image {doubled} twice; {_WRITE_AGAIN}")
     rows = np.concatenate([np.empty((0, 3), np.int64), *images])
-    fits = (rows < [len(classes), len(classes), _MOST_PIXELS]).all() and rows[:, 2].sum(dtype=float) < _MOST_PIXELS
-    if not fits or not np.array_equal(_confusion(rows, len(classes)), total):
+    classes = len(total)
+    fits = (rows < [classes, classes, _MOST_PIXELS]).all() and rows[:, 2].sum(dtype=float) < _MOST_PIXELS
+    if not fits or not np.array_equal(confusion_of(rows, classes), total):
         raise DataError(
-            f"{source} contradicts itself: its per-image counts are not those of its confusion matrix; "
-            "write it again with segmv3 evaluate --output"
+            f"{source} contradicts itself: its per-image counts are not those of its confusion matrix; {_WRITE_AGAIN}"
         )
     if not total.any():
         raise DataError(f"{source} has no labelled pixel: there is nothing to compare")
-    facts = {key: value for key, value in content.items() if key != "per_image"}
-    return Result(source, facts, names, classes, images, _sparse_counts(images, len(classes)))
-
-
-def _confusion(rows: IntArray, classes: int) -> IntArray:
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (rows[:, 0], rows[:, 1]), rows[:, 2])
-    return matrix

@@ -1,24 +1,22 @@
-"""How far a score can be trusted: bootstrap intervals, paired comparison, the worst images, calibration.
+"""How far a score can be trusted: bootstrap intervals, and the comparison of two results on the same images.
 
-All of it is computed from the per-image pixel counts in the file that `segmv3 evaluate --output` writes; only
-calibration needs probabilities. Images are the unit of resampling (Efron and Tibshirani, "An Introduction to the
-Bootstrap", chapters 6 and 13): pixels of one image are not independent. Images of one drive are not quite
-independent either, so that an interval says how much the score depends on which images of these cities were
-labelled; it cannot speak for other cities.
+Both are computed from the per-image pixel counts of a result. Images are the unit of resampling (Efron and
+Tibshirani, "An Introduction to the Bootstrap", chapters 6 and 13): pixels of one image are not independent. Images of
+one drive are not quite independent either. An interval therefore says how much the score depends on which images of
+these cities were labelled; it cannot speak for other cities.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segmv3.errors import DataError
-from segmv3.results.result import IouCounts, Result, _iou, _mean, iou_counts
+from segmv3.results.counts import FloatArray, IntArray, IouCounts, iou_counts, iou_of, mean_of
+from segmv3.results.result import Result
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 Interval = tuple[float, float]
 
 _BLOCK = 100  # resamples summed at a time; bounds the memory, changes no number
@@ -35,15 +33,29 @@ def bootstrap_miou(counts: IouCounts | IntArray, *, resamples: int = 1000, seed:
     A class that is absent (from truth and prediction) in a resample is left out of that resample's mean, as it
     is left out of the score itself.
 
-    Args: counts: of each image, or confusion matrices int64 images x classes x classes.
-    Returns: the 2.5 and 97.5 percentiles; NaN when nothing was counted.
+    Args:
+        counts: of each image, or confusion matrices int64 images x classes x classes.
+        resamples: how often the images are drawn.
+        seed: the same seed gives the same interval.
+
+    Returns:
+        The 2.5 and 97.5 percentiles; NaN when nothing was counted.
     """
-    low, high = _percentiles(_mean(_resampled([_counts(counts)], resamples, seed)[0]))
+    low, high = _percentiles(mean_of(_resampled([_counts(counts)], resamples, seed)[0]))
     return float(low), float(high)
 
 
 def bootstrap_iou(counts: IouCounts | IntArray, *, resamples: int = 1000, seed: int = 0) -> list[Interval]:
-    """95 % interval of each class's IoU, percent, over the resamples it occurs in; NaN for an absent class."""
+    """95 % interval of each class's IoU, percent, over the resamples that the class occurs in.
+
+    Args:
+        counts: as for `bootstrap_miou`.
+        resamples: how often the images are drawn.
+        seed: the same seed gives the same intervals.
+
+    Returns:
+        The 2.5 and 97.5 percentiles of each class; NaN for an absent class.
+    """
     low, high = _percentiles(_resampled([_counts(counts)], resamples, seed)[0])
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
@@ -65,7 +77,7 @@ def _resampled(results: Sequence[IouCounts], resamples: int, seed: int) -> list[
         size = min(_BLOCK, resamples - start)
         weights = generator.multinomial(number, np.full(number, 1 / number), size).astype(np.float64)
         for block, (hits, union) in zip(blocks, parts, strict=True):
-            block.append(_iou(weights @ hits, weights @ union))
+            block.append(iou_of(weights @ hits, weights @ union))
     return [np.concatenate(block) for block in blocks]
 
 
@@ -103,6 +115,12 @@ class Difference:
         """Whether the interval excludes 0, on enough images to say so."""
         return self.images >= FEWEST_IMAGES and (self.low > 0 or self.high < 0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types; None where there is no number."""
+        numbers = {"a": self.a, "b": self.b, "difference": self.difference, "low": self.low, "high": self.high}
+        finite = {key: None if isnan(value) else value for key, value in numbers.items()}
+        return {"name": self.name, "images": self.images, **finite, "beyond_chance": self.beyond_chance}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -123,7 +141,14 @@ def compare(a: Result, b: Result, *, resamples: int = 1000, seed: int = 0) -> Co
     each resample, a class that is absent from one result (from truth and prediction) is left out of that
     result's mean.
 
-    Raises: DataError when the two are not of the same images, classes and ground truth.
+    Args:
+        a: one result.
+        b: another one, on the same images.
+        resamples: how often the images are drawn.
+        seed: the same seed gives the same intervals.
+
+    Raises:
+        DataError: the two are not of the same images, classes and ground truth.
     """
     _check_same_images(a, b)
     order = [b.names.index(name) for name in a.names] if a.names != b.names else slice(None)
@@ -131,28 +156,32 @@ def compare(a: Result, b: Result, *, resamples: int = 1000, seed: int = 0) -> Co
     drawn_a, drawn_b = _resampled([a.counts, of_b], resamples, seed)
     low, high = _percentiles(drawn_b - drawn_a)
     present = (a.counts.truth > 0).sum(0)
-    classes = tuple(
-        Difference(*row)
-        for row in zip(
-            a.classes, a.iou.tolist(), b.iou.tolist(), low.tolist(), high.tolist(), present.tolist(), strict=True
-        )
-    )
-    mean_low, mean_high = _percentiles(_mean(drawn_b) - _mean(drawn_a))
-    mean = Difference("mIoU", a.miou, b.miou, float(mean_low), float(mean_high), len(a.names))
-    return Comparison(classes, mean, differing_settings(a.facts, b.facts), resamples, seed)
+    columns = (values.tolist() for values in (a.counts.iou, b.counts.iou, low, high, present))
+    classes = tuple(Difference(*row) for row in zip(a.class_names, *columns, strict=True))
+    mean_low, mean_high = _percentiles(mean_of(drawn_b) - mean_of(drawn_a))
+    mean = Difference("mIoU", a.counts.miou, b.counts.miou, float(mean_low), float(mean_high), len(a.names))
+    settings = {key: (getattr(a, key), getattr(b, key)) for key in _SETTINGS}
+    return Comparison(classes, mean, {key: two for key, two in settings.items() if two[0] != two[1]}, resamples, seed)
+
+
+_SETTINGS = (
+    *("weights", "weights_sha256", "scales", "flip", "input_size", "input_scale", "precision", "device", "config"),
+    *("runtime", "device_name", "segmv3", "recipe"),
+)
+"""What a score depends on beside the images."""
 
 
 def _check_same_images(a: Result, b: Result) -> None:
     both = f"{a.source} and {b.source}"
     for key, what in (("dataset", "data set"), ("split", "split"), ("size", "size")):
-        was, now = a.facts.get(key), b.facts.get(key)
+        was, now = getattr(a, key), getattr(b, key)
         if was != now:
             raise DataError(f"{both} cannot be compared: {what} {shown(key, was)} and {shown(key, now)}")
-    if a.classes != b.classes:
-        if len(a.classes) != len(b.classes):
-            raise DataError(f"{both} cannot be compared: {len(a.classes)} and {len(b.classes)} classes")
-        was, now = next(pair for pair in zip(a.classes, b.classes, strict=True) if pair[0] != pair[1])
-        raise DataError(f"{both} cannot be compared: class {was!r} and {now!r} have the same id")
+    if len(a.classes) != len(b.classes):
+        raise DataError(f"{both} cannot be compared: {len(a.classes)} and {len(b.classes)} classes")
+    for was, now in zip(a.class_names, b.class_names, strict=True):
+        if was != now:
+            raise DataError(f"{both} cannot be compared: class {was!r} and {now!r} have the same id")
     alone = sorted(set(a.names) ^ set(b.names))
     if alone:
         counts = f"{len(a.names):,} and {len(b.names):,} images, {len(alone):,} of them in one file only"
@@ -163,29 +192,20 @@ def _check_same_images(a: Result, b: Result) -> None:
             raise DataError(f"{both} cannot be compared: the ground truth of {name} differs; evaluate both again")
 
 
-_SETTINGS = ("weights", "weights_sha256", "scales", "flip", "input_size", "input_scale", "precision", "device")
-_SCORES = {"classes", "absent", "confusion_matrix", "per_image", "dataset", "split", "size"}
-
-
-def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What two results were measured with, where it differs; any text or switch in the file is a setting."""
-    others = [
-        key
-        for key in [*a, *b]
-        if key not in _SCORES and all(isinstance(each.get(key), str | bool | None) for each in (a, b))
-    ]
-    keys = dict.fromkeys([*_SETTINGS, *others])
-    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+_NOT_RECORDED = {"size": "mixed", "input_size": "that of the images", "input_scale": "none", "runtime": "torch"}
 
 
 def shown(key: str, value: Any) -> str:
-    """A fact of a result as a person writes it: 1024x2048, no, 0.5, 0.75, 1."""
+    """A fact of a result as a person writes it: 1024x2048, no, 0.5, 0.75, 1.
+
+    Args:
+        key: name of the field.
+        value: its value.
+    """
     if value is None:
-        return {"size": "mixed", "input_size": "that of the images", "input_scale": "none", "runtime": "torch"}.get(
-            key, "unknown"
-        )
+        return _NOT_RECORDED.get(key, "unknown")
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return ("x" if key.endswith("size") else ", ").join(f"{each:g}" for each in value)
     return str(value)[:12] if key == "weights_sha256" else str(value)

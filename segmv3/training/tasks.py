@@ -22,7 +22,7 @@ from segmv3.data.imagefolder import Pictures, check_pictures, check_same_classes
 from segmv3.data.pack import open_training
 from segmv3.data.sampling import draws_of
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
-from segmv3.evaluation.counting import evaluate
+from segmv3.evaluation.counting import confusion_matrix
 from segmv3.evaluation.labelling import single_scale
 from segmv3.evaluation.scores import scores
 from segmv3.images import UInt8Array
@@ -261,13 +261,13 @@ class SegmentationTask:
 
     def count(self, net: Net, device: torch.device, indices: Sequence[int], progress: Progress) -> Tensor:
         assert isinstance(net, Segmenter)
-        confusion = evaluate(single_scale(net), self.val_set, device=device, indices=indices, progress=progress)
+        confusion = confusion_matrix(single_scale(net), self.val_set, device=device, indices=indices, progress=progress)
         return torch.from_numpy(confusion.matrix)
 
     def scores(self, counts: Tensor) -> dict[str, Any]:
         confusion = ConfusionMatrix(len(self.classes))
         confusion.matrix = counts.numpy()
-        result = scores(confusion, self.val_set, images=len(self.val_set), multi_scale_flip=False)
+        result = scores(confusion, self.val_set, images=len(self.val_set), multi_scale_flip=False).to_dict()
         if result["miou"] is None:
             raise DataError(f"no pixel of '{self.val_set.split}' is labelled: there is nothing to score")
         return result

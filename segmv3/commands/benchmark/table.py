@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from segmv3.config import Device, Precision
 from segmv3.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from rich.table import Table as RichTable
 
     from segmv3.benchmark.table import Line
@@ -87,76 +85,63 @@ def _check_table(options: Table) -> None:
 
 
 def _evaluate(options: Table, console: Screen) -> dict[str, str]:
-    """Evaluate all weights with both modes. Returns: why some could not be, by published name."""
+    """Evaluate all weights with both modes. Returns: why some could not be, by published name or recipe."""
 
-    from segmv3.benchmark.table import ROWS, recipe_of
+    from segmv3.benchmark.table import ROWS, measure, recipe_of, result_file
     from segmv3.config import Data
     from segmv3.evaluation.counting import open_labelled
-    from segmv3.files import make_folder
+    from segmv3.evaluation.settings import Settings
+    from segmv3.files import make_folder, write_bytes
+    from segmv3.runtime import use_device
 
     assert options.data.root
-    dataset = open_labelled(Data(dataset="cityscapes", root=options.data.root), "val")
+    data = Data(dataset="cityscapes", root=options.data.root)
+    dataset = open_labelled(data, "val")
     sources: list[tuple[str, str | Path]] = [(row.published, row.published) for row in ROWS if row.published]
     sources += [(recipe_of(path), path) for path in options.weights]
     twice = next((name for i, (name, _) in enumerate(sources) if name in dict(sources[:i])), None)
     if twice:
         raise ConfigError(f"two files of --weights are of {twice}; name one of them")
-    todo = [(name, source, flip) for name, source in sources for flip in (False, True)]
-    todo = [one for one in todo if not _is_there(options, one[0], one[1], one[2], dataset)]
+    todo = [
+        (name, source, flip, path)
+        for name, source in sources
+        for flip in (False, True)
+        if not _is_there(options, name, source, path := result_file(options.results, name, flip), dataset)
+    ]
     make_folder(options.results)
+    device = use_device(options.device, options.threads)
     failures: dict[str, str] = {}
-    with console.progress() as progress:
-        for name, source, flip in todo:
-            if name in failures:
-                continue
-            try:
-                _measure(options, name, source, flip, dataset, progress, console)
-            except CheckpointError as error:
-                failures[name] = str(error)
+    for name, source, flip, path in todo:
+        if name in failures:
+            continue
+        settings = Settings(multi_scale_flip=flip, limit=options.limit, precision=options.precision)
+        try:
+            with console.bars(f"{name}{' ms+flip' if flip else ''}") as progress:
+                result = measure(source, data, settings, device, progress)
+        except CheckpointError as error:
+            failures[name] = str(error)
+            continue
+        write_bytes(path, result.to_json().encode())
+        console.say(f"wrote {path}: mIoU {result.miou:.2f} % on {result.images:,} images")
     return failures
 
 
-def _is_there(options: Table, name: str, source: str | Path, flip: bool, dataset: Dataset) -> bool:
+def _is_there(options: Table, name: str, source: str | Path, path: Path, dataset: Dataset) -> bool:
     """Whether an earlier run wrote this result. Raises: OutputError for another result in its place."""
-    from segmv3.benchmark.table import result_file, weights_of
-    from segmv3.results.result import read_result
+    from segmv3.benchmark.table import weights_of
+    from segmv3.results.result import Result
 
-    path = result_file(options.results, name, multi_scale_flip=flip)
     if options.overwrite or not path.exists():
         return False
+    wanted = (name, dataset.title, min(options.limit or len(dataset), len(dataset)), options.precision, str(source))
     try:
-        facts = read_result(path).facts
+        result = Result.read(path)
+        found = (weights_of(result), result.dataset, result.images, result.precision, result.weights)
     except DataError:
-        facts = {}
-    images = min(options.limit or len(dataset), len(dataset))
-    wanted = {"dataset": dataset.title, "images": images, "precision": options.precision, "weights": str(source)}
-    if weights_of(facts) != name or any(facts.get(key) != value for key, value in wanted.items()):
+        found = None
+    if found != wanted:
         refuse_existing(path, overwrite=False)
     return True
-
-
-def _measure(
-    options: Table, name: str, source: str | Path, flip: bool, dataset: Dataset, progress: Progress, console: Screen
-) -> None:
-    from segmv3.benchmark.table import measure, result_file
-    from segmv3.files import write_bytes
-    from segmv3.runtime import use_device
-
-    path = result_file(options.results, name, multi_scale_flip=flip)
-    bar = progress.add_task(f"{name}{' ms+flip' if flip else ''}", total=None)
-    result = measure(
-        source,
-        dataset,
-        multi_scale_flip=flip,
-        device=use_device(options.device, options.threads),
-        precision=options.precision,
-        limit=options.limit,
-        progress=lambda done, total: progress.update(bar, completed=done, total=total),
-    )
-    if isinstance(source, Path):
-        result["recipe"] = name
-    write_bytes(path, json.dumps(result).encode())
-    console.say(f"wrote {path}: mIoU {result['miou']:.2f} % on {result['images']:,} images")
 
 
 _WIDE = ("their mem (GB)", "mem (GB)")

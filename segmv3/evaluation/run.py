@@ -1,0 +1,339 @@
+"""Scoring weights on a split: what `segmv3 evaluate` does, as a function."""
+
+import hashlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segmv3 import checkpoint, official
+from segmv3.config import Config, Data, Device, Precision
+from segmv3.convert.receipt import files_of
+from segmv3.data.check import class_fault
+from segmv3.data.datasets import Dataset
+from segmv3.data.loader import shard
+from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
+from segmv3.evaluation.counting import (
+    ImageCounts,
+    Labelled,
+    count_images,
+    has_instances,
+    is_cityscapes,
+    label_images,
+    merge,
+    open_labelled,
+)
+from segmv3.evaluation.labelling import (
+    ConfidentFunction,
+    LabelsFunction,
+    Net,
+    confident,
+    multi_scale,
+    single_scale,
+    sliding,
+)
+from segmv3.evaluation.processes import ALONE, Processes, processes
+from segmv3.evaluation.scores import scores_of_images
+from segmv3.evaluation.settings import Settings, Size
+from segmv3.results.result import Export, Result
+from segmv3.results.uncertainty import FEWEST_IMAGES, bootstrap_miou
+from segmv3.runtime import Predictor, use_device
+from segmv3.runtime.loading import is_export, load
+from segmv3.weights.opening import open_segmenter
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+def evaluate(
+    data: Config | Data,
+    weights: Path | str,
+    *,
+    split: str = "val",
+    limit: int | None = None,
+    multi_scale_flip: bool = False,
+    sliding_window: Size | None = None,
+    stride: Size | None = None,
+    size: Size | None = None,
+    scale: float | None = None,
+    official: bool = False,
+    boundary: bool = False,
+    calibration: bool = False,
+    precision: Precision | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    trust: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Score weights on a split, at the size of its ground truth; torchrun's processes share the images.
+
+    Args:
+        data: a data set, or a config whose net the weights must hold.
+        weights: weight file, published name, or a file that `segmv3 export` wrote.
+        split: part of the data set.
+        limit: score only the first images.
+        multi_scale_flip: average six scales and their mirror images, as in the mmsegmentation table.
+        sliding_window: run the net on overlapping windows of this height and width, and average their logits.
+        stride: rows and columns between windows; two thirds of the window by default.
+        size: show the net every image at this height and width; its logits are enlarged to the ground truth.
+        scale: show the net every image at this share of its height and width.
+        official: also run the Cityscapes script, and raise an error when it disagrees.
+        boundary: also measure boundary IoU and boundary F-score.
+        calibration: also measure whether the net is right as often as it is sure.
+        precision: arithmetic of the net; fp32 by default, and an export's own.
+        device: where to run; "auto" takes a GPU when there is one.
+        threads: CPU threads; torch's own choice by default.
+        trust: open an exported file that can do harm, as for `segmv3.load`.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Raises:
+        Segmv3Error: data, weights or settings that cannot be used, and scores that cannot be trusted.
+    """
+    named = locals()
+    settings = Settings(**{field.name: named[field.name] for field in fields(Settings)})
+    with joined(weights, device, threads) as (place, group):
+        evaluation = group.agree(partial(open_evaluation, data, weights, settings, place, trust))
+        for remark in group.agree(lambda: evaluation.remarks() if group.rank == 0 else []):
+            warnings.warn(Segmv3Warning(remark), stacklevel=2)
+        return evaluation.run(group, progress)
+
+
+@contextmanager
+def joined(weights: Path | str, device: Device, threads: int | None) -> Iterator[tuple[torch.device, Processes]]:
+    """The device for some weights, and the processes that score them.
+
+    Args:
+        weights: as for `evaluate`.
+        device: the one asked for; "auto" is the CPU for an exported file.
+        threads: CPU threads.
+    """
+    place = use_device("cpu" if is_export(Path(weights)) and device == "auto" else device, threads)
+    with processes(place) as group:
+        yield place, group
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A net and a split that are ready for scoring."""
+
+    dataset: Dataset
+    settings: Settings
+    labels_of: LabelsFunction | ConfidentFunction
+    device: torch.device
+    precision: Precision
+    """Of torch's autocast; an export calculates as it was made to."""
+    root: Path
+    """Of the data set."""
+    facts: dict[str, Any]
+    """Fields of `Result`: which net it is, and what runs it."""
+
+    @property
+    def count(self) -> int:
+        """Images to score."""
+        return min(self.settings.limit or len(self.dataset), len(self.dataset))
+
+    def remarks(self) -> list[str]:
+        """What to know of a whole split's classes before its first image.
+
+        Raises:
+            DataError: nothing of it can be scored.
+        """
+        fault = None if self.settings.limit else class_fault(self.dataset)
+        if fault and fault[0] == "error":
+            raise DataError(f"{self.root}: {fault[1]}")
+        return [f"data: '{self.settings.split}': {fault[1]}"] if fault else []
+
+    def run(self, group: Processes = ALONE, progress: Progress | None = None) -> Result:
+        """Score this process's share of the images and add up what all processes counted.
+
+        Args:
+            group: the processes that score together.
+            progress: as for `evaluate`.
+
+        Returns:
+            The same result on every process.
+
+        Raises:
+            DataError: a file that cannot be scored.
+            EvaluationError: the processes did not count every image once.
+            OfficialError: the Cityscapes script finds other scores.
+        """
+        tell = progress or (lambda what, done, total: None)
+        with _predictions_folder(group, wanted=self.settings.official) as folder:
+            shares = group.gather(group.agree(lambda: self._share(group, folder, tell)))
+            result = group.agree(lambda: self._result(shares, folder, tell) if shares else None)
+        found = group.broadcast(result)
+        assert found
+        return found
+
+    def labelled(self, names: Sequence[str]) -> Iterator[Labelled]:
+        """Some images with what the net says of them.
+
+        Args:
+            names: of the images, in the wanted order.
+        """
+        places = {pair.name: place for place, pair in enumerate(self.dataset.pairs)}
+        indices = [places[name] for name in names]
+        return label_images(self.labels_of, self.dataset, device=self.device, precision=self.precision, indices=indices)
+
+    def _share(self, group: Processes, folder: Path | None, progress: Progress) -> list[ImageCounts]:
+        """The counts of the images that are this process's."""
+        mine = shard(self.count, group.rank, group.count)
+
+        def keep(image: Labelled) -> None:
+            if folder:
+                official.write_prediction(folder, image.pair.name, image.prediction)
+
+        counts = count_images(
+            self.labels_of,
+            self.dataset,
+            device=self.device,
+            precision=self.precision,
+            indices=mine,
+            boundary=self.settings.boundary,
+            instances=has_instances(self.dataset),
+            keep=keep,
+        )
+        images = []
+        for image in counts:
+            images.append(image)
+            progress(f"evaluate {self.settings.split}", len(images), len(mine))
+        return images
+
+    def _result(self, shares: Sequence[Sequence[ImageCounts]], folder: Path | None, progress: Progress) -> Result:
+        settings = self.settings
+        images = merge(shares, self.dataset, self.count)
+        if not any(image.confusion for image in images):
+            raise DataError(f"no pixel of '{settings.split}' is labelled: there is nothing to score")
+        result = scores_of_images(images, self.dataset, multi_scale_flip=settings.multi_scale_flip)
+        if settings.sliding_window:
+            window, stride = settings.window()
+            result = replace(result, sliding_window=window, stride=stride)
+        if resized := settings.input_size():
+            sizes = {resized(image.size) for image in images}
+            shown = sizes.pop() if len(sizes) == 1 else None
+            result = replace(result, input_size=shown, input_scale=settings.scale)
+        if folder:
+            result = replace(result, official=self._official(result, folder, progress))
+        if len(images) >= FEWEST_IMAGES:
+            result = replace(result, miou_interval=bootstrap_miou(result.counts))
+        return replace(result, **self.facts, processes=len(shares), segmv3=checkpoint.package_version())
+
+    def _official(self, result: Result, folder: Path, progress: Progress) -> dict[str, Any]:
+        """What the Cityscapes script says of the predictions in a folder."""
+        predictions = [official.prediction_file(folder, name) for name in result.names]
+        missing = next((path for path in predictions if not path.is_file()), None)
+        if missing:
+            raise DataError(f"{missing} was written on another machine; --official needs all processes on one")
+        truths = [pair.label for pair in self.dataset.pairs[: len(predictions)]]
+        said = official.script_scores(predictions, truths, partial(progress, "Cityscapes script"))
+        return official.agreement(said, result.to_dict())
+
+
+@contextmanager
+def _predictions_folder(group: Processes, *, wanted: bool) -> Iterator[Path | None]:
+    """One temporary folder for the predictions of all processes; None when nobody needs them."""
+    if not wanted:
+        yield None
+        return
+    folder = group.broadcast(Path(tempfile.mkdtemp(prefix="segmv3-official-")) if group.rank == 0 else Path())
+    try:
+        yield folder
+    finally:
+        if group.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- what is opened before the first image ---
+
+
+def open_evaluation(
+    data: Config | Data,
+    weights: Path | str,
+    settings: Settings,
+    device: torch.device,
+    trust: bool = False,
+) -> Evaluation:
+    """Open a split and a net, and look at everything that can be wrong before the first image.
+
+    Args:
+        data: as for `evaluate`.
+        weights: as for `evaluate`.
+        settings: how to score.
+        device: where to run.
+        trust: as for `evaluate`.
+
+    Raises:
+        Segmv3Error: settings that exclude each other; data or weights that cannot be used or do not fit.
+    """
+    settings.refuse_contradictions()
+    model, data = (data.model, data.data) if isinstance(data, Config) else (None, data)
+    dataset = open_labelled(data, settings.split)
+    path = Path(weights)
+    if is_export(path):
+        kind: Device = "cuda" if device.type == "cuda" else "cpu"
+        predict = load(path, device=kind, precision=settings.precision or "auto", trust=trust)
+        checkpoint.check_classes(predict.card, dataset.classes, path)
+        _refuse_export(path, predict, settings, dataset)
+        net: Net = predict
+        facts = _facts_of_export(path, predict)
+        labels_of = predict.labels_of if predict.output == "labels" else _labels_of(predict, settings)
+        precision: Precision = "fp32"
+    else:
+        net, card = open_segmenter(weights)
+        card = checkpoint.in_order(card, net, dataset.classes, path)
+        checkpoint.check_net(card, net, model or net.config, dataset.classes, path)
+        precision = settings.precision or "fp32"
+        facts = {"weights_sha256": card.sha256, "origin": card.facts.get("origin"), "precision": precision}
+        labels_of = _labels_of(net.to(device), settings)
+    if settings.official:
+        if not is_cityscapes(dataset):
+            raise ConfigError(f"--official is for data in Cityscapes layout, and {dataset.title} is not; leave it out")
+        official.refuse_unscorable([pair.label for pair in dataset.pairs])
+    facts |= {"weights": str(weights), "device": device.type}
+    return Evaluation(dataset, settings, labels_of, device, precision, data.root, facts)
+
+
+def _labels_of(net: Net, settings: Settings) -> LabelsFunction | ConfidentFunction:
+    """The net in the way that the settings ask for."""
+    if settings.sliding_window:
+        return sliding(net, *settings.window())
+    if settings.calibration:
+        return confident(net, settings.input_size())
+    return (multi_scale if settings.multi_scale_flip else single_scale)(net, settings.input_size())
+
+
+def _facts_of_export(path: Path, predict: Predictor) -> dict[str, Any]:
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(path))).hexdigest()
+    return {
+        "weights_sha256": digest,
+        "origin": predict.card.facts.get("origin"),
+        "precision": predict.precision,
+        "runtime": predict.backend,
+        "export": Export(output=predict.output, size=predict.size, source_sha256=predict.card.sha256),
+    }
+
+
+def _refuse_export(path: Path, predict: Predictor, settings: Settings, dataset: Dataset) -> None:
+    """Raises: ModelError for a file that does not give what the settings need, or takes images of another size."""
+    logits = ("multi_scale_flip", "sliding_window", "calibration", "size", "scale")
+    needs = next((f"--{name.replace('_', '-')}" for name in logits if getattr(settings, name)), "")
+    if predict.output == "labels" and needs:
+        raise ModelError(f"{path} gives labels alone, and {needs} needs logits; export with --output-kind low-logits")
+    if not predict.size:
+        return
+    only = f"{path} takes images of {predict.size[0]}x{predict.size[1]} (height x width) only"
+    if settings.multi_scale_flip:
+        raise ModelError(f"{only}, and --multi-scale-flip shows it six sizes; export it without --size")
+    resized, (height, width) = settings.input_size(), dataset.read(0)[0].shape[:2]
+    shown = settings.sliding_window or (resized((height, width)) if resized else (height, width))
+    if tuple(shown) != predict.size:
+        height, width = predict.size
+        raise ModelError(f"{only}, not of {shown[0]}x{shown[1]}; score it with --size {height} {width}")
