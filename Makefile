@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := pyproject.toml constraints.lock.txt
 
-.PHONY: quickstart test test-all test-avx2 check lint clean
+.PHONY: quickstart test test-all test-avx2 check lint docs clean
 
 quickstart: .venv/core
 	$(BIN)/segmv3 data mini-city data/mini-city
@@ -32,6 +32,10 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Strict: a dead link, a page without a place, or something that would be loaded from another host ends the build.
+docs: .venv/dev
+	$(BIN)/python tools/build_docs.py
 
 .venv/bin/uv:
 	$(PYTHON) -m venv .venv

@@ -66,8 +66,12 @@ class Flag:
 
     @property
     def sentence(self) -> str:
-        """The first sentence of the text."""
-        return re.split(r"(?<=[.])\s", self.text, maxsplit=1)[0]
+        return first_sentence(self.text)
+
+
+def first_sentence(text: str) -> str:
+    """A text up to its first full stop, on one line."""
+    return re.split(r"(?<=[.])\s", " ".join(text.split()), maxsplit=1)[0]
 
 
 def asked_for_help(arguments: list[str]) -> str | None:
