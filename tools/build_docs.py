@@ -141,14 +141,17 @@ def settings_page() -> Iterator[str]:
         "dataclasses below. Each field is also a flag: `--optim.lr 0.02` sets the field `lr` of the dataclass in the "
         "field `optim`. Fields without a default must be given. This page is made from the dataclasses.\n"
     )
-    kinds = [kind for kind in vars(config).values() if isinstance(kind, type) and is_dataclass(kind)]
+    found = [kind for kind in vars(config).values() if isinstance(kind, type) and is_dataclass(kind)]
+    kinds = [kind for kind in found if fields(kind) and kind is not config.Tap]
     for kind in sorted(kinds, key=lambda kind: kind.__name__ not in ("Config", "Classification")):
         yield f"## {kind.__name__}\n\n{' '.join((kind.__doc__ or '').split())}\n"
         yield "| field | value | default | what it does |\n|---|---|---|---|"
         hints, texts = get_type_hints(kind), field_texts(kind)
         for field in fields(kind):
-            every: tuple[type, ...] = (hints[field.name], *get_args(hints[field.name]))
-            if parts := [part for part in every if isinstance(part, type) and is_dataclass(part)]:
+            every = (hints[field.name], *get_args(hints[field.name]))
+            if parts := [
+                part for part in kinds if any(isinstance(one, type) and issubclass(part, one) for one in every)
+            ]:
                 named = " or ".join(f"[{part.__name__}](#{part.__name__.lower()})" for part in parts)
                 about = texts.get(field.name) or first_sentence(inspect.getdoc(parts[0]) or "") * (len(parts) == 1)
                 yield f"| `{field.name}` | {named} | | {about} |"

@@ -33,6 +33,36 @@ COMMON = {
 }
 """What `--help` shows of commands that have more flags than fit on a screen, in this order."""
 
+USUAL = {
+    "betas": "Decay of the running means of the gradient and of its square.",
+    "bn_eps": "Epsilon of batch normalisation.",
+    "bn_momentum": "Weight of the newest batch in the running statistics of batch normalisation.",
+    "channels": "Filters of the head.",
+    "crop_size": "Height and width of a training crop.",
+    "decay_rate": "Factor of the step policy.",
+    "dropout": "Share of the features that training drops.",
+    "eps": "Added to the root of the squared gradients.",
+    "gate": "Function of the gate.",
+    "gate_bias": "Whether the gate's convolution has a bias.",
+    "label_smoothing": "Share of the target that is spread evenly over all classes.",
+    "lr": "Learning rate at the start, behind the warm-up.",
+    "mean": "RGB, 0..255, subtracted inside the net.",
+    "momentum": "Share of the last step's direction that is kept.",
+    "output_stride": "Input size over deep feature size; strides beyond it become dilation.",
+    "policy": "How the learning rate falls.",
+    "pool": "Pooling of the gate: the whole map, or windows.",
+    "pool_stride": "Rows and columns between pooling windows.",
+    "pool_window": "Rows and columns of a pooling window.",
+    "seed": "Start of all random numbers; the same seed gives the same run.",
+    "size": "Which of the paper's two nets.",
+    "skip_channels": "Channels of the skips, finest first.",
+    "std": "RGB, 0..255; the image is divided by it inside the net.",
+    "tail": "Last block: as for classification, or with half the filters.",
+    "weight_decay": "Weight of the squared weights in the loss.",
+    "width": "Multiplier of all channels.",
+}
+"""What fields mean whose dataclasses leave it unsaid, by name."""
+
 _ASKING = ("-h", "--help", "--help-all")
 _WIDTH = 100
 _FOOTER = """\
@@ -200,7 +230,7 @@ def _typed(value: Any) -> str:
 
 def field_texts(kind: type) -> dict[str, str]:
     """The docstrings below the fields of a dataclass and its bases, each on one line."""
-    texts: dict[str, str] = {}
+    texts = {field.name: USUAL[field.name] for field in fields(kind) if field.name in USUAL}
     for base in reversed(kind.__mro__):
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
