@@ -69,29 +69,28 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"there is {found}; there are segmv3 weights list, import and average")
 
 
+_GROUPS = {
+    "Cityscapes": "street scenes, trained on Cityscapes, whose licence allows non-commercial use only",
+    "COCO with VOC's labels": "other scenes, trained on COCO with VOC's labels",
+    "ImageNet": "classifiers, trained on ImageNet: starts for training",
+}
+
+
 def _list(options: List) -> None:
     """Print the table of published files."""
-    from rich import box
-    from rich.table import Table
-
-    from segmv3.screen import Screen
+    from segmv3.screen import print_line
     from segmv3.weights.names import published
 
     entries = published().values()
     if options.json:
         print(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
-    table = Table(
-        box=box.SIMPLE,
-        caption="Digest: the first 8 digits of the SHA-256. 8: no more are published; 64: the whole one is checked.\n"
-        "segmv3 weights list --json has addresses, licences and sources.",
-        caption_justify="left",
-    )
-    for column in ("name", "published accuracy", "digest"):
-        table.add_column(column, no_wrap=column != "published accuracy")
-    for entry in entries:
-        table.add_row(entry.name, entry.accuracy, f"{entry.sha256[:8]} of {len(entry.sha256)}")
-    Screen().print(table)
+    for group, title in _GROUPS.items():
+        print_line(f"{title}:")
+        for entry in entries:  # plain lines: a table would cut the names on a narrow terminal
+            if entry.trained_on.startswith(group):
+                print_line(f"  {entry.name:<39}{entry.licence.partition(' (')[0]:<13}{entry.accuracy}")
+    print_line("segmv3 weights list --json has addresses, digests, sources and whole licences.")
 
 
 def _average(options: Average) -> None:

@@ -47,6 +47,8 @@ class Published:
     source: str
     """The page that digest and accuracy were taken from."""
     accuracy: str
+    trained_on: str = ""
+    """The data set, as far as a licence or a choice depends on it."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[0-9a-f]{8,64}", self.sha256):  # an empty one would fit every file
