@@ -10,8 +10,8 @@ import torch
 
 import segmv3
 from benchmarks import metrics
+from benchmarks.table import ROWS, cells, lines, read_results, weights_of
 from segmv3 import checkpoint
-from segmv3.benchmark.table import ROWS, cells, lines, read_results, weights_of
 from segmv3.cli import main
 from segmv3.errors import DataError
 from segmv3.inference import MULTI_SCALES

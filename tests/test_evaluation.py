@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 import segmv3
+from benchmarks.table import _mode
 from segmv3 import official
-from segmv3.benchmark.table import _mode
 from segmv3.cli import main
 from segmv3.config import Config, Data, Model, Schedule
 from segmv3.data.datasets import open_dataset

@@ -20,8 +20,8 @@ import pytest
 from test_sweep import LR, Pretence, read, told
 from test_uncertainty import confusions, content
 
+from benchmarks import table
 from segmv3 import mini_city, submission
-from segmv3.benchmark import table
 from segmv3.cli import main
 from segmv3.config import Config, Data
 from segmv3.convert.receipt import receipt_path, to_text, verify_receipt

@@ -11,7 +11,7 @@ from rich.progress import BarColumn
 from rich.table import Table
 
 import segmv3
-from segmv3.benchmark.table import _plain
+from benchmarks.table import _plain
 from segmv3.cli import main
 from segmv3.errors import Segmv3Warning, printable
 from segmv3.labels import read_classes

@@ -21,7 +21,7 @@ _COMMANDS = {
     "metrics": "how long scoring takes, beside other projects",
 }
 
-_INSTALLED = ("latency", "throughput", "table")
+_INSTALLED = ("latency", "throughput")
 """These are in the wheel. The others need a clone."""
 
 _CLONE = Path(__file__).parents[3]

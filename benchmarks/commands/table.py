@@ -14,7 +14,7 @@ from segmv3.errors import CheckpointError, ConfigError, DataError
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from segmv3.benchmark.table import Line
+    from benchmarks.table import Line
     from segmv3.data.datasets import Dataset
     from segmv3.screen import Screen
 
@@ -47,7 +47,7 @@ class Table:
 def run(arguments: list[str]) -> None:
     options = parse(Table, "segmv3 benchmark table", arguments)
     _check_table(options)
-    from segmv3.benchmark.table import NOTES, lines, markdown, read_results, reasons
+    from benchmarks.table import NOTES, lines, markdown, read_results, reasons
     from segmv3.files import make_folder, write_bytes
     from segmv3.models.count import describe_nets
     from segmv3.screen import Screen
@@ -87,7 +87,7 @@ def _check_table(options: Table) -> None:
 def _evaluate(options: Table, console: Screen) -> dict[str, str]:
     """Evaluate all weights with both modes. Returns: why some could not be, by published name or recipe."""
 
-    from segmv3.benchmark.table import ROWS, measure, recipe_of, result_file
+    from benchmarks.table import ROWS, measure, recipe_of, result_file
     from segmv3.config import Data
     from segmv3.evaluation.counting import open_labelled
     from segmv3.evaluation.settings import Settings
@@ -128,7 +128,7 @@ def _evaluate(options: Table, console: Screen) -> dict[str, str]:
 
 def _is_there(options: Table, name: str, source: str | Path, path: Path, dataset: Dataset) -> bool:
     """Whether an earlier run wrote this result. Raises: OutputError for another result in its place."""
-    from segmv3.benchmark.table import weights_of
+    from benchmarks.table import weights_of
     from segmv3.results.result import Result
 
     if options.overwrite or not path.exists():
@@ -153,7 +153,7 @@ def _rendered(table: list[Line]) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
 
-    from segmv3.benchmark.table import COLUMNS, MISSING, cells
+    from benchmarks.table import COLUMNS, MISSING, cells
 
     titles = [column for column in COLUMNS if column not in _WIDE]
     rows = []
