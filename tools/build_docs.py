@@ -125,7 +125,7 @@ def resolved(source: Path, place: str, places: dict[Path, str]) -> str:
 def commands_page() -> Iterator[str]:
     """The help text of each command, as the command prints it."""
     yield "# Commands\n\nThis is what `segmv3 COMMAND --help` prints. `--help-all` shows every flag with its reasons.\n"
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "80"
     for command in COMMANDS.replace("\n", " ").split(","):
         text = io.StringIO()
         with redirect_stdout(text), suppress(SystemExit):

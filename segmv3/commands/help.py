@@ -45,7 +45,7 @@ USUAL = {
     "gate": "Function of the gate.",
     "gate_bias": "Whether the gate's convolution has a bias.",
     "label_smoothing": "Share of the target that is spread evenly over all classes.",
-    "lr": "Learning rate at the start, behind the warm-up.",
+    "lr": "The highest learning rate, reached after the warm-up.",
     "mean": "RGB, 0..255, subtracted inside the net.",
     "momentum": "Share of the last step's direction that is kept.",
     "output_stride": "Input size over deep feature size; strides beyond it become dilation.",
@@ -58,7 +58,7 @@ USUAL = {
     "skip_channels": "Channels of the skips, finest first.",
     "std": "RGB, 0..255; the image is divided by it inside the net.",
     "tail": "Last block: as for classification, or with half the filters.",
-    "weight_decay": "Weight of the squared weights in the loss.",
+    "weight_decay": "How strongly weights are pulled towards zero.",
     "width": "Multiplier of all channels.",
 }
 """What fields mean whose dataclasses leave it unsaid, by name."""
