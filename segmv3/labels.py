@@ -105,9 +105,14 @@ def _ranges(ids: frozenset[int]) -> str:
     return " or ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+def named_classes(*names: str) -> Classes:
+    """Classes in evenly spaced colours, train id 0 first."""
+    return Classes(names, tuple(_spaced_color(i, len(names)) for i in range(len(names))))
+
+
 def numbered_classes(count: int) -> Classes:
-    """Classes without names of their own: class_0, class_1, ... in evenly spaced colours."""
-    return Classes(tuple(f"class_{i}" for i in range(count)), tuple(_spaced_color(i, count) for i in range(count)))
+    """Classes without names of their own: class_0, class_1, ..."""
+    return named_classes(*(f"class_{i}" for i in range(count)))
 
 
 def are_numbered(names: tuple[str, ...]) -> bool:

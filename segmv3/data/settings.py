@@ -71,12 +71,14 @@ class Data:
     """Processes that prepare samples; the batches are the same for any number of them."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dataset, str) and (lack := _lack(self.dataset)):
+        if lack := _lack(self.dataset):
             raise ConfigError(f"data.dataset: {lack}")
 
 
 def _lack(source: object) -> str:
     """What keeps an object from being a data source, with the place where its class is written; empty for nothing."""
+    if isinstance(source, str):
+        return "" if source in get_args(Layout) else f"{source!r} is none of {', '.join(get_args(Layout))}"
     kind = source if isinstance(source, type) else type(source)
     try:
         place = f" ({inspect.getsourcefile(kind)}, line {inspect.getsourcelines(kind)[1]})"

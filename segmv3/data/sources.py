@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from traceback import extract_tb
 from typing import ClassVar, cast
 
 from segmv3.data.listing import Split, grouped, images_below, told
@@ -91,8 +92,10 @@ class Source:
         except Segmv3Error:
             raise
         except Exception as error:  # it is the user's own code
+            last = extract_tb(error.__traceback__)[-1]
+            place = f"({last.filename}, line {last.lineno})"
             name = type(self).__name__
-            raise DataError(f"the data source {name} fails with {type(error).__name__}: {error}") from None
+            raise DataError(f"the data source {name} fails with {type(error).__name__}: {error} {place}") from None
         by_way = len({image.stem for image, _ in pairs}) < len(pairs)
         images: dict[str, list[Path]] = {}
         labels: dict[str, list[tuple[Path, LabelTable]]] = {}
