@@ -1,5 +1,6 @@
 """Sweeps: the space as a file, what Optuna decides, stops and kills, the page."""
 
+import importlib
 import json
 import math
 import os
@@ -141,11 +142,10 @@ def test_numbers_are_written_short():
 
 
 def test_without_optuna_it_says_what_to_install(monkeypatch):
-    from segmv3.sweep.search import _import_optuna
-
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "segmv3.sweep.study", raising=False)
     with pytest.raises(ResourceError, match=r'pip install "segmv3\[sweep\]"'):
-        _import_optuna()
+        importlib.import_module("segmv3.sweep.study")
 
 
 # --- the trials, with a training that only pretends ---

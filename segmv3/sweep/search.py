@@ -1,4 +1,4 @@
-"""The trials of a sweep: ordinary runs, chosen and cut short by Optuna. This is the file that knows it.
+"""The trials of a sweep: ordinary runs, whose settings Optuna chooses, and which it may stop early.
 
 sweep.json        what was searched and what came of it, for programs; sweep.html for people
 settings.json     the config and the space, written first
@@ -17,12 +17,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from segmv3.checkpoint import saved_steps
-from segmv3.config import Config, Device, has_type, to_dict
+from segmv3.config import Config, Device, to_dict
 from segmv3.data.loader import refuse_workers_beyond_memory
 from segmv3.errors import (
     CheckpointError,
@@ -36,16 +34,13 @@ from segmv3.errors import (
     is_out_of_memory,
 )
 from segmv3.files import alone, is_temporary, make_folder, write_bytes
-from segmv3.records import typed
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
-from segmv3.sweep.space import Choices, Range, Space, flags, with_values
+from segmv3.sweep.space import Space, as_text, flags, with_values
+from segmv3.sweep.study import FrozenTrial, Trial, TrialState, next_trial, open_study, values_of
 from segmv3.training.console import RunConsole, RunLog
 from segmv3.training.loop import train
 from segmv3.training.run import FREE, Run, refuse_others
 from segmv3.training.tasks import task_of
-
-if TYPE_CHECKING:
-    import optuna
 
 _MOST_FAILURES = 3
 """So many failed trials in a row end the command: what they have in common is not the values."""
@@ -72,27 +67,28 @@ def sweep(
     What a trial tries is a function of the seed, its number and the trials before it: a sweep that was killed ends
     like an unbroken one, where training itself does.
 
-    Args: file, base: the config file and what it holds without flags, for the command that repeats the best trial.
-    Returns: the content of sweep.json.
-    Raises: ConfigError, OutputError, DataError before anything is trained; ResourceError without Optuna; Interrupted
-        once the running trial is saved; ConfigError after three failed trials in a row.
+    Args:
+        config: what every trial begins with.
+        space: what to choose, and how.
+        folder: of the sweep.
+        file: the config file, for the command that repeats the best trial.
+        base: what it holds without flags.
+        device: where to train.
+        threads: of the CPU, for training; None leaves the choice to PyTorch.
+
+    Returns:
+        The content of sweep.json.
+
+    Raises:
+        ConfigError, OutputError, DataError: before anything is trained.
+        ConfigError: three trials in a row failed.
+        Interrupted: the running trial is saved.
     """
-    _import_optuna()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("a sweep runs in one process; start it without torchrun")
     refuse_workers_beyond_memory(config.data)  # else every trial would fail by it
     task = task_of(config)
-    searched = {name: asdict(setting) for name, setting in space.settings.items()}
-    settings = {
-        "config": to_dict(config),
-        "space": {name: json.loads(_text(setting)) for name, setting in searched.items()},
-        "pruner": space.pruner,
-        "prune-after": space.prune_after,
-        "seed": space.seed,
-        "train_set": task.train_set.fingerprint(),
-        "val_set": task.val_set.fingerprint(),
-        **task.sources,
-    }
+    settings = _settings(config, space, task)
     _check(folder, settings)
     make_folder(folder)
     with alone(folder / "sweep.lock", partial(_refuse_company, folder)), RunConsole(space.trials) as console:
@@ -100,7 +96,7 @@ def sweep(
         settings["contents"] = task.contents()
         _check(folder, settings)
         if not (folder / "settings.json").is_file():
-            write_bytes(folder / "settings.json", _text(settings, indent=2).encode())
+            write_bytes(folder / "settings.json", as_text(settings, indent=2).encode())
         facts = {
             "net": task.net_name,
             "dataset": task.val_set.title,
@@ -109,17 +105,11 @@ def sweep(
             "metric_name": task.metric.name,
             **{name: settings[name] for name in ("space", "pruner", "seed")},
         }
-        search = _Search(
-            config,
-            space,
-            folder,
-            facts,
-            console,
-            partial(train, device=device, threads=threads, quiet=True),
-            partial(_command, file, base),
-        )
+        train_quietly = partial(train, device=device, threads=threads, quiet=True)
         try:
-            return search.complete()
+            return _Search(
+                config, space, folder, facts, console, train_quietly, partial(_command, file, base)
+            ).complete()
         except KeyboardInterrupt:  # between two trials; inside one the run saves itself
             raise Interrupted(f"{folder} keeps what was finished; the same command goes on", signal.SIGINT) from None
         except OSError as error:  # of Optuna's record; our own files have errors of their own
@@ -128,43 +118,51 @@ def sweep(
             ) from None
 
 
+def _settings(config: Config, space: Space, task: Any) -> dict[str, Any]:
+    """What may not change between two pieces of a sweep."""
+    searched = {name: asdict(setting) for name, setting in space.settings.items()}
+    return {
+        "config": to_dict(config),
+        "space": json.loads(as_text(searched)),
+        "pruner": space.pruner,
+        "prune-after": space.prune_after,
+        "seed": space.seed,
+        "train_set": task.train_set.fingerprint(),
+        "val_set": task.val_set.fingerprint(),
+        **task.sources,
+    }
+
+
+@dataclass
 class _Search:
     """Everything a sweep holds while it runs."""
 
-    def __init__(
-        self,
-        config: Config,
-        space: Space,
-        folder: Path,
-        facts: dict[str, Any],
-        console: RunConsole,
-        train_on: Callable[..., dict[str, Any]],
-        command: Callable[[Config, Path], str],
-    ) -> None:
-        self.config, self.space, self.folder, self.facts, self.console = config, space, folder, facts, console
-        self.study = _open_study(folder, space)
-        self.train, self.command = train_on, command
+    config: Config
+    space: Space
+    folder: Path
+    facts: dict[str, Any]
+    console: RunConsole
+    train: Callable[..., dict[str, Any]]
+    command: Callable[[Config, Path], str]
+
+    def __post_init__(self) -> None:
+        self.study = open_study(self.folder, self.space)
         self.page_at = time.monotonic()
 
     def complete(self) -> dict[str, Any]:
-        """The trials."""
+        """Run trials until there are enough, or the hours are over.
+
+        Returns:
+            The content of sweep.json.
+
+        Raises:
+            ConfigError: three trials in a row failed.
+        """
         began, failures = time.monotonic(), 0
         self._delete_states()
-        self.console.begin(self._ended(), "sweep")
-        while True:
-            self.console.step(self._ended())
-            trial = self._interrupted()
-            if trial is None:
-                if self._ended() >= self.space.trials:
-                    break
-                if self.space.hours is not None and time.monotonic() - began >= 3600 * self.space.hours:
-                    self.console.say(
-                        f"the {self.space.hours:g} hours are over after {self._ended()} of {self.space.trials} trials; "
-                        "the same command goes on"
-                    )
-                    break
-                trial = self._ask()
-            problem = self._run(trial)
+        self.console.begin(0, "sweep")
+        while self._wants_more(began):
+            problem = self._run(next_trial(self.study, self.space))
             self._delete_states()
             self._write(page=time.monotonic() - self.page_at > _PAGE_SECONDS)
             failures = failures + 1 if problem else 0
@@ -175,47 +173,37 @@ class _Search:
                 )
         return self._write(page=True)
 
-    def _ended(self) -> int:
-        return sum(trial.state.is_finished() for trial in self._trials())
+    def _wants_more(self, began: float) -> bool:
+        """Whether a trial is to be run: one that was stopped in any case."""
+        states = [trial.state for trial in self._trials()]
+        ended = sum(state.is_finished() for state in states)
+        self.console.step(ended)
+        if TrialState.RUNNING in states:
+            return True
+        if ended >= self.space.trials:
+            return False
+        over = self.space.hours is not None and time.monotonic() - began >= 3600 * self.space.hours
+        if over:
+            self.console.say(
+                f"the {self.space.hours:g} hours are over after {ended} of {self.space.trials} trials; "
+                "the same command goes on"
+            )
+        return not over
 
-    def _trials(self) -> "list[optuna.trial.FrozenTrial]":
+    def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _interrupted(self) -> "optuna.Trial | None":
-        """The trial that ran when the sweep was stopped."""
-        import optuna
-
-        for trial in self._trials():
-            if trial.state == optuna.trial.TrialState.RUNNING:
-                self._seed(trial.number)
-                return optuna.Trial(self.study, trial._trial_id)  # Optuna has no public way back to a running trial
-        return None
-
-    def _ask(self) -> "optuna.Trial":
-        self._seed(len(self._trials()))
-        return self.study.ask()
-
-    def _seed(self, number: int) -> None:
-        """A sampler for each trial: one that lived on would draw the same values again after a restart."""
-        import optuna
-
-        seed = np.random.SeedSequence([self.space.seed, number]).generate_state(1)[0]
-        self.study.sampler = optuna.samplers.TPESampler(seed=int(seed))
-
-    def _run(self, trial: "optuna.Trial") -> str:
+    def _run(self, trial: Trial) -> str:
         """Train a trial to its end; returns what went wrong with it, or nothing."""
-        from optuna.trial import TrialState
-
-        values = {name: _suggest(trial, name, setting) for name, setting in self.space.settings.items()}
         run = Run(self.folder / f"trial_{trial.number:04}")
         if run.folder.exists() and not run.finished() and not saved_steps(run.states):
             shutil.rmtree(run.folder)  # killed before there was a state to go on from
         if not run.folder.exists() and self._copy_twin(trial):
             return ""
-        self.console.status(f"trial {trial.number}  {self._best_text()}")
+        self.console.status(f"trial {trial.number}  {self._bestas_text()}")
         problem = ""
         try:
-            config = with_values(self.config, values)
+            config = with_values(self.config, values_of(self.space, trial.params))
             watch = self._watch(trial, config)
             for entry in RunLog(run.log_file).entries():  # what the pruner was not told before a kill
                 if entry["event"] == "eval":
@@ -237,7 +225,7 @@ class _Search:
         self._say(trial.number)
         return problem
 
-    def _watch(self, trial: "optuna.Trial", config: Config) -> Callable[[int, float], None]:
+    def _watch(self, trial: Trial, config: Config) -> Callable[[int, float], None]:
         """Tells the pruner of an evaluation and obeys it; telling twice does no harm."""
         told = dict(self._trials()[trial.number].intermediate_values)
 
@@ -245,17 +233,14 @@ class _Search:
             if step not in told:
                 trial.report(score, step)
                 told[step] = score
-            self.console.status(f"trial {trial.number} step {step:,} {score:.2f} %  {self._best_text()}")
-            given_up = len(told) > self.space.prune_after and step < config.schedule.steps and trial.should_prune()
-            if given_up:
+            self.console.status(f"trial {trial.number} step {step:,} {score:.2f} %  {self._bestas_text()}")
+            if len(told) > self.space.prune_after and step < config.schedule.steps and trial.should_prune():
                 raise _Pruned
 
         return watch
 
-    def _copy_twin(self, trial: "optuna.Trial") -> bool:
+    def _copy_twin(self, trial: Trial) -> bool:
         """End a trial as an earlier one with the same values did: training would repeat it to the bit."""
-        from optuna.trial import TrialState
-
         for other in self._trials()[: trial.number]:
             if other.params == trial.params and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 for step, score in other.intermediate_values.items():
@@ -272,85 +257,53 @@ class _Search:
             if trial.state.is_finished():
                 shutil.rmtree(Run(self.folder / f"trial_{trial.number:04}").states, ignore_errors=True)
 
-    # --- results ---
+    def _results(self) -> list[dict[str, Any]]:
+        return [_result_of(trial, self.space) for trial in self._trials()]
 
     def _say(self, number: int) -> None:
-        self.console.say(headline(self._result_of(self._trials()[number])))
+        self.console.say(headline(self._results()[number]))
 
-    def _best_text(self) -> str:
-        best = _best([self._result_of(trial) for trial in self._trials()])
+    def _bestas_text(self) -> str:
+        best = _best(self._results())
         return f"best {best['score']:.2f} % (trial {best['trial']})" if best else ""
-
-    def _result_of(self, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
-        """A trial as JSON types."""
-        evaluations = sorted(trial.intermediate_values.items())
-        top = max(evaluations, key=lambda pair: pair[1], default=(None, None))
-        state = {"FAIL": "failed", "PRUNED": "pruned", "COMPLETE": "complete"}.get(trial.state.name, "running")
-        settings = self.space.settings
-        values = {name: _value(settings[name], trial.params[name]) for name in settings if name in trial.params}
-        return {
-            "trial": trial.number,
-            "state": state,
-            "score": top[1],
-            "step": top[0],
-            "values": json.loads(_text(values)),
-            "evaluations": evaluations,
-            "same_as": trial.user_attrs.get("same_as"),
-            "problem": trial.user_attrs.get("problem"),
-        }
 
     def _write(self, *, page: bool) -> dict[str, Any]:
         """Write sweep.json, and the page when it is time."""
-        trials = [self._result_of(trial) for trial in self._trials()]
+        trials = self._results()
         best = _best(trials)
         if best:
             number = best["trial"] if best["same_as"] is None else best["same_as"]
-            settings, params = self.space.settings, self._trials()[number].params
-            values = {name: _value(settings[name], params[name]) for name in settings}
+            config = with_values(self.config, values_of(self.space, self._trials()[number].params))
             weights = Run(self.folder / f"trial_{number:04}").best
-            command = self.command(with_values(self.config, values), self.folder / "best")
-            best = best | {"weights": str(weights), "command": command}
+            best = best | {"weights": str(weights), "command": self.command(config, self.folder / "best")}
         result = {**self.facts, "wanted": self.space.trials, "best": best, "trials": trials}
-        write_bytes(self.folder / "sweep.json", _text(result, indent=2).encode())
+        write_bytes(self.folder / "sweep.json", as_text(result, indent=2).encode())
         if page:
             write_sweep_page(self.folder, result)
             self.page_at = time.monotonic()
         return result
 
 
+def _result_of(trial: FrozenTrial, space: Space) -> dict[str, Any]:
+    """A trial as JSON types."""
+    evaluations = sorted(trial.intermediate_values.items())
+    top = max(evaluations, key=lambda pair: pair[1], default=(None, None))
+    return {
+        "trial": trial.number,
+        "state": {"FAIL": "failed", "PRUNED": "pruned", "COMPLETE": "complete"}.get(trial.state.name, "running"),
+        "score": top[1],
+        "step": top[0],
+        "values": json.loads(as_text(values_of(space, trial.params))),
+        "evaluations": evaluations,
+        "same_as": trial.user_attrs.get("same_as"),
+        "problem": trial.user_attrs.get("problem"),
+    }
+
+
 def _best(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The trial with the highest score, the first of equal ones; a pruned one only where nothing is complete."""
     scored = [each for each in trials if each["score"] is not None and each["state"] in ("complete", "pruned")]
     return max(scored, key=lambda each: (each["state"] == "complete", each["score"]), default=None)
-
-
-def _suggest(trial: "optuna.Trial", name: str, setting: Choices | Range) -> Any:
-    if isinstance(setting, Choices):
-        return _value(setting, trial.suggest_categorical(name, [_text(value) for value in setting.values]))
-    if isinstance(setting.low, int) and isinstance(setting.high, int):
-        return trial.suggest_int(name, setting.low, setting.high, step=int(setting.step or 1), log=setting.log)
-    return trial.suggest_float(name, setting.low, setting.high, step=setting.step, log=setting.log)
-
-
-def _drawn_from(setting: Choices | Range | None, distribution: Any, param: Any) -> bool:
-    """Whether Optuna's record of a value, and of where it came from, is one of `_suggest`."""
-    if isinstance(setting, Choices):
-        texts = tuple(map(_text, setting.values))
-        return getattr(distribution, "choices", None) == texts and param in texts
-    if setting is None or not has_type(param, float) or not setting.low <= param <= setting.high:
-        return False
-    return all(getattr(distribution, key, None) == getattr(setting, key) for key in ("low", "high", "log"))
-
-
-def _value(setting: Choices | Range, param: Any) -> Any:
-    """What the config gets for a parameter of Optuna, which knows choices by their text alone."""
-    if isinstance(setting, Range):
-        return param
-    return next(value for value in setting.values if _text(value) == param)
-
-
-def _text(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, default=str)
 
 
 def _command(file: Path, base: Config, best: Config, run: Path) -> str:
@@ -376,67 +329,3 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
 
 def _refuse_company(folder: Path) -> None:
     raise OutputError(f"{folder} is in use by another sweep; wait for it or stop it")
-
-
-def _import_optuna() -> None:
-    try:
-        import optuna
-    except ImportError:
-        raise ResourceError('optuna is not installed; pip install "segmv3[sweep]"') from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-def _open_study(folder: Path, space: Space) -> "optuna.Study":
-    """The study of the folder; to be called by the one process that uses it.
-
-    Raises: CheckpointError when its record cannot be read.
-    """
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    journal = folder / "study.journal"
-    if journal.exists() and not journal.is_file():
-        raise OutputError(f"{journal} is no file; choose another --output")
-    if journal.is_file():
-        whole = journal.read_bytes()
-        if not whole.endswith(b"\n"):  # the process was killed in the middle of a line
-            write_bytes(journal, whole[: whole.rfind(b"\n") + 1])
-    (folder / "study.journal.lock").unlink(missing_ok=True)  # of a process killed while it held Optuna's own lock
-    pruner = optuna.pruners.MedianPruner() if space.pruner == "median" else optuna.pruners.NopPruner()
-    try:
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-        study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", pruner=pruner, load_if_exists=True
-        )
-        _refuse_others_trials(study, space)
-    except OSError as error:
-        raise OutputError(f"{journal} cannot be used ({error.strerror or error})") from None
-    except Exception as error:  # Optuna trusts its record: a changed one raises whatever comes of it
-        reason = f"{type(error).__name__}: {error}"[:120]
-        raise CheckpointError(f"{journal} is damaged ({reason}); start again with another --output") from None
-    return study
-
-
-def _refuse_others_trials(study: "optuna.Study", space: Space) -> None:
-    """Raises: ValueError for trials that this sweep cannot have made."""
-    if [each.name for each in study.directions] != ["MAXIMIZE"]:
-        raise ValueError("it is of another search")
-    settings = space.settings
-    for trial in study.get_trials(deepcopy=False):
-        whole = trial.distributions.keys() == settings.keys() or trial.state.name == "RUNNING"
-        drawn = ((settings.get(name), each, trial.params[name]) for name, each in trial.distributions.items())
-        if not whole or not all(_drawn_from(*each) for each in drawn):
-            raise ValueError(f"trial {trial.number} is of another space")
-        told = trial.intermediate_values.items()
-        typed([[step, score] for step, score in told], list[tuple[int, float]], f"trial {trial.number}")
-        notes = typed(trial.user_attrs, _Notes, f"trial {trial.number}")
-        if notes.same_as is not None and not 0 <= notes.same_as < trial.number:
-            raise ValueError(f"trial {trial.number} repeats none before it")
-
-
-@dataclass(frozen=True)
-class _Notes:
-    """What a trial is given beside its score."""
-
-    same_as: int | None = None
-    problem: str | None = None

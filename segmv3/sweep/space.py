@@ -7,10 +7,12 @@ A table names a field of the config by its path, as the flags do: `["optim.lr"]`
 import dataclasses
 import difflib
 import itertools
+import json
 import math
+import operator
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
@@ -22,7 +24,6 @@ from segmv3.records import read_regular
 
 _MOST_CORNERS = 4096
 _LARGEST = 1_000_000
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,6 @@ class Choices:
     """A setting with a list of values."""
 
     values: tuple[Any, ...]
-
-    @property
-    def corners(self) -> tuple[Any, ...]:
-        return self.values
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,6 @@ class Range:
     log: bool = False
     """Evenly on a logarithmic scale."""
     step: float | None = None
-
-    @property
-    def corners(self) -> tuple[Any, ...]:
-        return (self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,59 +60,55 @@ class Space:
     """Evaluations that every trial gets before it may be stopped."""
     seed: int = 0
     """Same seed, same trials."""
-    source: str = field(default="", compare=False)
-    """The file, for messages."""
 
 
 def read_space(path: Path, config: Config) -> Space:
     """The space that a TOML file describes, for the fields of `config`.
 
-    Raises: ConfigError for a file, a field or a value that cannot be used, and for a combination of extreme values
-        that is no valid config.
+    Args:
+        path: the file.
+        config: what every trial begins with.
+
+    Returns:
+        The space, checked.
+
+    Raises:
+        ConfigError: the file, a field or a value cannot be used, or a combination of extreme values is no valid config.
     """
     try:
-        data = read_regular(path, _LARGEST)
+        content = tomllib.loads(read_regular(path, _LARGEST).decode())
+        search = _search(content.pop("sweep", {}), path)
+        settings: dict[str, Choices | Range] = {}
+        for name, table in _tables(content, path):
+            if name in settings:
+                raise ConfigError(f"{path} has two tables for {name}")
+            settings[name] = _setting(f"{path}: {name}", table, _kind(config, name, path))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{path} {error}") from None
-    try:
-        try:
-            content = tomllib.loads(data.decode())
-        except ValueError as error:  # TOML's own errors, and text that is not UTF-8
-            raise ConfigError(f"{path} is not TOML: {error}") from None
-        return _space(content, path, config)
     except (RecursionError, ArithmeticError):
         raise ConfigError(f"{path} is nested too deeply, or a number in it is too large") from None
-
-
-def _space(content: dict[str, Any], path: Path, config: Config) -> Space:
-    search = content.pop("sweep", {})
-    settings = {}
-    for name, table in _tables(content, path):
-        if name in settings:
-            raise ConfigError(f"{path} has two tables for {name}")
-        settings[name] = _setting(f"{path}: {name}", table, *_field(config, name, path))
     if not settings:
         raise ConfigError(f'{path} names no setting to search; add a table such as ["optim.lr"] with low and high')
-    space = Space(settings=settings, **_search(search, path), source=str(path))
-    _check_corners(space, config)
-    return space
+    _check_corners(settings, config, path)
+    return Space(settings=settings, **search)
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of a dataclass with some fields, named by paths, replaced; checked by the config's own rules.
+    """A copy of a dataclass with some fields, named by paths, replaced at once.
 
-    Raises: ConfigError.
+    Raises:
+        ConfigError: the config's own rules refuse it.
     """
     inner: dict[str, dict[str, Any]] = {}
-    changed = {}
     for path, value in values.items():
         head, _, rest = path.partition(".")
-        if rest:
-            inner.setdefault(head, {})[rest] = value
-        else:
-            changed[head] = value
-    changed |= {head: with_values(getattr(config, head), each) for head, each in inner.items()}
-    return replace(config, **changed)
+        inner.setdefault(head, {})[rest] = value
+    return replace(
+        config,
+        **{head: each[""] if "" in each else with_values(getattr(config, head), each) for head, each in inner.items()},
+    )
 
 
 def flags(config: Config, base: Config) -> list[str]:
@@ -135,6 +124,11 @@ def flags(config: Config, base: Config) -> list[str]:
         else:
             found += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else (str(value),))]
     return found
+
+
+def as_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON; paths as text."""
+    return json.dumps(value, indent=indent, default=str)
 
 
 # --- reading ---
@@ -156,24 +150,18 @@ def _tables(content: dict[str, Any], path: Path, prefix: str = "") -> Iterator[t
             yield name, value
 
 
-def _field(config: Config, name: str, path: Path) -> tuple[Any, Any]:
-    """(value, annotation) of the field that a path names."""
-    holder: Any = config
-    *heads, last = name.split(".")
-    for head in heads:
-        holder = getattr(holder, head, None) if dataclasses.is_dataclass(holder) else None
-    kinds = get_type_hints(type(holder)) if dataclasses.is_dataclass(holder) else {}
-    value = getattr(holder, last, _MISSING) if last in kinds else _MISSING
-    if value is _MISSING:
-        known = [known for known, _ in _leaves(config)]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        near = near or [each for each in known if each.rpartition(".")[2] == last][:1]
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{path}: the config has no field {name!r}{hint}")
-    if dataclasses.is_dataclass(value):
-        example = next(_leaves(value))[0]
-        raise ConfigError(f"{path}: {name} is a group of fields; name one of them, such as '{name}.{example}'")
-    return value, kinds[last]
+def _kind(config: Config, name: str, path: Path) -> Any:
+    """The annotation of the field that a path names."""
+    leaves = [known for known, _ in _leaves(config)]
+    head, _, last = name.rpartition(".")
+    if name in leaves:
+        return get_type_hints(type(operator.attrgetter(head)(config) if head else config))[last]
+    if example := next((known for known in leaves if known.startswith(f"{name}.")), ""):
+        raise ConfigError(f"{path}: {name} is a group of fields; name one of them, such as '{example}'")
+    near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.5)
+    near = near or [known for known in leaves if known.rpartition(".")[2] == last][:1]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"{path}: the config has no field {name!r}{hint}")
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -186,23 +174,19 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + each.name, value
 
 
-def _setting(where: str, table: dict[str, Any], value: Any, kind: Any) -> Choices | Range:
+def _setting(where: str, table: dict[str, Any], kind: Any) -> Choices | Range:
     known = ("choices",) if "choices" in table else ("low", "high", "log", "step")
     for key in table:
         if key not in known:
             raise ConfigError(f"{where} has the key {key!r}; it takes low, high, log and step, or only choices")
-    if "choices" in table:
-        return _choices(where, table["choices"], kind)
-    for key in ("low", "high"):
-        if key not in table:
-            raise ConfigError(f"{where} needs {key!r}, or choices")
-    return _range(where, table, kind)
-
-
-def _choices(where: str, listed: Any, kind: Any) -> Choices:
-    if not isinstance(listed, list) or not listed:
+    if "choices" not in table:
+        for key in ("low", "high"):
+            if key not in table:
+                raise ConfigError(f"{where} needs {key!r}, or choices")
+        return _range(where, table, kind)
+    if not isinstance(table["choices"], list) or not table["choices"]:
         raise ConfigError(f"{where}: choices must be a list of values, at least one")
-    values = [_typed(where, each, kind) for each in listed]
+    values = [_typed(where, each, kind) for each in table["choices"]]
     for place, value in enumerate(values):
         if value in values[:place]:
             raise ConfigError(f"{where}: choices has {_toml(value)} twice")
@@ -257,9 +241,7 @@ def _search(table: Any, path: Path) -> dict[str, Any]:
     """The table [sweep], checked."""
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: sweep must be a table, [sweep]")
-    kinds = {each.name: each.type for each in dataclasses.fields(Space)}
-    for name in ("settings", "source"):
-        del kinds[name]
+    kinds = {each.name: each.type for each in dataclasses.fields(Space) if each.name != "settings"}
     for name, value in table.items():
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1)
@@ -275,24 +257,21 @@ def _search(table: Any, path: Path) -> dict[str, Any]:
     return table
 
 
-def _check_corners(space: Space, config: Config) -> None:
+def _check_corners(settings: Mapping[str, Choices | Range], config: Config, path: Path) -> None:
     """Every combination of extreme values must be a config; of very many, those that differ from the first in one."""
-    names = list(space.settings)
-    values = [setting.corners for setting in space.settings.values()]
-    first = tuple(each[0] for each in values)
-    if math.prod(map(len, values)) <= _MOST_CORNERS:
-        corners: Iterator[tuple[Any, ...]] = itertools.product(*values)
-    else:
-        alone = ((*first[:i], value, *first[i + 1 :]) for i, each in enumerate(values) for value in each)
-        corners = itertools.chain([first], alone)
+    values = [each.values if isinstance(each, Choices) else (each.low, each.high) for each in settings.values()]
+    corners: Iterable[tuple[Any, ...]] = itertools.product(*values)
+    if math.prod(map(len, values)) > _MOST_CORNERS:
+        first = tuple(each[0] for each in values)
+        corners = ((*first[:i], value, *first[i + 1 :]) for i, each in enumerate(values) for value in each)
     for corner in corners:
-        chosen = dict(zip(names, corner, strict=True))
+        chosen = dict(zip(settings, corner, strict=True))
         try:
             with_values(config, chosen)
         except ConfigError as error:
             wrong = str(error).removeprefix(f"{ConfigError.area}: ")
             text = ", ".join(f"{name} = {_toml(value)}" for name, value in chosen.items())
-            raise ConfigError(f"{space.source}: {text} is no valid config: {wrong}") from None
+            raise ConfigError(f"{path}: {text} is no valid config: {wrong}") from None
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
