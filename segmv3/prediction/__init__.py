@@ -15,7 +15,8 @@ from segmv3.images import UInt8Array, read_image
 from segmv3.labels import Classes
 from segmv3.media.video import VideoReader
 from segmv3.pipeline import read_ahead, work_behind
-from segmv3.prediction.results import KINDS, Job, Kind, Shot, Sink
+from segmv3.prediction.contract import Job, Kind, Shot, Sink
+from segmv3.prediction.results import KINDS
 from segmv3.prediction.sources import ImageSource, VideoSource, find_source
 
 Predict = Callable[[UInt8Array], UInt8Array]

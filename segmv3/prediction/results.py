@@ -1,17 +1,14 @@
 """What can be saved of labelled pictures. Each kind of result is a class that knows its files and writes them.
 
-A kind of one's own inherits `Kind`; `KINDS` lists segmv3's. Pictures come from a folder (each with a name and a size of
-its own) or from a video (all of one size, each with a time).
+A kind of one's own inherits `Kind`; `KINDS` lists segmv3's.
 """
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,90 +17,7 @@ from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
 from segmv3.media.encoding import VideoWriter
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One labelled picture."""
-
-    name: str
-    """Below the output folder, "/" separates folders; of a video's frame its number in six digits."""
-    image: UInt8Array
-    """H x W x 3, RGB."""
-    labels: UInt8Array
-    """H x W, train ids."""
-    time: Fraction | None = None
-    """Seconds since the first frame of a video."""
-
-
-class Frames(Protocol):
-    """A video, as far as its results need to know it."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of all frames."""
-        ...
-
-    fps: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all results of a run share."""
-
-    classes: Classes
-    output: Path
-    overwrite: bool = False
-
-
-class Sink(ABC):
-    """Where one kind of result of one run goes."""
-
-    targets: Sequence[Path] = ()
-    """The files and folders that it will write."""
-
-    @abstractmethod
-    def write(self, shot: Shot) -> Any:
-        """Write what belongs to one picture. Of a folder several are written at a time, in any order; of a video one
-        after the other.
-
-        Returns: what `note` is to get; files written, as a rule.
-        Raises: OutputError, which concerns this picture alone; ResourceError, which ends the run.
-        """
-
-    def note(self, written: Any) -> None:  # noqa: B027 (most kinds have nothing to note)
-        """Called with what `write` returned, in the order of the pictures."""
-
-    def finish(self) -> list[Path]:
-        """Called once after the last picture, also when a signal or an error ended the run.
-
-        Returns: the files that were written only now.
-        """
-        return []
-
-
-class Kind(ABC):
-    """One kind of result."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def of_images(self, job: Job, names: Sequence[str]) -> Sink:
-        """The results of pictures of these names."""
-
-    @abstractmethod
-    def of_video(self, job: Job, name: str) -> "VideoSink":
-        """The results of a video of this name."""
-
-
-class VideoSink(Sink):
-    """Results of a video. It opens its files once the size of the frames is known."""
-
-    def open(self, frames: Frames, files: ExitStack) -> None:
-        """Get ready. Args: files: closes what is entered into it when the run ends."""
-
-
-# ---- pictures ----
+from segmv3.prediction.contract import Frames, Job, Kind, Shot, Sink, VideoSink
 
 
 class Picture(Kind):
