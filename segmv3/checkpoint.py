@@ -77,9 +77,16 @@ def save(
 ) -> None:
     """Write weights with everything needed to use them.
 
-    Args: classes: names and colours, or names alone for a classifier; by default Cityscapes' for a segmentation
-        net of 19 classes, else numbered ones. facts: JSON types, kept as they are (score, config, data set).
-    Raises: NumericsError when a weight is not finite; OutputError or ResourceError when it cannot be written.
+    Args:
+        model: the net.
+        path: file to write.
+        classes: names and colours, or names alone for a classifier. By default Cityscapes' for a segmentation net of 19
+            classes, otherwise numbered ones.
+        facts: plain JSON types that are kept beside the weights, such as score, config and data set.
+
+    Raises:
+        NumericsError: a weight is not finite.
+        OutputError, ResourceError: the file cannot be written.
     """
     path = Path(path)
     names, colors = _names_and_colors(model, classes)

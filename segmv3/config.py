@@ -314,9 +314,14 @@ Experiment = TypeVar("Experiment", Config, Classification)
 def load_config(path: Path | str, overrides: list[str] | None = None, kind: type[Experiment] = Config) -> Experiment:  # type: ignore[assignment]
     """Run a config file and apply command-line overrides to the `config` it builds.
 
-    Args: overrides: flags such as `["--optim.lr", "0.02"]`; unknown or ill-typed ones end the program with a
-        hint and exit code 2 (tyro's own box). kind: which experiment it must be.
-    Raises: ConfigError when there is no such file, it fails, or it builds no `config` of this kind.
+    Args:
+        path: the config file. It is Python and runs.
+        overrides: flags such as `["--optim.lr", "0.02"]`. An unknown or ill-typed one ends the program with a hint and
+            exit code 2.
+        kind: `Config` or `Classification`.
+
+    Raises:
+        ConfigError: there is no such file, it fails, or it builds no `config` of this kind.
     """
     path = Path(path)
     if not path.is_file():

@@ -265,9 +265,13 @@ def read_image(path: Path | str) -> UInt8Array:
     Grey, palette, CMYK, YCbCr and 16-bit images become 8-bit RGB, alpha is dropped, EXIF rotation is applied. Of an
     animation or a file of many pages the first picture is read.
 
-    Returns: uint8 H x W x 3, RGB.
-    Raises: DataError naming the path when the file is missing, damaged, not an image or of pixels whose range is not
-        known (floating point, 32 bits, LAB); ResourceError when memory runs out.
+    Returns:
+        uint8 H x W x 3, RGB.
+
+    Raises:
+        DataError: the file is missing, damaged or no image, or the range of its pixels is unknown (floating point, 32
+            bits, LAB).
+        ResourceError: memory runs out.
     """
     path = Path(path)
     pixels, image = _read(read_file(path), path, color=True)

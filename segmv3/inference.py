@@ -53,7 +53,8 @@ def multi_scale_flip(
         flip: whether each copy is also seen mirrored.
         input_size: the (height, width) that the scales are of; that of the image by default.
 
-    Returns: float32 probabilities N x classes x H x W at the image's own size.
+    Returns:
+        float32 probabilities N x classes x H x W at the image's own size.
     """
     if not scales:
         raise ValueError("no scales given")
@@ -112,9 +113,17 @@ def sliding_window(logits_of: LogitsFunction, image: Tensor, *, window: Size, st
     align_corners=False) and averaged where windows overlap, before any softmax, as mmsegmentation 1.2.2 does.
     A strip is yielded when no window to come touches it, so that no more than `window` height x W is held.
 
-    Args: window, stride: (height, width).
-    Returns: float32 logits N x classes x rows x W; the rows of all strips add up to H.
-    Raises: ConfigError for a window or stride that cannot cover an image.
+    Args:
+        logits_of: the net.
+        image: N x 3 x H x W.
+        window: its height and width.
+        stride: rows and columns between windows.
+
+    Yields:
+        float32 logits N x classes x rows x W; the rows of all strips add up to H.
+
+    Raises:
+        ConfigError: the window or the stride cannot cover an image.
     """
     check_window(window, stride)
     return _strips(logits_of, image, window, stride)

@@ -22,7 +22,8 @@ Triplet = tuple[int, int, int]
 class ConfusionMatrix:
     """Pixel counts by true class (rows) and predicted class (columns).
 
-    Attributes: matrix: int64 classes x classes.
+    Attributes:
+        matrix: int64 classes x classes.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -34,9 +35,12 @@ class ConfusionMatrix:
     def update(self, prediction: ArrayLike, target: ArrayLike) -> None:
         """Count one image or batch.
 
-        Args: prediction: integer train ids 0..classes-1, any shape (array or CPU tensor). target: the same
-            shape, train ids with 255 = ignore; ignored pixels are not counted, whatever was predicted there.
-        Raises: ValueError when shapes differ or an id is outside the classes: such pixels are never dropped.
+        Args:
+            prediction: integer train ids 0..classes-1 of any shape, an array or a CPU tensor.
+            target: train ids of the same shape. Pixels of 255 are not counted, whatever was predicted there.
+
+        Raises:
+            ValueError: the shapes differ, or an id is outside the classes. Such pixels are never dropped.
         """
         guess, truth = np.asarray(prediction), np.asarray(target)
         if guess.shape != truth.shape:
@@ -72,7 +76,8 @@ class ConfusionMatrix:
     def grouped(self, groups: Sequence[int]) -> "ConfusionMatrix":
         """The matrix over groups of classes: confusions inside a group become hits.
 
-        Args: groups: the group 0..G-1 of each class.
+        Args:
+            groups: the group 0..G-1 of each class.
         """
         result = ConfusionMatrix(max(groups) + 1)
         np.add.at(result.matrix, np.ix_(groups, groups), self.matrix)
@@ -133,7 +138,8 @@ class BoundaryCounts:
 
     Both: pixels that are void in the truth are void in the prediction too, and count for nothing.
 
-    Attributes: counts: int64 classes x 7; columns as in `_COLUMNS`.
+    Attributes:
+        counts: int64 classes x 7; columns as in `_COLUMNS`.
     """
 
     _COLUMNS = ("band hits", "band truth", "band prediction", "truth", "truth found", "prediction", "prediction right")

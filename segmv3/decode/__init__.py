@@ -25,17 +25,23 @@ Merge = Sequence[int] | NDArray[np.integer]
 def label_map(logits: Array, size: tuple[int, int], *, merge: Merge | None = None, threads: int | None = None) -> Array:
     """The winning class of every pixel after bilinear upsampling (align_corners=False); ties go to the lower id.
 
-    The result is that of torch's interpolate and argmax; where the two best classes are so close (under 1e-5) that
-    rounding decides, either may be given. Logits are bounded by 2^100 either way, so infinities are just very large,
-    and NaN counts as the lower bound: it wins only where every class is NaN, and then class 0 does. Any number of
-    threads may call this at once.
+    The result is that of torch's interpolate and argmax. Where the two best classes are closer than 1e-5, rounding
+    decides, and either may be given. Logits are bounded by 2^100 on both sides, so infinities are just very large. NaN
+    counts as the lower bound: a pixel whose classes are all NaN gets class 0. Any number of threads may call this at
+    once.
 
-    Args: logits: floating-point N x C x h x w, 1 <= C <= 256, in any memory layout; computed in float32.
-        size: (height, width) of the result. merge: the id 0..255 to write for each class, at least C of them; the
-        winner is found among the classes as they are, so two that are merged do not add up. threads: CPU threads,
-        torch's own number unless given.
-    Returns: uint8 N x height x width: a tensor on the same device for a tensor, an array for an array.
-    Raises: ValueError for arguments other than these.
+    Args:
+        logits: floating-point N x C x h x w, 1 <= C <= 256, in any memory layout; computed in float32.
+        size: (height, width) of the result.
+        merge: the id 0..255 to write for each class, at least C of them. The winner is found first, so the logits of
+            merged classes do not add up.
+        threads: CPU threads; torch's own number by default.
+
+    Returns:
+        uint8 N x height x width: a tensor on the same device for a tensor, an array for an array.
+
+    Raises:
+        ValueError: an argument is none of these.
     """
     return _decode(logits, size, merge, threads, confidence=False)[0]
 
@@ -45,7 +51,8 @@ def label_map_and_confidence(
 ) -> tuple[Array, Array]:
     """As `label_map`, and how sure the net is: the softmax of the upsampled logits at the winner.
 
-    Returns: the labels, and float32 N x height x width, 1/C..1, of the winning class alone also with `merge`.
+    Returns:
+        The labels, and float32 N x height x width, 1/C..1. With `merge` it is still that of the winning class alone.
     """
     return _decode(logits, size, merge, threads, confidence=True)
 

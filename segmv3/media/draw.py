@@ -34,9 +34,17 @@ def colorize(labels: UInt8Array, classes: Classes) -> UInt8Array:
 def overlay(image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: float = 0.55) -> UInt8Array:
     """Blend the class colours over an image; pixels without a class stay as they are.
 
-    Args: image: uint8 H x W x 3; labels: uint8 H x W; alpha: weight of the colour, 0 (none) to 1 (opaque).
-    Returns: uint8 H x W x 3, a new array.
-    Raises: ValueError when the sizes differ or alpha is out of range.
+    Args:
+        image: uint8 H x W x 3.
+        labels: uint8 H x W.
+        classes: their colours.
+        alpha: weight of the colour, 0 (none) to 1 (opaque).
+
+    Returns:
+        uint8 H x W x 3, a new array.
+
+    Raises:
+        ValueError: the sizes differ, or alpha is out of range.
     """
     _same_size(image=image, labels=labels)
     if not 0 <= alpha <= 1:

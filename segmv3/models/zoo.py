@@ -105,8 +105,12 @@ def net_name(model: Model) -> str:
 def create_model(name_or_config: "str | Model | Config", num_classes: int = 19) -> Segmenter:
     """Build a segmentation net with fresh weights.
 
-    Args: name_or_config: a name from `NETS`, settings of one's own, or a whole experiment, of which the net counts.
-    Raises: ModelError for an unknown name or a class count below 1.
+    Args:
+        name_or_config: a name from `NETS`, settings of your own, or a whole experiment with such settings.
+        num_classes: classes that the net tells apart.
+
+    Raises:
+        ModelError: the name is unknown, or there are fewer than one class.
     """
     _check_classes(num_classes)
     if isinstance(name_or_config, str):
@@ -128,10 +132,14 @@ def create_backbone(
 ) -> MobileNetV3Backbone | ImageClassifier:
     """Build a MobileNetV3 with fresh weights.
 
-    Args: num_classes: with a number, the whole classification net (`ImageClassifier`: RGB 0..255 in, logits out);
-        without, the bare backbone (normalised image in, the deep feature map out). settings: fields of
-        `segmv3.config.MobileNetV3`, such as width, minimal, family, output_stride.
-    Raises: ModelError for a setting that does not exist or has no such value.
+    Args:
+        size: "large" or "small".
+        num_classes: a number builds the whole classification net (`ImageClassifier`: RGB 0..255 in, logits out). None
+            builds the bare backbone (normalised image in, the deep feature map out).
+        settings: fields of `segmv3.config.MobileNetV3`, such as width, minimal, family, output_stride.
+
+    Raises:
+        ModelError: a setting does not exist or has no such value.
     """
     try:
         backbone = MobileNetV3(size=size, **settings)

@@ -80,9 +80,13 @@ def load(
         parts: classes of the net's head and backbone where they are not segmv3's own; a weight file runs no code, so it
             cannot bring them.
 
-    Raises: CheckpointError for a file that cannot be used; ModelError for a backend or precision that is missing here
-        or does not agree; ResourceError for a device that is not there.
-    Warns: Segmv3Warning for an int8 export that is less exact on this processor.
+    Raises:
+        CheckpointError: the file cannot be used.
+        ModelError: a backend or precision is missing here or does not agree.
+        ResourceError: the device is not there.
+
+    Warns:
+        Segmv3Warning: an int8 export is less exact on this processor.
     """
     _refuse_unknown(backend, precision, device)
     path = Path(source)

@@ -24,10 +24,11 @@ STAGES = ("prepare", "net", "labels")
 class Predictor:
     """`predict(image) -> labels` for one net.
 
-    Safe to call from several threads at once, and in a forked process (there with one thread, on the CPU). Pickled, it
-    is the name and the digest of its file and how it was opened: the other process opens the file again.
+    It may be called from several threads at once, and in a forked process (there with one thread, on the CPU). Pickling
+    keeps the name and the digest of the file and how it was opened; the other process opens the file again.
 
-    Attributes: card: what the weight file says of itself.
+    Attributes:
+        card: what the weight file says of itself.
     """
 
     def __init__(
@@ -96,9 +97,12 @@ class Predictor:
         Args:
             image: uint8 N x 3 x H x W, RGB.
 
-        Returns: float N x classes x h x w on the CPU or GPU; h x w is the net's own resolution, or H x W for an export
-            with output "logits".
-        Raises: ModelError as a call, and for an export that gives labels alone.
+        Returns:
+            float N x classes x h x w on the CPU or GPU; h x w is the net's own resolution, or H x W for an export with
+            output "logits".
+
+        Raises:
+            ModelError: as for a call, and for an export that gives labels alone.
         """
         if self.output == "labels":
             raise ModelError("this export gives labels alone; export it again with --output-kind low-logits")
@@ -112,9 +116,14 @@ class Predictor:
     def __call__(self, image: UInt8Array) -> UInt8Array:
         """Label every pixel.
 
-        Args: image: uint8 H x W x 3, RGB, any size; or a batch, uint8 N x H x W x 3.
-        Returns: uint8 H x W, train ids 0..classes-1; for a batch uint8 N x H x W.
-        Raises: ModelError for an array of another shape or dtype, and for a size that a fixed-size export lacks.
+        Args:
+            image: uint8 H x W x 3, RGB, any size; or a batch, uint8 N x H x W x 3.
+
+        Returns:
+            uint8 H x W, train ids 0..classes-1; for a batch uint8 N x H x W.
+
+        Raises:
+            ModelError: the array has another shape or dtype, or a size that a fixed-size export does not take.
         """
         start = time.perf_counter()
         images = _checked(image)
@@ -137,8 +146,8 @@ class Predictor:
     def stream(self, images: Iterable[UInt8Array]) -> Iterator[UInt8Array]:
         """The labels of each image in turn, one at a time in memory.
 
-        Args: images: uint8 H x W x 3, RGB, of any and of different sizes.
-        Raises: as a call, at the image that it concerns.
+        Args:
+            images: uint8 H x W x 3, RGB, of any size; they may differ in size.
         """
         return map(self, images)
 
