@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmv3.config import Data
+from segmv3.data.datasets import open_dataset
 from segmv3.errors import ConfigError, OutputError
 from segmv3.images import read_ids, read_image
 from segmv3.labels import cityscapes_classes, cityscapes_label_ids, cityscapes_label_train_ids
-from segmv3.mini_city import render_scene, write_mini_city
+from segmv3.media.video import VideoReader
+from segmv3.mini_city import render_frame, render_scene, write_mini_city
 from segmv3.runtime.autotune import STREET
 
 SIZE = (64, 128)
@@ -147,3 +150,35 @@ def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(ConfigError):
         write_mini_city(tmp_path / "city", **({"train": 1, "val": 1, "size": SIZE} | wrong))
     assert not (tmp_path / "city").exists()
+
+
+# ---- a drive ----
+
+
+def test_a_drive_is_a_video_and_a_labelled_split(tmp_path):
+    write_mini_city(tmp_path / "drive", size=(64, 128), video=4)
+    names = [path.name for path in sorted((tmp_path / "drive/leftImg8bit/val/minidrive").iterdir())]
+    assert names == [f"minidrive_000000_{frame:06d}_leftImg8bit.png" for frame in range(4)]
+    dataset = open_dataset(Data(dataset="cityscapes", root=tmp_path / "drive"), "val")
+    with VideoReader(tmp_path / "drive/drive.webm") as frames:
+        assert (frames.fps, frames.size) == (15, (64, 128))
+        shown = list(frames)
+    assert len(shown) == len(dataset) == 4
+    for frame, index in zip(shown, range(4), strict=True):
+        assert np.abs(frame.astype(int) - dataset.read(index)[0]).mean() < 12
+    write_mini_city(tmp_path / "drive", size=(64, 128), video=4)  # finds it finished
+    with pytest.raises(OutputError, match="it holds another mini-city"):
+        write_mini_city(tmp_path / "drive", size=(64, 128), video=5)
+
+
+def test_what_stands_keeps_its_look_from_frame_to_frame():
+    first, second = (render_frame(frame, size=(128, 256), seed=0)[0].astype(int) for frame in (0, 1))
+    assert np.median(np.abs(first - second)) <= 6  # noise and a small step
+    assert np.abs(first - second).mean() < np.abs(first - render_frame(0, size=(128, 256), seed=1)[0]).mean() / 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_blocks_the_way_of_a_drive(seed):
+    for frame in (0, 20, 60):
+        _, objects = render_frame(frame, size=(64, 128), seed=seed)
+        assert {"road", "sky", "building"} <= {one["label"] for one in objects}

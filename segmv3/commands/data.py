@@ -26,6 +26,10 @@ class MiniCity:
     """Image height and width."""
     seed: int = 0
     """Same seed, same pixels."""
+    video: bool = False
+    """Draw a drive along one street instead: drive.webm, and its labelled frames as the split val."""
+    frames: int = 150
+    """Frames of that drive, 15 a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +118,14 @@ def _mini_city(arguments: list[str]) -> None:
 
     console = Screen()
     with console.progress() as progress:
-        bar = progress.add_task("mini-city", total=options.train + options.val)
+        bar = progress.add_task("mini-city", total=options.frames if options.video else options.train + options.val)
         write_mini_city(
             options.root,
             train=options.train,
             val=options.val,
             size=options.size,
             seed=options.seed,
+            video=options.frames if options.video else 0,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.say(

@@ -13,10 +13,11 @@ import numpy as np
 from segmv3.errors import ConfigError, OutputError, shortened
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, write_png
-from segmv3.mini_city.scene import CITIES, render_scene
+from segmv3.media.encoding import VideoWriter
+from segmv3.mini_city.scene import CITIES, FPS, render_frame, render_scene
 from segmv3.records import read_json, typed
 
-__all__ = ["render_scene", "write_mini_city"]
+__all__ = ["render_frame", "render_scene", "write_mini_city"]
 
 _FORMAT = 1
 _PARAMETERS = "mini-city.json"
@@ -31,16 +32,26 @@ def write_mini_city(
     val: int = 12,
     size: tuple[int, int] = (256, 512),
     seed: int = 0,
+    video: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a small synthetic Cityscapes (leftImg8bit and gtFine, train and val) under `root`.
 
     A repeated call with the same parameters finds the finished set and changes nothing.
 
-    Args: train, val: images in each split. size: (height, width) in pixels. progress: called with (images
-        done, images in all) after each image.
-    Raises: ConfigError for a size or a count that is too small or too large. OutputError when `root` cannot be
-        written, or holds anything but exactly this mini-city.
+    Args:
+        root: the folder.
+        train: images of the split train.
+        val: images of the split val.
+        size: (height, width) in pixels.
+        seed: of all random numbers.
+        video: with a number, one drive of so many frames instead: `drive.webm`, and its frames as the split val.
+        progress: called with (images done, images in all) after each image.
+
+    Raises:
+        ConfigError: a size or a count is too small or too large.
+        OutputError: `root` cannot be written, or holds anything but exactly this mini-city.
+        ResourceError: a video is asked for without the package av.
     """
     if train < 1 or val < 1:
         raise ConfigError(f"mini-city needs at least 1 image in each split, got {train} train and {val} val")
@@ -50,16 +61,23 @@ def write_mini_city(
         raise ConfigError(f"mini-city draws at most {_MOST_IMAGES:,} images of at most {_LARGEST_SIDE:,} pixels a side")
     if seed < 0:
         raise ConfigError(f"seed must be at least 0, got {seed}")
-    parameters = {"format": _FORMAT, "train": train, "val": val, "size": list(size), "seed": seed}
+    if not 0 <= video <= _MOST_IMAGES:
+        raise ConfigError(f"a drive has at most {_MOST_IMAGES:,} frames, got {video}")
+    parameters: dict[str, object] = {"format": _FORMAT, "train": train, "val": val, "size": list(size), "seed": seed}
+    if video:
+        parameters |= {"train": 0, "val": video, "video": True}
     if _is_written(root, parameters):
         return
     make_folder(root)
-    scenes = [(split, i) for split, count in (("train", train), ("val", val)) for i in range(count)]
-    for done, (split, index) in enumerate(scenes, start=1):
-        pixels, objects = render_scene(split, index, size=size, seed=seed)
-        _write_scene(root, split, index, pixels, objects)
-        if progress is not None:
-            progress(done, len(scenes))
+    tell = progress or (lambda done, total: None)
+    if video:
+        _write_drive(root, video, size, seed, tell)
+    else:
+        scenes = [(split, i) for split, count in (("train", train), ("val", val)) for i in range(count)]
+        for done, (split, index) in enumerate(scenes, start=1):
+            name = f"{CITIES[split]}_{index:06d}_000019"
+            _write_scene(root, split, name, *render_scene(split, index, size=size, seed=seed))
+            tell(done, len(scenes))
     write_bytes(root / _PARAMETERS, (json.dumps(parameters, indent=2) + "\n").encode())
 
 
@@ -87,13 +105,21 @@ def _is_written(root: Path, parameters: dict[str, object]) -> bool:
     return True
 
 
-def _write_scene(root: Path, split: str, index: int, pixels: UInt8Array, objects: list[dict[str, object]]) -> None:
+def _write_drive(root: Path, frames: int, size: tuple[int, int], seed: int, tell: Callable[[int, int], None]) -> None:
+    with VideoWriter(root / "drive.webm", FPS, size) as video:
+        for frame in range(frames):
+            pixels, objects = render_frame(frame, size=size, seed=seed)
+            video.write(pixels)
+            _write_scene(root, "val", f"minidrive_{seed:06d}_{frame:06d}", pixels, objects)
+            tell(frame + 1, frames)
+
+
+def _write_scene(root: Path, split: str, name: str, pixels: UInt8Array, objects: list[dict[str, object]]) -> None:
     from cityscapesscripts.helpers.annotation import Annotation
     from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
     from cityscapesscripts.preparation.json2labelImg import createLabelImage
 
-    city = CITIES[split]
-    name = f"{city}_{index:06d}_000019"
+    city = name.partition("_")[0]
     images = make_folder(root / "leftImg8bit" / split / city)
     labels = make_folder(root / "gtFine" / split / city)
     write_png(images / f"{name}_leftImg8bit.png", pixels)

@@ -33,6 +33,7 @@ SUPERSAMPLE = 2
 _SUBPIXEL = 4  # fractional bits of the coordinates handed to OpenCV
 _FAR_OUTSIDE = 20_000  # canvas pixels; OpenCV overflows silently beyond 2**31 >> _SUBPIXEL
 _LEAST_AREA = 10.0  # canvas pixels; Pillow refuses polygons that collapse to a point
+_NEAREST = 0.3  # metres
 _FARTHEST = 280.0  # metres; OpenCV wraps texture coordinates only within 16 bits
 _TILE = 256
 _PLAIN = 128  # the stored brightness that leaves a colour as it is
@@ -55,17 +56,27 @@ class Camera:
     """Radians; positive looks to the left, so that the road goes to the right."""
     curvature: float
     """1 / metres; positive bends to the right."""
+    z: float = 0.0
+    """Metres along the road."""
+
+    def depth(self, z: FloatArray | float) -> FloatArray | float:
+        """Metres from the camera to street z; what lies beside or behind it is taken to be just before it."""
+        return np.maximum(z - self.z, _NEAREST)
+
+    def scale(self, z: float) -> float:
+        """Canvas pixels per metre at street z."""
+        return self.focal / float(self.depth(z))
 
     def project(self, street: FloatArray) -> FloatArray:
-        """Street points N x 3 (x, y, z in metres, z > 0) to canvas points N x 2 (column, row)."""
-        x, y, z = street[:, 0], street[:, 1], street[:, 2]
+        """Street points N x 3 (x, y, z in metres) to canvas points N x 2 (column, row)."""
+        x, y, z = street[:, 0], street[:, 1], self.depth(street[:, 2])
         seen = np.empty((len(street), 2))
         seen[:, 0] = self.center + self.focal * ((x - self.x) / z + self.yaw + self.curvature * z / 2)
         seen[:, 1] = self.horizon + self.focal * (self.height - y) / z
         return seen
 
     def ground(self, height: int, width: int) -> tuple[FloatArray, FloatArray]:
-        """Street x and z (metres, float32 H x W) of the ground under every canvas pixel."""
+        """Street x and depth (metres, float32 H x W) of the ground under every canvas pixel."""
         rows = np.arange(height, dtype=np.float32)[:, None]
         columns = np.arange(width, dtype=np.float32)[None, :]
         z = np.minimum(self.focal * self.height / np.maximum(rows - self.horizon, 0.5), _FARTHEST)
@@ -192,7 +203,7 @@ class Canvas:
             return
         rows, columns, _ = area
         repeat = np.float32(_TILE / TEXTURE_METRES[texture])
-        x, z = self._ground_x[rows, columns] * repeat, self._ground_z[rows, columns] * repeat
+        x, z = self._ground_x[rows, columns] * repeat, (self._ground_z[rows, columns] + self.camera.z) * repeat
         surface = cv2.remap(texture_tile(texture), x, z, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP)
         contrast = np.minimum(1, 14 / self._ground_z[rows, :1])  # far away, a texture would only flicker
         surface = (_PLAIN + (surface - np.float32(_PLAIN)) * contrast).astype(np.uint8)
@@ -228,8 +239,8 @@ class Canvas:
         part[...] = part * (1 - strength / 255 * mask[..., None].astype(np.float32))
 
     def lit(self, color: Rgb, z: float, normal: Vector | None = None) -> Rgb:
-        """The colour (0..255) of a surface under this light, seen through `z` metres of air."""
-        shade, haze = self.light.shade(normal), 1 - math.exp(-z / self.light.haze)
+        """The colour (0..255) of a surface at street z under this light, seen through the air before it."""
+        shade, haze = self.light.shade(normal), 1 - math.exp(-max(z - self.camera.z, 0.0) / self.light.haze)
         red, green, blue = (
             near + (far - near) * haze
             for near, far in zip((min(c * shade, 255.0) for c in color), self.light.sky_low, strict=True)
@@ -239,7 +250,7 @@ class Canvas:
     def billboard(self, x: float, z: float, turn: float = 1.0, y: float = 0.0) -> Billboard:
         """A frame for a flat figure standing at street (x, z), its foot `y` metres above the ground."""
         column, row = self.camera.project(np.array([[x, y, z]]))[0]
-        return Billboard((float(column), float(row)), self.camera.focal / z, z, turn)
+        return Billboard((float(column), float(row)), self.camera.scale(z), z, turn)
 
     def street_rectangle(self, x: tuple[float, float], y: tuple[float, float], z: float) -> FloatArray:
         """The canvas polygon of an upright rectangle that faces the camera at distance z."""

@@ -5,7 +5,7 @@ Scene i of a split is a pure function of (seed, split, i, size). It is laid out 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import cv2
@@ -19,9 +19,16 @@ from segmv3.mini_city.things import SIZES, Pose, pick, scaled
 CITIES = {"train": "minitown", "val": "minihaven"}
 """The splits and their cities; their order is part of every scene's random numbers."""
 
+SPEED, FPS = 8.0, 15
+"""Of a drive: metres a second, frames a second."""
+
 _FAR_END = 170.0  # metres to the skyline that closes the street
 
-Task = tuple[float, Callable[[], None]]
+_ONCOMING = -0.6  # as fast as most of us, the other way
+
+Task = tuple[float, Callable[[], None]] | tuple[float, Callable[[], None], float | None]
+"""Something to paint: its street z for the order, how, and its speed along the road in units of ours, 0 if none is
+given. None blocks the way: a drive leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,28 @@ def render_scene(
 
     Returns: the picture, uint8 H x W x 3 RGB, and its objects in painting order, as in Cityscapes.
     """
-    rng = np.random.default_rng([seed, list(CITIES).index(split), index])
+    return _render([seed, list(CITIES).index(split), index], size)
+
+
+def render_frame(frame: int, *, size: tuple[int, int], seed: int) -> tuple[UInt8Array, list[dict[str, object]]]:
+    """Paint one frame of a drive along a street at `SPEED`, `FPS` frames a second.
+
+    Everything keeps its place and its look from frame to frame; cars move; only the sensor's noise is new.
+
+    Returns: as `render_scene`.
+    """
+    return _render([seed, len(CITIES), 1], size, frame)
+
+
+def _render(
+    seed: list[int], size: tuple[int, int], frame: int | None = None
+) -> tuple[UInt8Array, list[dict[str, object]]]:
+    rng = np.random.default_rng(seed)
     light, street = _draw_light(rng), _draw_street(rng)
-    canvas = Canvas(size, _draw_camera(rng, size, street), light)
+    way = 0.0 if frame is None else SPEED / FPS * frame
+    camera = replace(_draw_camera(rng, size, street), z=way)
+    canvas = Canvas(size, camera, light)
+    index = seed[-1]
     _paint_sky(canvas, rng)
     _paint_ground(canvas, rng, street, tram=index % 3 != 0)
     scenery.skyline(canvas, rng, _FAR_END)
@@ -66,11 +92,33 @@ def render_scene(
         *_traffic(canvas, rng, street, index),
         *_footway(canvas, rng, street),
     ]
-    for _, paint in sorted(tasks, key=lambda task: -task[0]):
-        paint()
+    if frame is None:
+        for _, paint, *_ in sorted(tasks, key=lambda task: -task[0]):
+            paint()
+    else:
+        _paint_moving(canvas, rng, tasks, [*seed, len(tasks)], way)
     if rng.random() < 0.3:
         _paint_bonnet(canvas, rng)
-    return _photograph(canvas, rng), canvas.objects
+    noise = rng if frame is None else np.random.default_rng([*seed, frame, 1])
+    return _photograph(canvas, rng, noise), canvas.objects
+
+
+def _paint_moving(canvas: Canvas, rng: np.random.Generator, tasks: list[Task], seed: list[int], way: float) -> None:
+    """Paint the things of a drive after `way` metres: far to near, each from random numbers of its own."""
+    camera = canvas.camera
+
+    seen = []  # (distance now, number, task)
+    for number, task in enumerate(tasks):
+        speed = task[2] if len(task) == 3 else 0.0
+        if speed is not None:
+            seen.append((task[0] + (speed - 1) * way, number, task))
+    for distance, number, task in sorted(seen, key=lambda one: -one[0]):
+        rng.bit_generator.state = np.random.default_rng([*seed, number]).bit_generator.state
+        if 1.0 < distance < _FAR_END:
+            canvas.camera = replace(camera, z=task[0] - distance)  # what drives before us has a camera that lags
+            task[1]()
+    canvas.camera = camera
+    rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
 
 def _draw_light(rng: np.random.Generator) -> Light:
@@ -266,18 +314,19 @@ def _traffic(canvas: Canvas, rng: np.random.Generator, street: _Street, index: i
     tasks: list[Task] = []
     oncoming, ahead = -street.lane / 2, street.lane / 2
     near = float(rng.uniform(8.5, 17))
-    tasks.append(_vehicle(canvas, rng, order[0], oncoming, near, np.pi))
+    tasks.append((*_vehicle(canvas, rng, order[0], oncoming, near, np.pi), _ONCOMING))
     behind = near + SIZES[order[0]][0]
     crosses, near = rng.random() < 0.25, float(rng.uniform(13, 26))
     if crosses:
         x, heading = float(rng.uniform(0, 3)), float(rng.choice([-1, 1])) * np.pi / 2
-        tasks.append(_vehicle(canvas, rng, order[1], x, near, heading))
+        tasks.append((*_vehicle(canvas, rng, order[1], x, near, heading), None))
     else:
-        tasks.append(_vehicle(canvas, rng, order[1], ahead + float(rng.uniform(-0.2, 0.3)), near, 0.0))
+        tasks.append((*_vehicle(canvas, rng, order[1], ahead + float(rng.uniform(-0.2, 0.3)), near, 0.0), 1.0))
     if not crosses and near > 18 and rng.random() < 0.6:
-        tasks.append(_vehicle(canvas, rng, "car", ahead, near - float(rng.uniform(6, 8)), 0.0))
+        tasks.append((*_vehicle(canvas, rng, "car", ahead, near - float(rng.uniform(6, 8)), 0.0), 1.0))
     tasks += [
-        _vehicle(canvas, rng, "car", oncoming, behind + float(gap), np.pi) for gap in rng.uniform((4, 18), (10, 40))
+        (*_vehicle(canvas, rng, "car", oncoming, behind + float(gap), np.pi), _ONCOMING)
+        for gap in rng.uniform((4, 18), (10, 40))
     ]
     for side in (-1, 1):
         if street.parking[side > 0]:
@@ -289,7 +338,9 @@ def _traffic(canvas: Canvas, rng: np.random.Generator, street: _Street, index: i
     return tasks + _two_wheelers(canvas, rng, street)
 
 
-def _vehicle(canvas: Canvas, rng: np.random.Generator, kind: str, x: float, near: float, heading: float) -> Task:
+def _vehicle(
+    canvas: Canvas, rng: np.random.Generator, kind: str, x: float, near: float, heading: float
+) -> tuple[float, Callable[[], None]]:
     """A vehicle whose nearer end is `near` metres away."""
     paint = {"car": vehicles.car, "truck": vehicles.truck, "bus": vehicles.bus, "train": vehicles.train}[kind]
     length, width, _ = SIZES[kind]
@@ -362,8 +413,8 @@ def _paint_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.shadow(ellipse(width / 2, height + rise * 1.5, width * 0.4, rise * 1.9, 60), 0.35, rise * 0.3)
 
 
-def _photograph(canvas: Canvas, rng: np.random.Generator) -> UInt8Array:
-    """Reduce the canvas to uint8 H x W x 3 through an imperfect lens and sensor."""
+def _photograph(canvas: Canvas, rng: np.random.Generator, noise: np.random.Generator) -> UInt8Array:
+    """Reduce the canvas to uint8 H x W x 3 through an imperfect lens and a sensor with noise."""
     height, width = canvas.pixels.shape[0] // SUPERSAMPLE, canvas.pixels.shape[1] // SUPERSAMPLE
     picture = cv2.resize(canvas.pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     if (blur := float(rng.uniform(0, 0.7)) * height / 256) > 0.25:
@@ -372,5 +423,5 @@ def _photograph(canvas: Canvas, rng: np.random.Generator) -> UInt8Array:
     vignette = 1 - float(rng.uniform(0.05, 0.2)) * (x**2 + y**2) / 2
     exposure = float(rng.uniform(0.9, 1.1))
     picture *= (vignette[..., None] * np.asarray(canvas.light.gain) * exposure).astype(np.float32)
-    picture += rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1.0, 4.0))
+    picture += noise.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1.0, 4.0))
     return np.clip(picture, 0, 255).astype(np.uint8)

@@ -69,14 +69,14 @@ def cast_shadow(canvas: Canvas, base: FloatArray, height: float, softness: float
     shift = np.asarray(canvas.light.shadow_shift()) * height
     plan = np.concatenate([base, base + shift])
     hull = cv2.convexHull(plan.astype(np.float32))[:, 0].astype(np.float64)
-    hull[:, 1] = np.maximum(hull[:, 1], 2.0)  # the camera cannot project what lies behind it
+    hull[:, 1] = np.maximum(hull[:, 1], canvas.camera.z + 2.0)  # the camera cannot project what lies behind it
     street = np.stack([hull[:, 0], np.zeros(len(hull)), hull[:, 1]], axis=1)
     canvas.shadow(canvas.camera.project(street), min(0.5, canvas.light.direct * 0.75), softness)
 
 
 def soft_spot(canvas: Canvas, x: float, z: float, width: float, height: float) -> None:
     """Contact shadow, and under a sun the cast one, of something narrow that stands at street (x, z)."""
-    softness = canvas.camera.focal / z * 0.05
+    softness = canvas.camera.scale(z) * 0.05
     spot = ellipse(x, z, width / 2, 0.18)
     ground = np.stack([spot[:, 0], np.zeros(len(spot)), spot[:, 1]], axis=1)
     canvas.shadow(canvas.camera.project(ground), 0.5, softness)

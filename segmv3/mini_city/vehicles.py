@@ -114,7 +114,7 @@ def _normal(corners: FloatArray) -> Vector:
 def _vehicle_shadow(canvas: Canvas, pose: Pose, length: float, width: float, height: float) -> None:
     corners = [(s * width / 2, 0.0, a * length / 2) for s, a in ((-1, -1), (-1, 1), (1, 1), (1, -1))]
     base = pose.street(corners)
-    softness = canvas.camera.focal / pose.z * 0.1
+    softness = canvas.camera.scale(pose.z) * 0.1
     canvas.shadow(canvas.camera.project(base), 0.62, softness)
     if canvas.light.direct > 0.25:
         cast_shadow(canvas, base[:, [0, 2]], height * 0.9, softness * 0.6)
@@ -262,7 +262,7 @@ def train(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         arm = [(0, height, -1), (0, height + 0.7, 0.4), (0, height + 1.2, -0.6)]
         bow = [(-0.8, height + 1.2, -0.6), (0.8, height + 1.2, -0.6)]
         mast = canvas.camera.project(pose.street([*arm, *bow]))
-        canvas.stroke(mast, 0.08 * canvas.camera.focal / z, canvas.lit(BLACK, z))
+        canvas.stroke(mast, 0.08 * canvas.camera.scale(z), canvas.lit(BLACK, z))
         nose = [(0.0, 0.15), (0.0, 1.1), (0.5, height - 0.3), (0.9, height)]
         hull.shell([*((a - half, up) for a, up in nose), *((half - a, up) for a, up in reversed(nose))], paint)
         hull.sides([(-half, 0.15), (-half, 0.5), (half, 0.5), (half, 0.15)], BLACK)
