@@ -15,26 +15,16 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder
 from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, occurring, overlay
-from segmv3.report.page import PAGE_TEMPLATE, Chart, data_uri, percent_of, safe, share_of, style_of, swatch
+from segmv3.report.html import Chart, count, data_uri, write_page
 from segmv3.report.plots import NORMAL, SMALL, Theme, cut, new_figure, pixels_of, plain
 
 _LINES = 10  # files of a finding in the terminal
 _SHOWN = 6  # files of a finding on the page
 _SIDE = 480  # pixels of a thumbnail
-_FACTS = (
-    "images",
-    "labels",
-    "width x height",
-    "images are",
-    "labels are",
-    "labelled pixels",
-    "mean R G B",
-    "std R G B",
-)
 _NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 
 
@@ -68,9 +58,8 @@ def splits_table(result: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE)
     for column in ("", *result["splits"]):
         table.add_column(column, overflow="fold")
-    columns = [_split_cells(each) for each in result["splits"].values()]
-    for name, *cells in zip(_FACTS, *columns, strict=True):
-        table.add_row(name, *cells)
+    for row in _split_rows(result):
+        table.add_row(*row)
     return table
 
 
@@ -81,9 +70,8 @@ def classes_table(result: dict[str, Any]) -> Table:
     for split in result["splits"]:
         table.add_column(f"{split} %", justify="right")
         table.add_column("images", justify="right")
-    for row in result["classes"]:
-        cells = [cell for split in result["splits"] for cell in _class_cells(row["splits"][split])]
-        table.add_row(row["name"], *cells)
+    for row in _class_rows(result):
+        table.add_row(*row)
     return table
 
 
@@ -103,26 +91,36 @@ def verdict(result: dict[str, Any]) -> str:
     images = sum(each["images"] for each in result["splits"].values())
     state = "can be used" if result["usable"] else "cannot be used as it is"
     found = " and ".join(_level_count(result, level) for level in ("error", "warning"))
-    return f"{result['dataset']} {state}: {found} in {_count(images, 'image')} of {_and(result['splits'])}"
+    return f"{result['dataset']} {state}: {found} in {count(images, 'image')} of {_and(result['splits'])}"
 
 
 def _level_count(result: dict[str, Any], level: str) -> str:
     """`6 errors (10 files)`."""
     files = {file["path"] for finding in result["findings"] if finding["level"] == level for file in finding["files"]}
-    return _count(result[f"{level}s"], level) + (f" ({_count(len(files), 'file')})" if files else "")
+    return count(result[f"{level}s"], level) + (f" ({count(len(files), 'file')})" if files else "")
 
 
-def _split_cells(each: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        f"{each['images']:,}",
-        f"{each['labels']:,}",
-        _most(each["sizes"]),
-        _most(each["image_modes"]),
-        _most(each["label_modes"]),
-        _NONE if each["labelled_share"] is None else f"{each['labelled_share']:.2f} %",
-        _rgb(each["mean"]),
-        _rgb(each["std"]),
-    )
+def _split_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The name of a fact, and what it is in each split."""
+    facts: dict[str, Callable[[dict[str, Any]], str]] = {
+        "images": lambda each: f"{each['images']:,}",
+        "labels": lambda each: f"{each['labels']:,}",
+        "width x height": lambda each: _most(each["sizes"]),
+        "images are": lambda each: _most(each["image_modes"]),
+        "labels are": lambda each: _most(each["label_modes"]),
+        "labelled pixels": lambda each: _NONE if (share := each["labelled_share"]) is None else f"{share:.2f} %",
+        "mean R G B": lambda each: _rgb(each["mean"]),
+        "std R G B": lambda each: _rgb(each["std"]),
+    }
+    return [(name, *map(of, result["splits"].values())) for name, of in facts.items()]
+
+
+def _class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The name of a class, and its share and its images in each split."""
+    return [
+        (row["name"], *(cell for split in result["splits"] for cell in _class_cells(row["splits"][split])))
+        for row in result["classes"]
+    ]
 
 
 def _class_cells(each: dict[str, Any]) -> tuple[str, str]:
@@ -149,10 +147,6 @@ def _line(file: dict[str, Any], result: dict[str, Any]) -> str:
     return str(file["text"] or file["path"]).replace(f"{result['root']}/", "")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def _and(words: Iterable[str]) -> str:
     words = list(words)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -166,29 +160,49 @@ def write_check_page(
 ) -> Path:
     """Write `folder/check.html` and `folder/figures/`, each complete or not at all.
 
-    Args: result: as `segmv3.doctor.examine` returns it. samples: pairs to show.
-    Returns: the path of the page.
-    Raises: OutputError when a file cannot be written.
+    Args:
+        folder: an existing folder.
+        result: as `segmv3.doctor.examine` returns it.
+        classes: those of the data set.
+        samples: pairs to show.
+        pictures: how to show the files that findings name.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     figures = make_folder(folder / "figures")
-    chart = Chart(figures / "shares.png", lambda theme: share_bars(result, theme))
+    bars = Chart(figures / "shares.png", lambda theme: share_bars(result, theme))
     if samples:
         write_png(figures / "samples.png", sample_sheet(samples, classes))
     else:
         (figures / "samples.png").unlink(missing_ok=True)
-    body = [
-        _header(result),
-        _findings_section(result, pictures),
-        _splits_section(result),
-        _classes_section(result, classes, chart),
-        _samples_section(samples, classes),
-        _ids_section(result),
+    images = sum(each["images"] for each in result["splits"].values())
+    counts = [
+        ("image", images, False),
+        ("error", result["errors"], result["errors"] > 0),
+        ("warning", result["warnings"], False),
     ]
-    page = folder / "check.html"
-    title = f"{result['dataset']}: data check"
-    content = PAGE_TEMPLATE.format(title=safe(title), style=style_of() + _RULES, body="\n".join(filter(None, body)))
-    write_bytes(page, content.encode(errors="replace"))
-    return page
+    id_splits, ids = _ids(result)
+    present = sorted(set().union(*(occurring(sample.labels, classes) for sample in samples)))
+    return write_page(
+        folder / "check.html",
+        "check.html",
+        title=f"{result['dataset']}: data check",
+        result=result,
+        verdict=verdict(result),
+        metrics=[(name if number == 1 else f"{name}s", number, bad) for name, number, bad in counts],
+        findings=[_finding(finding, result, pictures) for finding in result["findings"]],
+        facts=[(name, values) for name, *values in _split_rows(result)],
+        bars=bars,
+        classes=[(name, classes.colors[i], values) for i, (name, *values) in enumerate(_class_rows(result))],
+        samples=[(sample.name, sample.split, _sample(sample, classes)) for sample in samples],
+        present=[(classes.names[i], classes.colors[i]) for i in present],
+        id_splits=id_splits,
+        ids=ids,
+    )
 
 
 def share_bars(result: dict[str, Any], theme: Theme) -> UInt8Array:
@@ -244,172 +258,36 @@ def _shrunk(picture: UInt8Array, *, flat: bool) -> UInt8Array:
     return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST if flat else cv2.INTER_AREA)
 
 
-def _header(result: dict[str, Any]) -> str:
-    images = sum(each["images"] for each in result["splits"].values())
-    metrics = "".join(
-        f"<div class='metric {kind}'><b>{number:,}</b><span>{name}</span></div>"
-        for name, number, kind in (
-            ("images" if images != 1 else "image", images, ""),
-            ("error" if result["errors"] == 1 else "errors", result["errors"], "bad" if result["errors"] else ""),
-            ("warning" if result["warnings"] == 1 else "warnings", result["warnings"], ""),
-        )
-    )
-    return (
-        f"<header><p class='eyebrow'>segmv3 data check</p><h1>{safe(result['dataset'])}</h1>"
-        f"<p class='conditions'>{safe(verdict(result))}</p><p class='conditions'>{safe(result['root'])}</p>"
-        f"<div class='metrics'>{metrics}</div></header>"
-    )
-
-
-def _findings_section(result: dict[str, Any], pictures: Pictures) -> str:
-    if not result["findings"]:
-        body = "<p class='note'>Nothing: every file decodes, pairs up and holds only legal ids.</p>"
-    else:
-        body = "".join(_finding(finding, result, pictures) for finding in result["findings"])
-    return f"<section><div class='card'><h2>Findings</h2>{body}</div></section>"
-
-
-def _finding(finding: dict[str, Any], result: dict[str, Any], pictures: Pictures) -> str:
-    files = finding["files"]
+def _finding(finding: dict[str, Any], result: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    """A finding with its first files: what is wrong with each, and (caption, name, address) of its pictures."""
     marked = finding["kind"] == "illegal ids"
-    shown = "".join(_file(file, result, pictures, marked) for file in files[:_SHOWN])
-    rest = f"<p class='note'>And {len(files) - _SHOWN:,} more, all in check.json.</p>" if len(files) > _SHOWN else ""
-    level = finding["level"]
-    return (
-        f"<div class='finding'><h3><span class='level {level}'>{level}</span> "
-        f"<span class='muted'>{safe(finding['split'])}</span> {safe(finding['text'])}</h3>"
-        f"<div class='files'>{shown}</div>{rest}</div>"
-    )
+    files = []
+    for file in finding["files"][:_SHOWN]:
+        paths = [Path(place) for place in (file["path"], file["partner"]) if place]
+        files.append((_line(file, result), [_picture(path, pictures, marked) for path in paths]))
+    return finding | {"files": files, "more": max(len(finding["files"]) - _SHOWN, 0)}
 
 
-def _file(file: dict[str, Any], result: dict[str, Any], pictures: Pictures, marked: bool) -> str:
-    paths = [Path(place) for place in (file["path"], file["partner"]) if place]
-    cells = "".join(_picture(path, pictures, marked) for path in paths)
-    return f"<div class='file'><div class='thumbs'>{cells}</div><p>{safe(_line(file, result))}</p></div>"
+def _picture(path: Path, pictures: Pictures, marked: bool) -> tuple[str, str, str]:
+    """(caption, name, address) of a file; no address where it cannot be decoded."""
+    flat, picture = path in pictures.labels, pictures.read(path)
+    caption = ("label, illegal ids in red" if marked else "label") if flat else "image"
+    shown = "" if picture is None else data_uri(_shrunk(picture, flat=flat), "PNG" if flat else "JPEG")
+    return caption, path.name, shown
 
 
-def _picture(path: Path, pictures: Pictures, marked: bool) -> str:
-    picture = pictures.read(path)
-    what = "label" if path in pictures.labels else "image"
-    caption = f"{what}, illegal ids in red" if marked and what == "label" else what
-    if picture is None:
-        return f"<figure><figcaption>{caption}</figcaption><div class='undecoded'>cannot be decoded</div></figure>"
-    flat = path in pictures.labels
-    uri = data_uri(_shrunk(picture, flat=flat), "PNG" if flat else "JPEG")
-    return f"<figure><figcaption>{caption}</figcaption><img src='{uri}' alt='{what}: {safe(path.name)}'></figure>"
+def _sample(sample: LabelledImage, classes: Classes) -> list[tuple[str, str]]:
+    kinds = (("image", "JPEG"), ("labels", "PNG"), ("labels over the image", "JPEG"))
+    shown = zip(kinds, _thumbnails(sample, classes), strict=True)
+    return [(what, data_uri(picture, kind)) for (what, kind), picture in shown]
 
 
-def _splits_section(result: dict[str, Any]) -> str:
-    columns = [_split_cells(each) for each in result["splits"].values()]
-    head = "".join(f"<th>{safe(split)}</th>" for split in result["splits"])
-    rows = "".join(
-        f"<tr><th>{name}</th>" + "".join(f"<td>{safe(cell)}</td>" for cell in cells) + "</tr>"
-        for name, *cells in zip(_FACTS, *columns, strict=True)
-    )
-    return (
-        "<section><div class='card'><h2>Splits</h2><div class='scroll'><table class='facts splits' "
-        f"style='--splits:{len(columns)}'>"
-        f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-        "<p class='note'>Mean and std are over all pixels of all images, 0 to 255.</p></div></section>"
-    )
-
-
-def _classes_section(result: dict[str, Any], classes: Classes, chart: Chart) -> str:
-    splits = list(result["splits"])
-    head = "".join(f"<td>{safe(split)} %</td><td>images</td>" for split in splits)
-    rows = "".join(
-        f"<tr><th>{swatch(classes.colors[row['train_id']])}{safe(row['name'])}</th>"
-        + "".join(f"<td>{safe(cell)}</td>" for split in splits for cell in _class_cells(row["splits"][split]))
-        + "</tr>"
-        for row in result["classes"]
-    )
-    bars = chart.html("Share of each class of the labelled pixels, as bars")
-    return (
-        "<section class='pair'>"
-        f"<div class='card'><h2>Class shares</h2>{bars}</div>"
-        "<div class='card'><h2>Classes</h2><div class='scroll'><table class='numbers classes'>"
-        f"<thead><tr><th>class</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-        "<p class='note'>Share of the labelled pixels, and how many images hold the class.</p></div></section>"
-    )
-
-
-def _samples_section(samples: list[LabelledImage], classes: Classes) -> str:
-    if not samples:
-        return ""
-    present = sorted(set().union(*(occurring(sample.labels, classes) for sample in samples)))
-    chips = "".join(f"<li>{swatch(classes.colors[i])}{safe(classes.names[i])}</li>" for i in present)
-    body = []
-    for sample in samples:
-        image, labels, both = _thumbnails(sample, classes)
-        cells = (("image", image, "JPEG"), ("labels", labels, "PNG"), ("labels over the image", both, "JPEG"))
-        figures = "".join(
-            f"<figure><figcaption>{what}</figcaption><img src='{data_uri(picture, kind)}' "
-            f"alt='{what}: {safe(sample.name)}'></figure>"
-            for what, picture, kind in cells
-        )
-        body.append(
-            f"<div class='sample'><p><b>{safe(sample.name)}</b> <span class='muted'>{safe(sample.split)}</span></p>"
-            f"<div class='cells three'>{figures}</div></div>"
-        )
-    return (
-        "<section><div class='card'><h2>Samples <small>evenly spaced, not chosen; black is ignored</small></h2>"
-        f"{''.join(body)}<ul class='legend'>{chips}</ul></div></section>"
-    )
-
-
-def _ids_section(result: dict[str, Any]) -> str:
+def _ids(result: dict[str, Any]) -> tuple[list[str], list[tuple[int, str, list[tuple[float, int]]]]]:
+    """Splits with labels, and of every stored id what it means and its (percent, pixels) in each of them."""
     splits = {split: each for split, each in result["splits"].items() if each["pixels"]}
-    if not splits:
-        return ""
-    ids = sorted({int(i) for each in splits.values() for i in each["ids"]})
-    head = "".join(f"<td>{safe(split)} %</td><td>pixels</td>" for split in splits)
-    rows = "".join(
-        f"<tr><th>{i} <span class='muted'>{safe(result['ids'].get(str(i), 'illegal'))}</span></th>"
-        + "".join(_id_cells(each["ids"].get(str(i), 0), each["pixels"]) for each in splits.values())
-        + "</tr>"
-        for i in ids
-    )
-    return (
-        "<section><div class='card'><details><summary>Stored ids</summary><div class='scroll'><table class='numbers'>"
-        f"<thead><tr><th>id in the label files</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-        "</details></div></section>"
-    )
-
-
-def _id_cells(pixels: int, total: int) -> str:
-    share = 100 * pixels / total if pixels else math.nan
-    return f"<td>{share_of(share) if pixels else percent_of(share)}</td><td>{pixels:,}</td>"
-
-
-_RULES = """
-.metric.bad b{color:var(--bad)}
-.metric:first-child b{color:var(--ink)}
-.conditions+.conditions{margin-top:2px;font-size:13.5px}
-.finding{border-top:1px solid var(--line);padding:14px 0 4px}
-.finding:first-of-type{border-top:0;padding-top:0}
-.finding h3{margin:0 0 10px;font-weight:500;overflow-wrap:anywhere}
-.level{display:inline-block;font-size:12px;font-weight:650;border:1px solid currentColor;border-radius:6px;
- padding:1px 7px;margin-right:4px}
-.level.error{color:var(--bad)}
-.level.warning{color:#b4690e}
-.level.note{color:var(--muted)}
-.files{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:14px 20px}
-.file p{margin:6px 0 0;font-size:13px;color:var(--muted);overflow-wrap:anywhere}
-.thumbs{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:8px;align-items:start}
-.thumbs img{width:100%;max-height:220px;object-fit:contain;object-position:left top;border-radius:5px}
-.undecoded{display:grid;place-items:center;min-height:70px;border:1px dashed var(--muted);border-radius:5px;
- color:var(--muted);font-size:12.5px;padding:4px;text-align:center}
-.cells.three{grid-template-columns:repeat(3,minmax(0,1fr))}
-.splits{min-width:calc(104px + var(--splits)*108px)}
-.splits td,.splits thead th{padding-right:16px}
-.splits{table-layout:fixed}
-.facts.splits th{width:auto}
-.facts.splits th:first-child{width:150px}
-.classes th{white-space:nowrap}
-.splits thead th{color:var(--muted);font-size:13px}
-summary{cursor:pointer;font-weight:650;font-size:17px}
-details[open] summary{margin-bottom:14px}
-@media (max-width:620px){.cells.three{grid-template-columns:minmax(0,1fr)}
- .splits,.classes{font-size:13.5px}
- .facts.splits th:first-child{width:104px}}
-"""
+    rows = []
+    for i in sorted({int(i) for each in splits.values() for i in each["ids"]}):
+        pixels = [(each["ids"].get(str(i), 0), each["pixels"]) for each in splits.values()]
+        values = [(100 * count / total if count else math.nan, count) for count, total in pixels]
+        rows.append((i, result["ids"].get(str(i), "illegal"), values))
+    return list(splits), rows
