@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import segmv3
-import segmv3.export
+import segmv3.exporting
 from segmv3.commands.export import run
 from segmv3.config import Data
 from segmv3.convert.receipt import receipt_path, verify_receipt
 from segmv3.errors import CheckpointError, DataError, ModelError, OutputError, Segmv3Error
-from segmv3.export import default_path, export, labelled, photographs
+from segmv3.exporting import default_path, export, labelled, photographs
 from segmv3.labels import read_classes
 from segmv3.models.zoo import create_model
 from segmv3.runtime.machine import cpu_flags
@@ -22,10 +22,10 @@ from segmv3.runtime.parity import DisagreementError
 
 @pytest.fixture(autouse=True)
 def _small_sizes(monkeypatch):
-    monkeypatch.setattr(segmv3.export, "_OTHER_SIZES", ((64, 128), (41, 75)))
-    monkeypatch.setattr(segmv3.export, "_DRAWN_SIZE", (64, 128))
-    monkeypatch.setattr(segmv3.export, "_TIMED_SIZE", (64, 128))
-    monkeypatch.setattr(segmv3.export, "_ROUNDS", 2)
+    monkeypatch.setattr(segmv3.exporting, "_OTHER_SIZES", ((64, 128), (41, 75)))
+    monkeypatch.setattr(segmv3.exporting, "_DRAWN_SIZE", (64, 128))
+    monkeypatch.setattr(segmv3.exporting, "_TIMED_SIZE", (64, 128))
+    monkeypatch.setattr(segmv3.exporting, "_ROUNDS", 2)
 
 
 def save_net(path, name="lraspp_small_d8", classes=None):
@@ -130,8 +130,8 @@ def test_an_export_that_disagrees_leaves_nothing(weights, tmp_path, monkeypatch)
     path = tmp_path / "net.onnx"
     export(weights, "onnx", path)
     before = listing(tmp_path)
-    opened = segmv3.export._open
-    monkeypatch.setattr(segmv3.export, "_open", lambda *arguments: Spoilt(opened(*arguments)))
+    opened = segmv3.exporting._open
+    monkeypatch.setattr(segmv3.exporting, "_open", lambda *arguments: Spoilt(opened(*arguments)))
     with pytest.raises(DisagreementError, match=r"the onnx export of .* disagrees with PyTorch at 64x128") as stop:
         export(weights, "onnx", path, overwrite=True)
     assert stop.value.exit_code == 2 and "\n" not in str(stop.value) and "limit 0.0001" in str(stop.value)
@@ -146,7 +146,7 @@ def test_whatever_stops_it_leaves_nothing(error, weights, tmp_path, monkeypatch)
     def stop(*_):
         raise error
 
-    monkeypatch.setattr(segmv3.export, "_compare", stop)
+    monkeypatch.setattr(segmv3.exporting, "_compare", stop)
     before = listing(tmp_path)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else DataError):
         export(weights, "onnx", tmp_path / "net.onnx")
@@ -208,9 +208,9 @@ def test_a_classifier_is_refused(tmp_path):
     [("onnx", "onnx and onnxruntime"), ("openvino", "openvino"), ("openvino-int8", "openvino and nncf")],
 )
 def test_a_missing_extra_is_one_line_with_its_remedy(to, needs, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(segmv3.export, "find_spec", lambda _: None)
+    monkeypatch.setattr(segmv3.exporting, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match=rf"the {to} export needs {needs} .*pip install \"segmv3\[export\]\"") as stop:
-        export(weights, to, tmp_path / f"net{segmv3.export.SUFFIXES[to]}")
+        export(weights, to, tmp_path / f"net{segmv3.exporting.SUFFIXES[to]}")
     assert stop.value.exit_code == 2
 
 
@@ -256,8 +256,8 @@ def test_default_names(tmp_path, monkeypatch):
 
 
 def test_images_are_spread_evenly(folder):
-    assert segmv3.export._spread(range(10), 3) == (0, 3, 6)
-    assert segmv3.export._spread(range(2), 3) == (0, 1)
+    assert segmv3.exporting._spread(range(10), 3) == (0, 3, 6)
+    assert segmv3.exporting._spread(range(2), 3) == (0, 1)
     with pytest.raises(DataError, match="is a video"):
         (folder / "clip.mp4").touch()
         photographs(str(folder / "clip.mp4"))

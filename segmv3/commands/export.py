@@ -16,7 +16,7 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.export import Exported, Pictures
+    from segmv3.exporting import Exported, Pictures
     from segmv3.screen import Screen
 
 
@@ -65,7 +65,7 @@ class Export(OwnParts):
 def run(arguments: list[str]) -> None:
     """Export, showing what is done and then how well the file agrees.
 
-    Raises: as `segmv3.export.export`.
+    Raises: as `segmv3.exporting.export`.
     """
     options = parse(Export, "segmv3 export", arguments)
     options.import_parts()
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"--size is {options.size[0]} {options.size[1]}; height and width must be at least 1")
     if options.images and options.data.root:
         raise ConfigError("--images and --data.root are two ways to name images; choose one of them")
-    from segmv3.export import export
+    from segmv3.exporting import export
     from segmv3.runtime import use_device
     from segmv3.screen import Screen
 
@@ -97,7 +97,7 @@ def run(arguments: list[str]) -> None:
 
 def _pictures(options: Export) -> Pictures | None:
     from segmv3.data.sources import data_in
-    from segmv3.export import labelled, photographs
+    from segmv3.exporting import labelled, photographs
 
     if options.images:
         return photographs(options.images, options.limit)
