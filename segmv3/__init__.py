@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from segmv3.config import Config as Config
     from segmv3.config import load_config as load_config
     from segmv3.evaluation.run import evaluate as evaluate
+    from segmv3.exporting import export as export
     from segmv3.images import read_image as read_image
     from segmv3.labels import Classes as Classes
     from segmv3.media.draw import colorize as colorize
@@ -41,6 +42,7 @@ _ROOMS = {
     "create_backbone": "segmv3.models.zoo",
     "create_model": "segmv3.models.zoo",
     "evaluate": "segmv3.evaluation.run",
+    "export": "segmv3.exporting",
     "load": "segmv3.runtime",
     "load_config": "segmv3.config",
     "overlay": "segmv3.media.draw",

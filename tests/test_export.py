@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import segmv3
-import segmv3.exporting
 from segmv3.commands.export import run
 from segmv3.config import Data
 from segmv3.convert.receipt import receipt_path, verify_receipt
+from segmv3.convert.targets import find_target
 from segmv3.errors import CheckpointError, DataError, ModelError, OutputError, Segmv3Error
-from segmv3.exporting import default_path, export, labelled, photographs
+from segmv3.exporting import pictures, proved
+from segmv3.exporting.pictures import labelled, photographs
+from segmv3.exporting.proved import default_path
+from segmv3.exporting.proved import write_proved as export
 from segmv3.labels import read_classes
 from segmv3.models.zoo import create_model
 from segmv3.runtime.machine import cpu_flags
@@ -22,10 +25,10 @@ from segmv3.runtime.parity import DisagreementError
 
 @pytest.fixture(autouse=True)
 def _small_sizes(monkeypatch):
-    monkeypatch.setattr(segmv3.exporting, "_OTHER_SIZES", ((64, 128), (41, 75)))
-    monkeypatch.setattr(segmv3.exporting, "_DRAWN_SIZE", (64, 128))
-    monkeypatch.setattr(segmv3.exporting, "_TIMED_SIZE", (64, 128))
-    monkeypatch.setattr(segmv3.exporting, "_ROUNDS", 2)
+    monkeypatch.setattr(proved, "_OTHER_SIZES", ((64, 128), (41, 75)))
+    monkeypatch.setattr(pictures, "_DRAWN_SIZE", (64, 128))
+    monkeypatch.setattr(proved, "_TIMED_SIZE", (64, 128))
+    monkeypatch.setattr(proved, "_ROUNDS", 2)
 
 
 def save_net(path, name="lraspp_small_d8", classes=None):
@@ -130,8 +133,8 @@ def test_an_export_that_disagrees_leaves_nothing(weights, tmp_path, monkeypatch)
     path = tmp_path / "net.onnx"
     export(weights, "onnx", path)
     before = listing(tmp_path)
-    opened = segmv3.exporting._open
-    monkeypatch.setattr(segmv3.exporting, "_open", lambda *arguments: Spoilt(opened(*arguments)))
+    opened = proved._open
+    monkeypatch.setattr(proved, "_open", lambda *arguments: Spoilt(opened(*arguments)))
     with pytest.raises(DisagreementError, match=r"the onnx export of .* disagrees with PyTorch at 64x128") as stop:
         export(weights, "onnx", path, overwrite=True)
     assert stop.value.exit_code == 2 and "\n" not in str(stop.value) and "limit 0.0001" in str(stop.value)
@@ -146,7 +149,7 @@ def test_whatever_stops_it_leaves_nothing(error, weights, tmp_path, monkeypatch)
     def stop(*_):
         raise error
 
-    monkeypatch.setattr(segmv3.exporting, "_compare", stop)
+    monkeypatch.setattr(proved, "_compare", stop)
     before = listing(tmp_path)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else DataError):
         export(weights, "onnx", tmp_path / "net.onnx")
@@ -208,9 +211,9 @@ def test_a_classifier_is_refused(tmp_path):
     [("onnx", "onnx and onnxruntime"), ("openvino", "openvino"), ("openvino-int8", "openvino and nncf")],
 )
 def test_a_missing_extra_is_one_line_with_its_remedy(to, needs, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(segmv3.exporting, "find_spec", lambda _: None)
+    monkeypatch.setattr("segmv3.convert.base.find_spec", lambda _: None)
     with pytest.raises(ModelError, match=rf"the {to} export needs {needs} .*pip install \"segmv3\[export\]\"") as stop:
-        export(weights, to, tmp_path / f"net{segmv3.exporting.SUFFIXES[to]}")
+        export(weights, to, tmp_path / f"net{find_target(to).suffix}")
     assert stop.value.exit_code == 2
 
 
@@ -256,8 +259,8 @@ def test_default_names(tmp_path, monkeypatch):
 
 
 def test_images_are_spread_evenly(folder):
-    assert segmv3.exporting._spread(range(10), 3) == (0, 3, 6)
-    assert segmv3.exporting._spread(range(2), 3) == (0, 1)
+    assert pictures._spread(range(10), 3) == (0, 3, 6)
+    assert pictures._spread(range(2), 3) == (0, 1)
     with pytest.raises(DataError, match="is a video"):
         (folder / "clip.mp4").touch()
         photographs(str(folder / "clip.mp4"))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from segmv3.benchmark.pictures import Size, resized
 from segmv3.checkpoint import Card
 from segmv3.config import Model
-from segmv3.convert import onnx, openvino
+from segmv3.convert.base import open_file
 from segmv3.convert.graph import needs_fixed_size
 from segmv3.convert.metadata import describe
+from segmv3.convert.targets import find_target
 from segmv3.errors import ModelError
-from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
 from segmv3.labels import cityscapes_classes
 from segmv3.models.segmenter import Segmenter
@@ -24,8 +24,6 @@ from segmv3.runtime import Predictor, use_device
 from segmv3.runtime.backends import (
     Arithmetic,
     BackendName,
-    OnnxRuntimeBackend,
-    OpenVinoBackend,
     TorchBackend,
     refuse_precision,
 )
@@ -114,12 +112,15 @@ def open_fresh(
     if name == "torch":
         return Predictor(TorchBackend(fresh(net, picture), device=device, precision=arithmetic), card)
     with torch.device("meta"):
-        fixed = needs_fixed_size(create_model(net, CLASSES))
-    size = (picture.shape[0], picture.shape[1]) if fixed else None
-    path = _converted(net, picture, name, size, card, place.folder)
-    kind = OpenVinoBackend if name == "openvino" else OnnxRuntimeBackend
-    backend_ = kind(path, output="low-logits", size=size, precision=arithmetic, threads=place.threads)
-    return Predictor(backend_, card)
+        empty = create_model(net, CLASSES)
+    size = (picture.shape[0], picture.shape[1]) if needs_fixed_size(empty) else None
+    target = find_target("openvino" if name == "openvino" else "onnx")
+    key = hashlib.sha256(f"{net} {size}".encode()).hexdigest()[:16]
+    path = place.folder / f"{key}{target.suffix}"
+    metadata = describe(empty, card, "low-logits", size, source="", precision="fp32")
+    if not path.exists():  # the process that measures memory finds it, as a user of an export would
+        target.write(fresh(net, picture), metadata, path)
+    return Predictor(open_file(target, path, metadata, arithmetic, place.threads), card)
 
 
 def chosen(backend: AnyBackend, precision: AnyPrecision, place: Place) -> tuple[BackendName, Arithmetic]:
@@ -140,18 +141,3 @@ def chosen(backend: AnyBackend, precision: AnyPrecision, place: Place) -> tuple[
     if precision == "int8" or (precision != "fp32" and name == "onnxruntime"):
         raise ModelError(f"a net with fresh weights does not run in {precision} by {name}; choose fp32 or bf16")
     return name, precision
-
-
-def _converted(net: Model, picture: UInt8Array, name: BackendName, size: Size | None, card: Card, folder: Path) -> Path:
-    """The net as a file. It is made once; the process that measures memory finds it, as a user of an export would."""
-    key = hashlib.sha256(f"{net} {size}".encode()).hexdigest()[:16]
-    path = folder / f"{key}.{'xml' if name == 'openvino' else 'onnx'}"
-    if path.exists():
-        return path
-    model = fresh(net, picture)
-    metadata = describe(model, card, "low-logits", size, source="", precision="fp32")
-    if name == "openvino":
-        openvino.write(openvino.to_openvino(model, metadata), path)
-    else:
-        write_bytes(path, onnx.to_onnx(model, metadata), durable=False)
-    return path

@@ -11,13 +11,18 @@ import tyro
 
 from segmv3.commands.options import OwnParts, parse, refuse_limit
 from segmv3.config import Layout
-from segmv3.errors import ConfigError
+from segmv3.convert.targets import NAMES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.exporting import Exported, Pictures
+    from segmv3.config import Data
+    from segmv3.exporting import Exported
     from segmv3.screen import Screen
+
+    Target = str
+else:
+    Target = Literal[NAMES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,7 @@ class Export(OwnParts):
 
     weights: tyro.conf.Positional[str]
     """Weight file, or a name of `segmv3 weights list`."""
-    to: Literal["onnx", "openvino", "onnx-int8", "openvino-int8", "torch-export"]
+    to: Target
     """The kind of file. An OpenVINO model is two by its nature, FILE.xml and FILE.bin."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write; by default the name of the weights with .onnx, .xml or .pt2, in the current folder."""
@@ -65,46 +70,43 @@ class Export(OwnParts):
 def run(arguments: list[str]) -> None:
     """Export, showing what is done and then how well the file agrees.
 
-    Raises: as `segmv3.exporting.export`.
+    Args:
+        arguments: those after `export`.
+
+    Raises:
+        Segmv3Error: as `segmv3.export`.
     """
     options = parse(Export, "segmv3 export", arguments)
     options.import_parts()
     refuse_limit(options.limit)
-    if options.size and min(options.size) < 1:
-        raise ConfigError(f"--size is {options.size[0]} {options.size[1]}; height and width must be at least 1")
-    if options.images and options.data.root:
-        raise ConfigError("--images and --data.root are two ways to name images; choose one of them")
     from segmv3.exporting import export
-    from segmv3.runtime import use_device
     from segmv3.screen import Screen
 
-    use_device("cpu", options.threads)
     console = Screen()
     with console.status("find the images") as status:
         exported = export(
             options.weights,
-            options.to,
             options.output,
-            output=options.output_kind,
+            target=options.to,
+            output_kind=options.output_kind,
             size=options.size,
-            pictures=_pictures(options),
+            images=options.images,
+            data=_data(options),
+            split=options.split,
+            limit=options.limit,
             overwrite=options.overwrite,
+            threads=options.threads,
             command=shlex.join(["segmv3", "export", *arguments]),
             say=lambda text: status.update(console.render_str(text)),
         )
     _report(exported, console)
 
 
-def _pictures(options: Export) -> Pictures | None:
+def _data(options: Export) -> Data | None:
     from segmv3.data.sources import data_in
-    from segmv3.exporting import labelled, photographs
 
-    if options.images:
-        return photographs(options.images, options.limit)
-    if root := options.data.root:
-        data = data_in(root, options.data.dataset)
-        return labelled(data, options.split, options.limit, whole=options.to.endswith("int8"))
-    return None
+    root = options.data.root
+    return data_in(root, options.data.dataset) if root else None
 
 
 def _report(exported: Exported, console: Screen) -> None:

@@ -11,20 +11,24 @@ so that one file is right on all processors.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 import numpy as np
 
 from segmv3.convert import onnx as onnx_file
 from segmv3.convert import openvino as openvino_file
+from segmv3.convert.base import Say, Target
 from segmv3.convert.extras import import_nncf, openvino_core, scratch_folder
 from segmv3.convert.graph import INPUT
-from segmv3.convert.metadata import KEY, Metadata, from_text
+from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
 from segmv3.errors import DataError, ModelError
+from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
+from segmv3.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import openvino
@@ -38,14 +42,60 @@ ENOUGH_IMAGES = 100
 _LARGEST_WEIGHT = 64
 """2 * 255 * 64 fits into 16 signed bits, 2 * 255 * 65 does not."""
 
-INSTRUCTION_SETS = ("AVX2", "AVX-512", "AVX-VNNI", "AVX512-VNNI", "AMX-INT8", "NEON")
-"""On which a file is right that `is_safe`: those that cut off sums of 16 bits, and those that do not."""
+_PROCESSORS: Mapping[str, Any] = MappingProxyType(
+    {
+        "right_on": ("AVX2", "AVX-512", "AVX-VNNI", "AVX512-VNNI", "AMX-INT8", "NEON"),
+        "because": "weights of 7 bits",
+    }
+)
+"""A file that `is_safe` is right on those that cut off sums of 16 bits, and on those that do not."""
 
 Progress = Callable[[int, int], None]
 
 _POOLS = frozenset({"ReduceMean", "AvgPool", "AveragePool"})
 _JOINS = frozenset({"Multiply", "Mul", "Concat"})
 """Where what was pooled comes back to the whole map."""
+
+
+@dataclass(frozen=True)
+class OnnxInt8(onnx_file.Onnx):
+    """An ONNX file of bytes, quantised by ONNX Runtime."""
+
+    name: ClassVar[str] = "onnx-int8"
+    precision: ClassVar[FilePrecision] = "int8"
+    calibrated: ClassVar[bool] = True
+    baseline: ClassVar[Target | None] = onnx_file.Onnx()
+    processors: ClassVar[Mapping[str, Any]] = _PROCESSORS
+
+    def write(
+        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+    ) -> None:
+        say("convert in fp32")
+        data = onnx_file.to_onnx(model, replace(metadata, precision="fp32"))
+        write_bytes(path, quantize_onnx(data, images, progress=_told(say)))
+
+
+@dataclass(frozen=True)
+class OpenVinoInt8(openvino_file.OpenVino):
+    """An OpenVINO model of bytes, quantised by NNCF."""
+
+    name: ClassVar[str] = "openvino-int8"
+    needs: ClassVar[tuple[str, ...]] = ("openvino", "nncf")
+    precision: ClassVar[FilePrecision] = "int8"
+    calibrated: ClassVar[bool] = True
+    baseline: ClassVar[Target | None] = openvino_file.OpenVino()
+    processors: ClassVar[Mapping[str, Any]] = _PROCESSORS
+
+    def write(
+        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+    ) -> None:
+        say("convert in fp32")
+        converted = openvino_file.to_openvino(model, replace(metadata, precision="fp32"))
+        openvino_file.write(quantize_openvino(converted, images, progress=_told(say)), path)
+
+
+def _told(say: Say) -> Progress:
+    return lambda done, total: say(f"calibrate on image {done} of {total}")
 
 
 def quantize_openvino(

@@ -18,7 +18,7 @@ KEY = "segmv3"
 _FORMAT = 1
 _LONGEST = 1_000_000
 
-Arithmetic = Literal["fp32", "int8"]
+FilePrecision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Metadata:
     colors: tuple[Color, ...]
     model: dict[str, Any]
     """The net's settings, as `segmv3.config.to_dict` makes them."""
-    precision: Arithmetic = "fp32"
+    precision: FilePrecision = "fp32"
     """Of the arithmetic that the file asks for."""
     source: str = ""
     """Name of the weight file."""
@@ -64,7 +64,7 @@ class Metadata:
 
 
 def describe(
-    model: Segmenter, card: Card, output: Output, size: tuple[int, int] | None, *, source: str, precision: Arithmetic
+    model: Segmenter, card: Card, output: Output, size: tuple[int, int] | None, *, source: str, precision: FilePrecision
 ) -> Metadata:
     """The metadata of an export of this net."""
     return Metadata(
@@ -114,7 +114,7 @@ def _pair(size: list[int]) -> tuple[int, int]:
 
 def _check(metadata: Metadata) -> None:
     """Raises: ValueError or TypeError for values of another kind."""
-    if metadata.output not in get_args(Output) or metadata.precision not in get_args(Arithmetic):
+    if metadata.output not in get_args(Output) or metadata.precision not in get_args(FilePrecision):
         raise ValueError("its output or precision is unknown")
     if not all(isinstance(name, str) and name.isprintable() for name in metadata.names):
         raise ValueError("a class name is no text")

@@ -1,16 +1,21 @@
 """ONNX: a net as one file, opset 18, with nothing outside it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
 from segmv3.convert.extras import scratch_folder
 from segmv3.convert.graph import INPUT, Graph, example
-from segmv3.convert.metadata import KEY, Metadata, from_text
+from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
+from segmv3.convert.openvino import open_openvino
 from segmv3.errors import CheckpointError, ModelError
+from segmv3.files import write_bytes
+from segmv3.images import UInt8Array
 from segmv3.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -18,6 +23,61 @@ if TYPE_CHECKING:
 
 OPSET = 18
 _LARGEST = 2_000_000_000  # what protobuf can hold
+
+
+@dataclass(frozen=True)
+class Onnx(Target):
+    """One file for ONNX Runtime, which OpenVINO opens too."""
+
+    name: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    extra: ClassVar[str] = "export"
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
+
+    def write(
+        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+    ) -> None:
+        write_bytes(path, to_onnx(model, metadata))
+
+    def read(self, path: Path) -> Metadata:
+        return metadata_of(path)
+
+    def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
+        return open_openvino(path, precision, threads) if runtime == "openvino" else open_onnxruntime(path, threads)
+
+    def precisions(self, own: FilePrecision, runtime: str) -> tuple[Arithmetic, ...]:
+        return ("fp32", "bf16") if (own, runtime) == ("fp32", "openvino") else (own,)
+
+    def is_safe(self, path: Path) -> bool:
+        from segmv3.convert.int8 import is_safe
+
+        return is_safe(path)
+
+
+def open_onnxruntime(path: Path, threads: int) -> Run:
+    """A file in ONNX Runtime on the CPU.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # its warnings are about its own optimiser
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base class
+        raise cannot("open", path, "ONNX Runtime", error) from None
+
+    def run(images: UInt8Array) -> Any:
+        try:
+            return session.run(None, {INPUT: images})[0]
+        except Exception as error:  # as above; a file that is not what it says of itself
+            raise cannot("run", path, "ONNX Runtime", error) from None
+
+    return run
 
 
 def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:

@@ -1,23 +1,93 @@
 """OpenVINO: a net as an IR model, which is two files by its nature, FILE.xml (the graph) and FILE.bin (the weights)."""
 
+import threading
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
 import torch
 
-from segmv3.convert.extras import import_openvino, scratch_folder
+from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
+from segmv3.convert.extras import import_openvino, openvino_core, scratch_folder
 from segmv3.convert.graph import INPUT, Graph, example
-from segmv3.convert.metadata import KEY, Metadata, from_text
+from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
 from segmv3.errors import CheckpointError
 from segmv3.files import write_bytes
+from segmv3.images import UInt8Array
 from segmv3.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import openvino
 
 _LARGEST_XML = 100_000_000
+
+
+@dataclass(frozen=True)
+class OpenVino(Target):
+    """Two files for OpenVINO."""
+
+    name: ClassVar[str] = "openvino"
+    suffix: ClassVar[str] = ".xml"
+    needs: ClassVar[tuple[str, ...]] = ("openvino",)
+    extra: ClassVar[str] = "export"
+    runtimes: ClassVar[tuple[str, ...]] = ("openvino",)
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return (path, weights_path(path))
+
+    def write(
+        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+    ) -> None:
+        write(to_openvino(model, metadata), path)
+
+    def read(self, path: Path) -> Metadata:
+        return metadata_of(path)
+
+    def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
+        return open_openvino(path, precision, threads)
+
+    def precisions(self, own: FilePrecision, runtime: str) -> tuple[Arithmetic, ...]:
+        return ("fp32", "bf16") if own == "fp32" else (own,)
+
+    def is_safe(self, path: Path) -> bool:
+        from segmv3.convert.int8 import is_safe
+
+        return is_safe(path)
+
+
+def open_openvino(path: Path, precision: Arithmetic, threads: int) -> Run:
+    """A file in OpenVINO on the CPU.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
+    openvino = import_openvino()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        # Always said: left alone, OpenVINO takes bf16 by itself on some CPUs.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
+    try:
+        compiled = openvino_core().compile_model(path, "CPU", settings)
+    except RuntimeError as error:
+        raise cannot("open", path, "OpenVINO", error) from None
+    own = threading.local()  # a request is for one caller at a time
+
+    def run(images: UInt8Array) -> Any:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        own.request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+        try:
+            own.request.infer()
+        except RuntimeError as error:
+            raise cannot("run", path, "OpenVINO", error) from None
+        return own.request.get_output_tensor().data  # the request's own memory, until this thread's next call
+
+    return run
 
 
 def to_openvino(model: Segmenter, metadata: Metadata) -> "openvino.Model":

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segmv3.convert.base import Target
+from segmv3.convert.metadata import KEY, Metadata, from_text
+from segmv3.convert.targets import target_of
 from segmv3.errors import CheckpointError
 from segmv3.records import read_json, typed
 
@@ -29,33 +32,66 @@ def receipt_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.receipt.json")
 
 
-def files_of(path: Path) -> tuple[Path, ...]:
-    """All files of an export; an OpenVINO model is two by its nature."""
-    return (path, path.with_suffix(".bin")) if path.suffix.lower() == ".xml" else (path,)
+def files_of(path: Path, target: Target | None = None) -> tuple[Path, ...]:
+    """All files of an export.
+
+    Args:
+        path: the file that is named.
+        target: the one that wrote it; by default the one that its suffix tells.
+    """
+    writer = target or target_of(path)
+    return writer.files(path) if writer else (path,)
 
 
-def to_text(path: Path, facts: dict[str, Any]) -> str:
+def to_text(path: Path, facts: dict[str, Any], target: Target | None = None) -> str:
     """The receipt of an exported file that is written.
 
-    Args: facts: JSON types, kept as they are.
+    Args:
+        path: the file.
+        facts: JSON types, kept as they are.
+        target: as in `files_of`.
     """
-    files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files_of(path)]
+    files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files_of(path, target)]
     return json.dumps({"format": _FORMAT, "files": files} | facts, indent=2) + "\n"
 
 
-def verify_receipt(path: Path, *, trust: bool = False) -> None:
+def metadata_of(path: Path) -> Metadata:
+    """What the receipt says of a file whose format keeps no text.
+
+    Raises:
+        CheckpointError: there is no receipt, or it says nothing.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    receipt = receipt_path(path)
+    if not receipt.is_file():
+        raise CheckpointError(f"{path} has no {receipt.name} beside it; the file cannot be opened without it")
+    try:
+        return from_text(typed(read_json(receipt, _LARGEST), dict[str, Any])[KEY], receipt)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{receipt} cannot be used ({error}); export again") from None
+
+
+def verify_receipt(path: Path, *, trust: bool = False, target: Target | None = None) -> None:
     """Check that an exported file is the one that was proved.
 
     A receipt proves that a file is whole, not who wrote it. The file and its receipt may be renamed together.
 
-    Args: trust: the user knows who made the file; then it needs no receipt, and a .pt2 is accepted.
-    Raises: CheckpointError when the file differs from its receipt or the receipt cannot be read; without trust also
-        when there is none, and for every .pt2, because opening one can run what is in it.
+    Args:
+        path: the file.
+        trust: the user knows who made the file; then it needs no receipt, and one that can run code is accepted.
+        target: as in `files_of`.
+
+    Raises:
+        CheckpointError: the file differs from its receipt, or the receipt cannot be read. Without trust also when
+            there is none, and for every file that can run code when it is opened.
     """
     receipt = receipt_path(path)
     remedy = "if you know who made it, add --trust (in Python trust=True)"
-    if path.suffix.lower() == ".pt2" and not trust:
-        raise CheckpointError(f"{path} can run code when it is opened, as every .pt2 can; {remedy}")
+    writer = target or target_of(path)
+    if writer and writer.runs_code and not trust:
+        kind = path.suffix.lower()
+        raise CheckpointError(f"{path} can run code when it is opened, as every {kind} can; {remedy}")
     if not receipt.is_file():
         if trust:
             return
@@ -67,7 +103,7 @@ def verify_receipt(path: Path, *, trust: bool = False) -> None:
         proved = {Path(each.name).suffix.lower(): each.sha256 for each in files}
     except ValueError as error:
         raise CheckpointError(f"{receipt} cannot be used: {error}; export again") from None
-    for file in files_of(path):
+    for file in files_of(path, target):
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist; {path.name} needs it beside itself")
         if proved.get(file.suffix.lower()) != _sha256(file):
@@ -77,9 +113,9 @@ def verify_receipt(path: Path, *, trust: bool = False) -> None:
             )
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: Path, target: Target | None = None) -> str:
     """One SHA-256 over all files of an export."""
-    return hashlib.sha256("".join(_sha256(file) for file in files_of(path)).encode()).hexdigest()
+    return hashlib.sha256("".join(_sha256(file) for file in files_of(path, target)).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

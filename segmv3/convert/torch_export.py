@@ -10,18 +10,54 @@ import io
 import logging
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
+from segmv3.convert.base import Arithmetic, Run, Say, Target
 from segmv3.convert.graph import Graph, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
-from segmv3.errors import CheckpointError
+from segmv3.errors import CheckpointError, ModelError
+from segmv3.files import write_bytes
+from segmv3.images import UInt8Array
 from segmv3.models.segmenter import Segmenter
 
 _LONGEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class TorchExport(Target):
+    """One file for PyTorch without this package."""
+
+    name: ClassVar[str] = "torch-export"
+    suffix: ClassVar[str] = ".pt2"
+    runs_code: ClassVar[bool] = True
+
+    def write(
+        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+    ) -> None:
+        write_bytes(path, to_torch_export(model, metadata))
+
+    def read(self, path: Path) -> Metadata:
+        return metadata_of(path)
+
+    def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
+        module = torch.export.load(path).module()
+
+        def run(images: UInt8Array) -> Tensor:
+            try:
+                with torch.inference_mode():
+                    return module(torch.from_numpy(images))
+            except AssertionError:  # a condition of the program, as torch.export puts it
+                height, width = images.shape[1:3]
+                raise ModelError(f"{path} takes larger images than {height}x{width}") from None
+
+        return run
 
 
 def least_size(model: Segmenter) -> int:

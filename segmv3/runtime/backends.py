@@ -1,22 +1,21 @@
-"""One class per runtime: uint8 images in, what the net or the exported file puts out.
+"""A net that is ready to run: uint8 images in, what the net puts out. Exported files: `segmv3.convert.base`.
 
-All of them can be called from several threads. `segmv3.runtime.loading` decides which one is used.
+All backends can be called from several threads. `segmv3.runtime.loading` decides which one is used.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmv3.convert.extras import import_openvino, openvino_core
+from segmv3.convert.base import Arithmetic as Arithmetic
+from segmv3.convert.base import Size as Size
 from segmv3.convert.graph import Output
-from segmv3.errors import CheckpointError, ModelError
+from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
 from segmv3.models.bands import features_in_bands
 from segmv3.models.fold import folded
@@ -25,12 +24,7 @@ from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.device import is_forked, refuse_forked_gpu
 from segmv3.runtime.machine import has_bf16
 
-if TYPE_CHECKING:
-    import openvino
-
 BackendName = Literal["torch", "onnxruntime", "openvino"]
-Arithmetic = Literal["fp32", "bf16", "fp16", "int8"]
-Size = tuple[int, int]
 
 _SIZES_KEPT = 4
 """Image sizes whose graphs are kept: those of a video, a folder and a test beside them."""
@@ -47,7 +41,7 @@ class Backend(Protocol):
     """
 
     @property
-    def name(self) -> BackendName: ...
+    def name(self) -> str: ...
     @property
     def precision(self) -> Arithmetic: ...
     @property
@@ -168,121 +162,6 @@ class TorchBackend:
         return graph, pixels, given
 
 
-class TorchExportBackend:
-    """A program that `torch.export` saved."""
-
-    name: BackendName = "torch"
-    precision: Arithmetic = "fp32"
-    device = "cpu"
-
-    def __init__(self, path: Path, *, output: Output, size: Size | None) -> None:
-        self.output = output
-        self.size = size
-        self.threads = torch.get_num_threads()
-        self._path = path
-        self._module = torch.export.load(path).module()
-
-    def run(self, images: UInt8Array) -> Tensor:
-        _refuse_size(self, images, self._path)
-        pixels = torch.from_numpy(images)
-        try:
-            with torch.inference_mode():
-                return torch.cat([self._module(part) for part in _parts(self, pixels)])
-        except AssertionError:  # a condition of the program, as torch.export puts it
-            height, width = images.shape[1:3]
-            raise ModelError(f"{self._path} takes larger images than {height}x{width}") from None
-
-
-class OnnxRuntimeBackend:
-    """ONNX Runtime on the CPU.
-
-    Args: source: an ONNX file, or what it would hold.
-    """
-
-    name: BackendName = "onnxruntime"
-    device = "cpu"
-
-    def __init__(
-        self, source: Path | bytes, *, output: Output, size: Size | None, precision: Arithmetic, threads: int
-    ) -> None:
-        import onnxruntime
-
-        self.output = output
-        self.size = size
-        self.precision = precision
-        self.threads = threads
-        self._path = source if isinstance(source, Path) else None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # its warnings are about its own optimiser
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(source) if isinstance(source, Path) else source, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its errors share no base class
-            raise _cannot("open", self._path, "ONNX Runtime", error) from None
-
-    def run(self, images: UInt8Array) -> NDArray[Any]:
-        _refuse_size(self, images, self._path)
-        try:
-            found = [self._session.run(None, {"image": part})[0] for part in _parts(self, images)]
-        except Exception as error:  # as above; a file that is not what it says of itself
-            raise _cannot("run", self._path, "ONNX Runtime", error) from None
-        return found[0] if len(found) == 1 else np.concatenate(found)
-
-
-class OpenVinoBackend:
-    """OpenVINO on the CPU."""
-
-    name: BackendName = "openvino"
-    device = "cpu"
-
-    def __init__(
-        self,
-        model: "openvino.Model | Path",
-        *,
-        output: Output,
-        size: Size | None,
-        precision: Arithmetic,
-        threads: int,
-    ) -> None:
-        refuse_precision(precision, "cpu")
-        self.output = output
-        self.size = size
-        self.precision = precision
-        self.threads = threads
-        self._path = model if isinstance(model, Path) else None
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            # Always said: left alone, OpenVINO takes bf16 by itself on some CPUs.
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        }
-        try:
-            self._compiled = openvino_core().compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise _cannot("open", self._path, "OpenVINO", error) from None
-        self._own = threading.local()  # a request is for one caller at a time
-
-    def run(self, images: UInt8Array) -> NDArray[Any]:
-        openvino = import_openvino()
-
-        _refuse_size(self, images, self._path)
-        if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
-        request, found = self._own.request, []
-        for part in _parts(self, images):
-            request.set_input_tensor(openvino.Tensor(part, shared_memory=True))
-            try:
-                request.infer()
-            except RuntimeError as error:
-                raise _cannot("run", self._path, "OpenVINO", error) from None
-            found.append(request.get_output_tensor().data)  # the request's own memory, until this thread's next call
-            if len(part) < len(images):
-                found[-1] = found[-1].copy()
-        return found[0] if len(found) == 1 else np.concatenate(found)
-
-
 class BySize:
     """A converted net: a backend for each of the first image sizes, or one for all, and PyTorch for the rest.
 
@@ -323,25 +202,3 @@ class BySize:
 def is_large(images: int, height: int, width: int) -> bool:
     """Whether a batch has more pixels than the maps of a net should take memory for at once."""
     return images * height * width > _LARGE
-
-
-def _parts(backend: Backend, images: Any) -> list[Any]:
-    """A batch as a backend takes it: what has a fixed size has a batch of one."""
-    return [images] if backend.size is None else [images[i : i + 1] for i in range(len(images))]
-
-
-def _refuse_size(backend: Backend, images: UInt8Array, path: Path | None) -> None:
-    height, width = images.shape[1:3]
-    if backend.size and backend.size != (height, width):
-        only = f"{backend.size[0]}x{backend.size[1]}"
-        raise ModelError(
-            f"{path or 'this net'} takes images of {only} (height x width) only, this one is {height}x{width}; "
-            f"resize it, or export again with --size {height} {width}"
-        )
-
-
-def _cannot(do: str, path: Path | None, runtime: str, error: Exception) -> CheckpointError:
-    """With the last line of a runtime's message; those before it are places in its own source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1][:200] if lines else type(error).__name__
-    return CheckpointError(f"{runtime} cannot {do} {path or 'the net'} ({reason}); export it again")

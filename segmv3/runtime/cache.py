@@ -7,42 +7,39 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from segmv3.checkpoint import Card, package_version, source_commit
-from segmv3.convert import onnx, openvino
-from segmv3.convert.metadata import describe
+from segmv3.checkpoint import package_version, source_commit
+from segmv3.convert.base import Target
+from segmv3.convert.metadata import Metadata
 from segmv3.errors import OutputError
-from segmv3.files import cache_folder, make_folder, write_bytes
+from segmv3.files import cache_folder, make_folder
 from segmv3.models.segmenter import Segmenter
-from segmv3.runtime.backends import BackendName, Size
 from segmv3.runtime.machine import versions
 
 _KEPT = 40
 """Conversions that stay, of 2 to 13 MB each."""
 
 
-def converted(model: Segmenter, card: Card, backend: BackendName, size: Size | None, *, again: bool = False) -> Path:
-    """The net as a file in the cache for ONNX Runtime or OpenVINO, low logits out.
+def converted(model: Segmenter, metadata: Metadata, target: Target, *, again: bool = False) -> Path:
+    """The net as a file in the cache.
 
-    Args: size: the only (height, width) it will take; None for any. again: whatever the cache has, make a new one.
-    Raises: OutputError or ResourceError when the cache cannot be written.
+    Args:
+        model: the net.
+        metadata: of the file.
+        target: the kind of file.
+        again: whatever the cache has, make a new one.
+
+    Raises:
+        OutputError, ResourceError: the cache cannot be written.
     """
-    name = "net.xml" if backend == "openvino" else "net.onnx"
+    name = f"net{target.suffix}"
     made_by = "\n".join([package_version(), source_commit(), *(f"{k} {v}" for k, v in versions().items())])
-    key = hashlib.sha256(f"{card.sha256}\n{name}\n{size}\n{made_by}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{metadata.source_sha256}\n{name}\n{metadata.size}\n{made_by}".encode()).hexdigest()[:32]
     folder = cache_folder() / "converted" / key
     if again:
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir():
-        _fill(folder, lambda part: _write(model, card, size, part / name))
+        _fill(folder, lambda part: target.write(model, metadata, part / name))
     return folder / name
-
-
-def _write(model: Segmenter, card: Card, size: Size | None, path: Path) -> None:
-    metadata = describe(model, card, "low-logits", size, source="", precision="fp32")
-    if path.suffix == ".xml":
-        openvino.write(openvino.to_openvino(model, metadata), path)
-    else:
-        write_bytes(path, onnx.to_onnx(model, metadata))
 
 
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:

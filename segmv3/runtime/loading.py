@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,9 +11,11 @@ import torch
 
 from segmv3.checkpoint import Card
 from segmv3.config import Device
+from segmv3.convert.base import Target, open_file, refuse_missing
 from segmv3.convert.graph import needs_fixed_size
-from segmv3.convert.metadata import Metadata
+from segmv3.convert.metadata import describe
 from segmv3.convert.receipt import digest_of, files_of, verify_receipt
+from segmv3.convert.targets import find_target, target_of
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.models.nets import Part
 from segmv3.models.segmenter import Segmenter
@@ -23,11 +25,8 @@ from segmv3.runtime.backends import (
     Backend,
     BackendName,
     BySize,
-    OnnxRuntimeBackend,
-    OpenVinoBackend,
     Size,
     TorchBackend,
-    TorchExportBackend,
     refuse_precision,
 )
 from segmv3.runtime.cache import converted
@@ -37,17 +36,11 @@ from segmv3.runtime.predictor import Predictor
 from segmv3.weights.opening import open_segmenter
 
 _NEEDS = {"torch": (), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino",)}
-EXPORTS: dict[str, tuple[BackendName, ...]] = {
-    ".onnx": ("onnxruntime", "openvino"),
-    ".xml": ("openvino",),
-    ".pt2": ("torch",),
-}
-"""Suffixes of exported files and what runs them, the one that they were proved with first."""
 
 
 def is_export(path: Path) -> bool:
     """Whether a path names an exported file rather than weights."""
-    return path.suffix.lower() in EXPORTS
+    return target_of(path) is not None
 
 
 def load(
@@ -60,6 +53,7 @@ def load(
     compile: bool = False,
     trust: bool = False,
     parts: Sequence[Part] = (),
+    targets: Sequence[Target] = (),
 ) -> Predictor:
     """Open a net for prediction: weights of segmv3 or of a project it can import, a published name, or an export.
 
@@ -79,6 +73,7 @@ def load(
             asks who made a file.
         parts: classes of the net's head and backbone where they are not segmv3's own; a weight file runs no code, so it
             cannot bring them.
+        targets: export targets of your own, which open the files that they wrote.
 
     Raises:
         CheckpointError: the file cannot be used.
@@ -88,10 +83,11 @@ def load(
     Warns:
         Segmv3Warning: an int8 export is less exact on this processor.
     """
-    _refuse_unknown(backend, precision, device)
     path = Path(source)
-    if is_export(path):
-        return _open_export(path, backend, threads, device, precision, trust)
+    target = target_of(path, targets)
+    _refuse_unknown(backend, precision, device, target)
+    if target:
+        return _open_export(path, target, backend, threads, device, precision, trust, tuple(targets))
     return _open_weights(source, backend, threads, device, precision, compile, parts)
 
 
@@ -140,16 +136,19 @@ def _reopened(source: str, digest: str, settings: dict[str, Any]) -> Predictor:
     Raises: CheckpointError when the file is gone or another one; else as `load`.
     """
     path = Path(source)
-    files = [file.stat() for file in files_of(path) if file.is_file()]
+    target = target_of(path, settings.get("targets", ()))
+    files = [file.stat() for file in files_of(path, target) if file.is_file()]
     stamp = tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in files)
     return _reopened_once(source, digest, tuple(settings.items()), stamp)
 
 
 @lru_cache(maxsize=2)
 def _reopened_once(source: str, digest: str, settings: tuple[tuple[str, Any], ...], stamp: object) -> Predictor:
-    if Path(source).suffix.lower() in EXPORTS and Path(source).is_file() and digest_of(Path(source)) != digest:
+    path, chosen = Path(source), dict(settings)
+    target = target_of(path, chosen.get("targets", ()))
+    if target and path.is_file() and digest_of(path, target) != digest:
         raise _other_file(source)
-    predictor = load(source, **dict(settings))
+    predictor = load(source, **chosen)
     if predictor.__reduce__()[1][1] != digest:
         raise _other_file(source)
     return predictor
@@ -159,10 +158,11 @@ def _other_file(source: str) -> CheckpointError:
     return CheckpointError(f"{source} is not the file that this predictor was opened from; open it with segmv3.load")
 
 
-def _refuse_unknown(backend: str, precision: str, device: str) -> None:
-    kinds = (("backend", backend, BackendName), ("precision", precision, Arithmetic), ("device", device, Device))
-    for kind, value, known in kinds:
-        choices = list(dict.fromkeys(("auto", *get_args(known))))
+def _refuse_unknown(backend: str, precision: str, device: str, target: Target | None) -> None:
+    backends = (*get_args(BackendName), *(target.runtimes if target else ()))
+    kinds = (("backend", backend, backends), ("precision", precision, get_args(Arithmetic)))
+    for kind, value, known in (*kinds, ("device", device, get_args(Device))):
+        choices = list(dict.fromkeys(("auto", *known)))
         if value not in choices:
             raise ModelError(f"there is no {kind} {value!r}; choose from {', '.join(choices)}")
 
@@ -208,45 +208,55 @@ def _opener(
     if name == "torch":
         return lambda first: TorchBackend(model, device=place, precision=precision, compile=compile)
 
-    kind = OpenVinoBackend if name == "openvino" else OnnxRuntimeBackend
+    target = find_target("openvino" if name == "openvino" else "onnx")
 
     def at(size: Size | None) -> Backend:
-        threads = torch.get_num_threads()
-        ready = partial(kind, output="low-logits", size=size, precision=precision, threads=threads)
+        metadata = describe(model, card, "low-logits", size, source="", precision="fp32")
+
+        def ready(path: Path) -> Backend:
+            return open_file(target, path, metadata, precision, torch.get_num_threads(), name)
+
         try:
-            return ready(converted(model, card, name, size))
+            return ready(converted(model, metadata, target))
         except CheckpointError:  # a file of the cache was damaged
-            return ready(converted(model, card, name, size, again=True))
+            return ready(converted(model, metadata, target, again=True))
 
     others = TorchBackend(model, device=place, precision="fp32")
     return lambda first: BySize(at, first, fixed=needs_fixed_size(model), others=others)
 
 
 def _open_export(
-    path: Path, backend: str, threads: int | None, device: Device, precision: str, trust: bool
+    path: Path,
+    target: Target,
+    backend: str,
+    threads: int | None,
+    device: Device,
+    precision: str,
+    trust: bool,
+    targets: tuple[Target, ...],
 ) -> Predictor:
-    runners = EXPORTS[path.suffix.lower()]
+    runners = target.runtimes
     name = runners[0] if backend == "auto" else backend
     if name not in runners:
         raise ModelError(f"{path} is run by {' or '.join(runners)}, not by {name}; leave --backend out")
     if device == "cuda":
         raise ModelError(f"{path} runs on the CPU; leave --device cuda out, or name the weights it was exported from")
-    _refuse_missing(name)
+    if name in _NEEDS:
+        _refuse_missing(name)  # type: ignore[arg-type]
+    else:
+        refuse_missing(target)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
     use_device("cpu", threads)
-    from segmv3.convert import onnx, openvino, torch_export
-    from segmv3.convert.int8 import is_safe
-
-    kind = path.suffix.lower()
-    metadata = {".onnx": onnx, ".xml": openvino, ".pt2": torch_export}[kind].metadata_of(path)
-    verify_receipt(path, trust=trust)
+    metadata = target.read(path)
+    verify_receipt(path, trust=trust, target=target)
     card = Card(metadata.names, metadata.colors, metadata.facts, metadata.source_sha256)
-    own: Arithmetic = metadata.precision
+    own = metadata.precision
     asked: Arithmetic = own if precision == "auto" else precision  # type: ignore[assignment]
-    if asked != own and not (name == "openvino" and (own, asked) == ("fp32", "bf16")):
+    if asked not in target.precisions(own, name):
         raise ModelError(f"{path} calculates in {own}, not in {asked}; leave --precision out")
-    if own == "int8" and saturates() and not is_safe(path):
+    refuse_precision(asked, "cpu")
+    if own == "int8" and saturates() and not target.is_safe(path):
         warnings.warn(
             Segmv3Warning(
                 f"{path} was written for processors with VNNI and this one has none: sums in it are cut off, and its "
@@ -254,18 +264,6 @@ def _open_export(
             ),
             stacklevel=3,
         )
-    found = open_file(path, metadata, name, asked)
-    return Predictor(found, card, _again(path, digest_of(path), found, threads, trust=trust))
-
-
-def open_file(path: Path, metadata: Metadata, runtime: str, precision: Arithmetic) -> Backend:
-    """An exported file in a runtime that takes its kind.
-
-    Args: metadata: what the file says of itself.
-    Raises: CheckpointError when it cannot be opened.
-    """
-    if runtime == "torch":
-        return TorchExportBackend(path, output=metadata.output, size=metadata.size)
-    opened = OpenVinoBackend if runtime == "openvino" else OnnxRuntimeBackend
-    threads = torch.get_num_threads()
-    return opened(path, output=metadata.output, size=metadata.size, precision=precision, threads=threads)
+    found = open_file(target, path, metadata, asked, torch.get_num_threads(), name)
+    settings = {"trust": trust} | ({"targets": targets} if targets else {})
+    return Predictor(found, card, _again(path, digest_of(path, target), found, threads, **settings))

@@ -1,0 +1,105 @@
+"""Images to prove an export with, and to calibrate one for int8."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from segmv3.config import Data
+from segmv3.convert.int8 import ENOUGH_IMAGES
+from segmv3.data.datasets import Dataset, open_dataset
+from segmv3.errors import DataError
+from segmv3.evaluation.counting import open_labelled
+from segmv3.images import UInt8Array, read_image
+from segmv3.labels import Classes
+from segmv3.mini_city import render_scene
+from segmv3.prediction.sources import ImageSource, find_source
+from segmv3.runtime.backends import Size
+
+_USUAL_IMAGES = 16
+_DRAWN_SIZE: Size = (512, 1024)
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images to prove an export with, and to calibrate one for int8."""
+
+    origin: str
+    """Where they are from, for the receipt."""
+    read: tuple[Callable[[], tuple[UInt8Array, UInt8Array | None]], ...]
+    """Each reads one image, uint8 H x W x 3 RGB, and its train ids, uint8 H x W, or None where there are none."""
+    calibration: tuple[Callable[[], UInt8Array], ...] = ()
+    """Each reads one image whose values int8 is scaled by."""
+    calibration_origin: str = ""
+    classes: Classes | None = None
+    """Of the truths."""
+    drawn: bool = False
+
+
+def drawn() -> Pictures:
+    """Two scenes of mini-city: they prove that two nets compute the same, and nothing about a street."""
+    return Pictures("2 drawn scenes of mini-city", tuple(partial(_scene, index) for index in (0, 1)), drawn=True)
+
+
+def photographs(source: str, limit: int | None = None) -> Pictures:
+    """Images without labels; int8 is calibrated on the same.
+
+    Args: source: a file, folder, glob pattern or list, as `segmv3 predict` takes it. limit: how many to compare at
+        most, spread evenly; 16 by default.
+    Raises: DataError when there are none.
+    """
+    found = find_source(source)
+    if not isinstance(found, ImageSource):
+        raise DataError(f"{source} is a video; name images or a folder of them")
+    chosen = _spread(found.paths, limit or _USUAL_IMAGES)
+    return Pictures(
+        f"{len(chosen)} of {len(found.paths)} images of {source}",
+        tuple(partial(_photograph, path) for path in chosen),
+        tuple(partial(read_image, path) for path in _spread(found.paths, ENOUGH_IMAGES)),
+        source,
+    )
+
+
+def labelled(data: Data, split: str, limit: int | None = None, *, whole: bool = False) -> Pictures:
+    """Images with labels; int8 is calibrated on the train split.
+
+    Args: limit: how many to compare at most, spread evenly; 16 by default. whole: all by default.
+    Raises: DataError for data that cannot be used.
+    """
+    dataset = open_labelled(data, split)
+    chosen = _spread(range(len(dataset)), limit or (len(dataset) if whole else _USUAL_IMAGES))
+    seen, origin = _calibration_split(data, dataset)
+    return Pictures(
+        f"{len(chosen)} of {len(dataset)} images of {dataset.title} {split} ({data.root})",
+        tuple(partial(dataset.read, index) for index in chosen),
+        tuple(partial(read_image, pair.image) for pair in _spread(seen.pairs, ENOUGH_IMAGES)),
+        origin,
+        dataset.classes,
+    )
+
+
+def _scene(index: int) -> tuple[UInt8Array, None]:
+    return render_scene("val", index, size=_DRAWN_SIZE, seed=0)[0], None
+
+
+def _photograph(path: Path) -> tuple[UInt8Array, None]:
+    return read_image(path), None
+
+
+def _calibration_split(data: Data, dataset: Dataset) -> tuple[Dataset, str]:
+    """Scales taken from the images that are scored would flatter the score."""
+    try:
+        train = dataset if dataset.split == "train" else open_dataset(data, "train")
+    except DataError:
+        return dataset, f"{dataset.title} {dataset.split}, as there is no train split: the scores are flattered"
+    return train, f"{train.title} train"
+
+
+def _spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """So many of them, evenly spread: neighbours in a folder are often frames of one street."""
+    if len(items) <= count:
+        return tuple(items)
+    return tuple(items[index * len(items) // count] for index in range(count))
