@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from segmv3.errors import OutputError, PartialVideoError, ResourceError, Segmv3Warning, VideoError
 from segmv3.images import UInt8Array
+from segmv3.media import encoding
 from segmv3.media import video as video_module
 from segmv3.media.encoding import VideoWriter, _to_yuv420
 from segmv3.media.frames import _to_sdr
@@ -94,13 +95,95 @@ def test_a_colon_is_no_protocol_and_a_percent_sign_no_counter(tmp_path: Path, mo
     assert os.listdir() == ["rec12:30 %03d.webm"]  # noqa: PTH208
 
 
-def test_it_is_vp9_and_says_how_its_colours_are_stored(tmp_path: Path) -> None:
-    for suffix in (".webm", ".mp4"):
-        with av.open(str(write(tmp_path / f"v{suffix}", 3))) as container:
-            context = container.streams.video[0].codec_context
-            assert (context.name, context.pix_fmt) == ("vp9", "yuv420p")  # no GPL encoder
-            frame = next(container.decode(video=0))
-            assert (frame.colorspace, frame.color_range) == (1, 1)  # BT.709, limited
+@pytest.mark.parametrize(
+    ("suffix", "codec", "name"), [(".webm", None, "vp9"), (".mp4", None, "h264"), (".mp4", "AV1", "libdav1d")]
+)
+def test_the_suffix_chooses_the_codec_and_colours_are_told(
+    tmp_path: Path, suffix: str, codec: str | None, name: str
+) -> None:
+    with VideoWriter(tmp_path / f"v{suffix}", 25, (64, 96), codec=codec) as video:
+        for index in range(12):
+            video.write(square(index, 64, 96))
+    with av.open(str(video.path)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == (name, "yuv420p")
+        frame = next(container.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (1, 1)  # BT.709, limited
+    frames = read(video.path)
+    assert len(frames) == 12
+    for index, frame in enumerate(frames):
+        assert np.abs(frame.astype(int) - square(index, 64, 96)).mean() < 6
+
+
+def test_what_is_taken_where_an_encoder_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        known = {codec: {} if codec == name else table for codec, table in encoding._ENCODERS.items()}
+        monkeypatch.setattr(encoding, "_ENCODERS", known)
+
+    missing("H.264")
+    with pytest.warns(
+        Segmv3Warning, match=r"^video: no encoder for H\.264 opens here; v\.mp4 becomes AV1 \(libsvtav1\)$"
+    ):
+        path = write(tmp_path / "v.mp4", 3, 64, 64)
+    assert len(read(path)) == 3
+    missing("AV1")
+    with (
+        pytest.warns(Segmv3Warning, match=r"v\.mp4 becomes VP9 \(libvpx-vp9\)$"),
+        VideoWriter(path, 9, (2, 2), overwrite=True),
+    ):
+        pass
+    missing("VP9")
+    with pytest.raises(ResourceError, match=r"no encoder here for \.webm \(looked for VP9, AV1\); reinstall av$"):
+        VideoWriter(tmp_path / "v.webm", 9, (64, 64))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def with_sound(path: Path, seconds: int, codec: str = "aac", sound_seconds: int | None = None) -> Path:
+    """A video that begins late in its file, with a tone."""
+    with av.open(str(path), "w") as container:
+        stream, tone = container.add_stream("mpeg4", rate=10), container.add_stream(codec, rate=48000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(10 * seconds):
+            frame = av.VideoFrame.from_ndarray(square(index), format="rgb24")
+            frame.pts, frame.time_base = index + 5, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        wave = np.sin(np.arange(1024) * 2 * np.pi * 440 / 48000).astype(np.float32)[None]
+        for index in range(48000 * (sound_seconds or seconds) // 1024):
+            sound = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            sound.sample_rate, sound.pts, sound.time_base = 48000, 1024 * index + 24000, Fraction(1, 48000)
+            container.mux(tone.encode(sound))
+        container.mux(stream.encode(None))
+        container.mux(tone.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("v.mp4", "w.mp4"), ("v.mov", "w.mp4"), ("v.ts", "w.mp4"), ("v.mkv", "w.webm")]
+)
+@pytest.mark.parametrize("sound_seconds", [1, 3, 5])
+def test_sound_is_copied(tmp_path: Path, source: str, target: str, sound_seconds: int) -> None:
+    codec = "libopus" if target == "w.webm" else "aac"
+    path = with_sound(tmp_path / source, 3, codec, sound_seconds)
+    with VideoReader(path) as video, VideoWriter(tmp_path / target, 10, video.size, sound=video.sound) as copy:
+        for frame, time in video.timed():
+            copy.write(frame, time)
+    assert len(read(tmp_path / target)) == 30
+    with av.open(str(tmp_path / target)) as container:
+        assert container.streams.audio[0].codec_context.name.startswith(codec.removeprefix("lib"))
+        frames = list(container.decode(audio=0))
+    assert frames[0].time == pytest.approx(0, abs=0.05)
+    assert frames[-1].time + frames[-1].samples / 48000 == pytest.approx(min(sound_seconds, 3), abs=0.1)
+
+
+def test_sound_that_a_container_does_not_hold_is_told(tmp_path: Path) -> None:
+    with VideoReader(with_sound(tmp_path / "v.mp4", 1)) as video:
+        said = r"^video: the sound of .*v\.mp4 is left out \(\.webm holds opus or vorbis, not aac\); an MP4 keeps it$"
+        with (
+            pytest.warns(Segmv3Warning, match=said),
+            VideoWriter(tmp_path / "w.webm", 10, video.size, sound=video.sound),
+        ):
+            pass
+    assert VideoReader(write(tmp_path / "w.webm", 2)).sound is None
 
 
 @pytest.mark.parametrize("size", [(47, 63), (48, 63), (1, 1), (7, 30)])
@@ -158,26 +241,34 @@ def test_an_exception_leaves_a_playable_result(tmp_path: Path, suffix: str, exce
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-@pytest.mark.parametrize("suffix", [".webm", ".mp4"])
-def test_ctrl_c_and_a_hard_kill(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("sound", [0, 1, 9])
+@pytest.mark.parametrize(("suffix", "codec"), [(".webm", "VP9"), (".mp4", "H.264"), (".mp4", "AV1")])
+def test_ctrl_c_and_a_hard_kill(tmp_path: Path, suffix: str, codec: str, sound: int) -> None:
     script = (
         "import sys, numpy as np\n"
+        "from pathlib import Path\n"
         "from segmv3.media.encoding import VideoWriter\n"
-        "with VideoWriter(sys.argv[1], 25, (48, 64)) as video:\n"
+        "from segmv3.media.sound import Sound\n"
+        "sound = Sound(Path(sys.argv[2]), sys.argv[3], 0) if len(sys.argv) > 2 else None\n"
+        f"with VideoWriter(sys.argv[1], 25, (64, 64), codec='{codec}', sound=sound) as video:\n"
         "    while True:\n"
-        "        video.write(np.zeros((48, 64, 3), np.uint8))\n"
+        "        video.write(np.zeros((64, 64, 3), np.uint8))\n"
         "        print(video.frames_written, flush=True)\n"
     )
+    name, heard = "libopus" if suffix == ".webm" else "aac", list[str]()
+    if sound:
+        (tmp_path / "in").mkdir()
+        heard = [str(with_sound(tmp_path / "in/s.mkv", 1, name, sound)), name.removeprefix("lib")]
     for number, left in ((signal.SIGINT, f"v{suffix}"), (signal.SIGKILL, f".v.*.partial{suffix}")):
-        command = [sys.executable, "-c", script, str(tmp_path / f"v{suffix}")]
+        command = [sys.executable, "-c", script, str(tmp_path / f"v{suffix}"), *heard]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout
-            while int(process.stdout.readline()) < 8:
+            while int(process.stdout.readline()) < 60:
                 pass
             process.send_signal(number)
-            written = int(("8\n" + process.stdout.read()).split()[-1])
+            written = int(("60\n" + process.stdout.read()).split()[-1])
         (path,) = tmp_path.glob(left)
-        assert read_what_there_is(path) >= (written if number == signal.SIGINT else written - 2)
+        assert read_what_there_is(path) >= (written if number == signal.SIGINT else written - 2 - bool(sound))
         path.unlink()
 
 

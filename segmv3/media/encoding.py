@@ -1,11 +1,13 @@
-"""Videos out, through PyAV (the extra `[video]`): VP9, in WebM or MP4.
+"""Videos out, through PyAV (the extra `[video]`): VP9 in WebM; H.264 or AV1 in MP4.
 
-PyAV's wheels also bundle x264, which is GPL and therefore not used.
+Of the encoders for a codec the first is taken that PyAV has and that opens here. The only one under the GPL, x264,
+comes last. docs/how-to/label-images-and-videos.md has their licences.
 """
 
 import errno
 import os
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -16,15 +18,41 @@ from typing import Any, Self
 import cv2
 import numpy as np
 
-from segmv3.errors import OutputError, ResourceError
+from segmv3.errors import OutputError, ResourceError, Segmv3Warning
 from segmv3.images import UInt8Array
 from segmv3.media.containers import import_av, local, reason
+from segmv3.media.sound import HELD, Sound, SoundCopier
 
 # Every frame reaches the disk at once: a hard kill costs one or two. An MP4 gets its index at the end besides.
+_AT_ONCE = {"flush_packets": "1", "max_interleave_delta": "1"}  # pictures do not wait for sound, which comes in order
 _MUXING = {
-    ".webm": {"cluster_time_limit": "0", "flush_packets": "1"},
-    ".mp4": {"movflags": "hybrid_fragmented+frag_every_frame", "flush_packets": "1"},
+    ".webm": {"cluster_time_limit": "0", **_AT_ONCE},
+    ".mp4": {"movflags": "hybrid_fragmented+frag_every_frame", **_AT_ONCE},
 }
+# Half of the cores, up to four: the net runs on the same ones.
+_THREADS = str(min(max((os.cpu_count() or 1) // 2, 1), 4))
+# All are tuned to keep up with a net, and give out each frame at once. The lower `crf`, the better the picture.
+_ENCODERS: dict[str, dict[str, dict[str, str]]] = {
+    "VP9": {
+        "libvpx-vp9": {
+            **{"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "threads": _THREADS},
+            **{"row-mt": "1", "tile-columns": "2"},  # the encoder uses fewer where the picture is narrow
+            **{"crf": "32", "b": "0"},  # constant quality needs a bit rate of 0
+        }
+    },
+    "H.264": {
+        "libopenh264": {"allow_skip_frames": "0", "rc_mode": "quality"},
+        "h264_videotoolbox": {"realtime": "1", "q": "60"},
+        "h264_mf": {"rate_control": "quality", "quality": "70"},
+        "libx264": {"preset": "veryfast", "tune": "zerolatency", "crf": "23", "threads": _THREADS},
+    },
+    "AV1": {
+        "libsvtav1": {"preset": "12", "crf": "35", "svtav1-params": f"pred-struct=1:lookahead=0:lp={_THREADS}"},
+    },
+}
+_CODECS = {".webm": ("VP9", "AV1"), ".mp4": ("H.264", "AV1", "VP9")}
+FORMATS = {"webm": (".webm", "VP9"), "mp4": (".mp4", "H.264"), "av1": (".mp4", "AV1")}
+"""What `--video` takes: a suffix and a codec by name."""
 _BT709 = 1  # colour matrix as numbered in ITU-T H.273
 _LIMITED = 1  # luma 16..235
 # From R, G, B, 1 (0..255) to limited-range Y, Cb, Cr of BT.709.
@@ -39,33 +67,48 @@ _TO_YUV = np.array(
 
 
 class VideoWriter:
-    """Write frames as a VP9 video; a context manager.
+    """Write frames as a video; a context manager.
 
     The file grows beside its place, as `.<name>.<random>.partial.<suffix>`, and takes its name when the block is
     left, also when that is by an exception or Ctrl-C: what was written by then plays. Without a single frame nothing
     is left behind. After a hard kill or on a full disk the frames written by then play under the partial name.
 
     Args:
-        path: the file; its suffix, .webm or .mp4, chooses the container.
+        path: the file; its suffix, .webm or .mp4, chooses the container, and VP9 or H.264.
         fps: frames per second, on average.
         size: (height, width) of the frames. An odd side is padded by one pixel that repeats the edge, because
             the codec stores colours for 2 x 2 pixels.
         overwrite: whether an existing file may be replaced.
+        codec: "VP9", "H.264" or "AV1", where it is not to be the suffix's own.
+        sound: sound to copy beside the frames, where the container holds its codec.
 
     Raises: OutputError when the file exists, cannot be written, or its suffix is another; ResourceError
     when the disk is full, or without the package av.
+    Warns: Segmv3Warning where the sound is left out, or another codec taken because no encoder is there.
     """
 
-    def __init__(self, path: Path | str, fps: float, size: tuple[int, int], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        fps: float,
+        size: tuple[int, int],
+        *,
+        overwrite: bool = False,
+        codec: str | None = None,
+        sound: Sound | None = None,
+    ) -> None:
         self.path = Path(path)
         self.size = size
         self.frames_written = 0
         self._failed = False
         self._container: Any = None
+        self._sound: SoundCopier | None = None
+        self._until = Fraction(0)  # when the last frame ends
         if self.path.suffix.lower() not in _MUXING:
             raise OutputError(f"{self.path} is of a type that cannot be written; name it .webm or .mp4")
         self._av = import_av()
         self._rate = Fraction(fps).limit_denominator(1001)
+        encoder, settings = _encoder(self.path, codec, self._rate, size)
         height, width = _even(size)
         self._planes = np.empty((height * 3 // 2, width), np.uint8)  # luma, then the two colour planes
         with self._failing_in_one_line():
@@ -75,8 +118,10 @@ class VideoWriter:
             try:
                 options = _MUXING[self._partial.suffix]
                 self._container = self._av.open(local(self._partial), "w", options=options)
-                self._stream = _vp9_stream(self._container, self._rate, _even(size))
-                self._container.start_encoding()  # a codec that cannot be opened fails now, not with the first frame
+                self._stream = self._container.add_stream(encoder, rate=self._rate, options=settings)
+                _describe(self._stream.codec_context, self._rate, size)
+                if sound and _holds(self._partial.suffix, sound):
+                    self._sound = sound.copier(self._container)
             except BaseException:
                 with suppress(OSError):
                     self._partial.unlink()
@@ -96,9 +141,13 @@ class VideoWriter:
         _to_yuv420(frame, self._planes)
         picture = self._av.VideoFrame.from_ndarray(self._planes, format="yuv420p")
         picture.time_base = self._stream.codec_context.time_base
-        picture.pts = round((self.frames_written / self._rate if time is None else time) / picture.time_base)
+        time = self.frames_written / self._rate if time is None else time
+        picture.pts = round(time / picture.time_base)
         picture.duration = round(1 / self._rate / picture.time_base)
+        self._until = time + 1 / self._rate
         with self._failing_in_one_line():
+            if self._sound:
+                self._sound.copy(self._until)
             self._container.mux(self._stream.encode(picture))
         self.frames_written += 1
 
@@ -126,11 +175,17 @@ class VideoWriter:
                 if self.frames_written:
                     self._container.mux(self._stream.encode(None))
             finally:
-                self._container.close()
+                self._close()
             if self.frames_written:
                 os.replace(self._partial, self.path)  # noqa: PTH105 (replaces on Windows too)
             else:
                 self._partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._sound:
+            self._sound.close()
+        if self._container:
+            self._container.close()
 
     @contextmanager
     def _failing_in_one_line(self) -> Iterator[None]:
@@ -139,8 +194,7 @@ class VideoWriter:
         except (self._av.error.FFmpegError, OSError) as error:
             self._failed = True
             with suppress(self._av.error.FFmpegError, OSError):
-                if self._container:
-                    self._container.close()
+                self._close()
             held = ""
             if self.frames_written:
                 held = f"; {_count(self._partial):,} of {self.frames_written:,} frames are in {self._partial.name}"
@@ -167,28 +221,57 @@ def _count(path: Path) -> int:
     return 0
 
 
-def _vp9_stream(container: Any, rate: Fraction, size: tuple[int, int]) -> Any:
-    """A VP9 stream tuned to keep up with a net on the same CPU: fast, and on half of the cores, up to four.
+def _encoder(path: Path, codec: str | None, rate: Fraction, size: tuple[int, int]) -> tuple[str, dict[str, str]]:
+    """FFmpeg's name of the encoder that `path` gets, and its settings."""
+    wanted = dict.fromkeys((codec or _CODECS[path.suffix.lower()][0], *_CODECS[path.suffix.lower()]))
+    for name in wanted:
+        for encoder, settings in _ENCODERS[name].items():
+            if _opens(encoder, settings, rate, size):
+                if name != next(iter(wanted)):
+                    text = (
+                        f"video: no encoder for {next(iter(wanted))} opens here; {path.name} becomes {name} ({encoder})"
+                    )
+                    warnings.warn(text, Segmv3Warning, stacklevel=4)
+                return encoder, settings
+    raise ResourceError(f"PyAV has no encoder here for {path.suffix} (looked for {', '.join(wanted)}); reinstall av")
 
-    Its time base divides the time of a frame into whole numbers, and fits frames at other times.
-    """
-    options = {
-        "deadline": "realtime",
-        "cpu-used": "8",
-        "lag-in-frames": "0",  # what is encoded comes out at once
-        "row-mt": "1",
-        "tile-columns": "2",  # the encoder uses fewer where the picture is narrow
-        "threads": str(min(max((os.cpu_count() or 1) // 2, 1), 4)),
-        "crf": "32",  # constant quality, which needs a bit rate of 0
-        "b": "0",
-    }
-    stream = container.add_stream("libvpx-vp9", rate=rate, options=options)
-    stream.height, stream.width = size
-    stream.pix_fmt = "yuv420p"
-    stream.codec_context.time_base = Fraction(1, rate.numerator * -(-90_000 // rate.numerator))
-    stream.codec_context.colorspace = _BT709
-    stream.codec_context.color_range = _LIMITED
-    return stream
+
+def _opens(encoder: str, settings: dict[str, str], rate: Fraction, size: tuple[int, int]) -> bool:
+    """Whether an encoder is there, and takes frames of this size: some are the machine's, and some need 64 pixels."""
+    av = import_av()
+    os.environ.setdefault("SVT_LOG", "1")  # errors alone
+    try:
+        context = av.CodecContext.create(encoder, "w")
+        context.options = settings
+        _describe(context, rate, size)
+        context.open()
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, OSError, ValueError):
+        return False
+    return True
+
+
+def _describe(context: Any, rate: Fraction, size: tuple[int, int]) -> None:
+    """Tell a codec what comes. Its time base divides the time of a frame into whole numbers, and fits other times."""
+    context.height, context.width = _even(size)
+    context.pix_fmt = "yuv420p"
+    context.framerate = rate
+    context.time_base = Fraction(1, rate.numerator * -(-90_000 // rate.numerator))
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = _LIMITED
+
+
+def _holds(suffix: str, sound: Sound) -> bool:
+    if sound.codec in HELD[suffix]:
+        return True
+    others = [each for each, codecs in HELD.items() if sound.codec in codecs]
+    advice = f"; an {others[0].removeprefix('.').upper()} keeps it" if others else ""
+    text = (
+        f"video: the sound of {sound.path} is left out ({suffix} holds {' or '.join(HELD[suffix])}, not {sound.codec})"
+    )
+    warnings.warn(text + advice, Segmv3Warning, stacklevel=4)
+    return False
 
 
 def _even(size: tuple[int, int]) -> tuple[int, int]:

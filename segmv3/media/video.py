@@ -14,6 +14,7 @@ from segmv3.errors import PartialVideoError, Segmv3Warning, VideoError
 from segmv3.images import MAX_PIXELS, UInt8Array
 from segmv3.media.containers import avi_ticks, breaks_off, import_av, local, reason
 from segmv3.media.frames import View
+from segmv3.media.sound import Sound
 
 _FALLBACK_FPS = Fraction(25)
 _FINEST = Fraction(1, 1000)  # between two frames of a WebM
@@ -28,6 +29,10 @@ class VideoReader:
     Each frame is uint8 H x W x 3, RGB, as players show it: turned and mirrored as the file asks, in square pixels,
     HDR brought down to SDR. All have the size of the first. Memory does not grow with the length.
 
+    Args:
+        path: the file; with `container`, a name for messages.
+        container: what PyAV opened already, where the video is no file.
+
     Of several video streams the one is read that FFmpeg would take; a line names the others.
 
     Attributes: fps: frames per second, on average; frames_read: frames handed out so far.
@@ -38,12 +43,12 @@ class VideoReader:
     many frames a file announces is no evidence: such counts are often wrong.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, container: Any = None) -> None:
+        self.path: Path | str = path if container else Path(path)
         self.frames_read = 0
         self._damaged = self._begun = False
         self._empty: set[int] = set()  # ticks of an AVI that repeat the frame before
-        self._container = _open(self.path)
+        self._container, self._is_file = container or _open(Path(path)), container is None
         try:
             self._stream = _video_stream(self._container, self.path)
             decoded = self._decode()
@@ -58,6 +63,7 @@ class VideoReader:
             self.close()
             raise
         self.fps = float(self._rate)
+        self._start = (first.pts or 0) * self._stream.time_base
         self._frames = chain([first], decoded)
 
     @property
@@ -77,12 +83,20 @@ class VideoReader:
             return min(count, round(shown)) or count
         return count
 
+    @property
+    def sound(self) -> Sound | None:
+        """What is heard with the pictures, to be copied; None where nothing is, or where it can be read only once."""
+        streams = self._container.streams.audio
+        if not streams or not self._is_file:
+            return None
+        return Sound(Path(self.path), streams[0].codec_context.name, self._start)
+
     def __iter__(self) -> Iterator[UInt8Array]:
         return (frame for frame, _ in self.timed())
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
         """Each frame and when it is shown, in seconds since the first."""
-        avi = self._container.format.name == "avi"
+        avi = self._is_file and self._container.format.name == "avi"
         clock = _Clock(1 / self._rate, "mpeg" in self._container.format.name)
         unit, tick, pixels = self._stream.time_base, 0, None
         for frame in self._frames:
@@ -126,8 +140,8 @@ class VideoReader:
         import av
 
         packets = self._container.demux(self._stream)
-        avi = self._container.format.name == "avi"
-        ticks = avi_ticks(self.path, self._stream.index) if avi else 0
+        avi = self._is_file and self._container.format.name == "avi"
+        ticks = avi_ticks(Path(self.path), self._stream.index) if avi else 0
         tick = 0
         while True:
             try:
@@ -164,7 +178,7 @@ class VideoReader:
     def _complain(self) -> None:
         """After the last frame: say what is missing."""
         held = f"result holds {self.frames_read:,} frames"
-        if breaks_off(self.path):
+        if self._is_file and breaks_off(Path(self.path)):
             announced = self.announced_frames or 0
             if announced > self.frames_read:
                 held = f"only {self.frames_read:,} of the announced {announced:,} frames could be read; {held}"
@@ -215,7 +229,7 @@ def _open(path: Path) -> Any:
         raise VideoError(f"{path} cannot be opened as a video ({reason(error)}); it is damaged or not one") from None
 
 
-def _video_stream(container: Any, path: Path) -> Any:
+def _video_stream(container: Any, path: Path | str) -> Any:
     """The stream FFmpeg would take: the default one with most pixels. Not threaded by frame: an error would also take
     its neighbours."""
     streams = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED_PICTURE]
@@ -233,7 +247,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     return best
 
 
-def _refuse_large(path: Path, height: int, width: int) -> None:
+def _refuse_large(path: Path | str, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise VideoError(f"{path} has frames of {width}x{height}: over the limit of {MAX_PIXELS:,} pixels")
 
