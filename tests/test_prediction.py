@@ -569,6 +569,35 @@ def test_overwriting_a_longer_run_leaves_none_of_its_frames(here: Path) -> None:
     assert read_ids(Path("out/d_labels/000000.png")).shape == (48, 64)
 
 
+def test_the_net_is_opened_when_nothing_is_left_to_refuse(here: Path) -> None:
+    opened: list[str] = []
+
+    def classes() -> Classes:
+        assert not Path("out").exists()
+        opened.append("net")
+        return CLASSES
+
+    put("a.png")
+    with pytest.raises(DataError):
+        predict_source("b.png", must_not_run, classes, Path("out"))
+    assert opened == []
+    predict_source("a.png", predict, classes, Path("out"))
+    with pytest.raises(OutputError, match="a_overlay.png exists"):
+        predict_source("a.png", must_not_run, classes, Path("out"))
+    assert opened == ["net"]
+
+
+@pytest.mark.parametrize(("video", "suffix", "codec"), [("mp4", ".mp4", "h264"), ("av1", ".mp4", "libdav1d")])
+def test_other_kinds_of_video(here: Path, video: str, suffix: str, codec: str) -> None:
+    drive("d.mp4", 6, (96, 128))
+    assert predict_source("d.mp4", predict, CLASSES, Path("out"), video=video) == [Path(f"out/d_overlay{suffix}")]
+    with av.open(f"out/d_overlay{suffix}") as container:
+        assert container.streams.video[0].codec_context.name == codec
+    assert len(frames_of(Path(f"out/d_overlay{suffix}"))) == 6
+    told = refusal(ConfigError, "d.mp4", video="avi")
+    assert told == "config: cannot write videos as 'avi'; choose from webm, mp4, av1"
+
+
 # ---- the demos ----
 
 DEMOS = Path(__file__).parents[1] / "demo"

@@ -2,12 +2,16 @@
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
+
+if TYPE_CHECKING:
+    from segmv3.runtime import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,9 @@ class Predict(OnDevice, Trusting, OwnParts):
     (grey PNG of train ids)."""
     overwrite: bool = False
     """Replace results of an earlier run."""
+    video: Literal["webm", "mp4", "av1"] = "webm"
+    """How videos are written: webm is VP9, mp4 is H.264, which every phone plays, av1 is AV1 in MP4. Sound is copied
+    where the file can hold it: AAC in MP4, Opus in WebM."""
     backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     """What runs the net; auto is the fastest here that agrees with PyTorch, found out once for each weight file."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
@@ -36,12 +43,20 @@ def run(arguments: list[str]) -> None:
     options.import_parts()
     from segmv3.images import UInt8Array
     from segmv3.prediction import predict_source
-    from segmv3.runtime import load
     from segmv3.screen import Screen
 
     console = Screen()
-    with console.status("getting the net ready"):
-        predict = load(
+    seconds: list[float] = []  # of the net, per image or frame
+    start = 0.0
+
+    @cache
+    def net() -> "Predictor":
+        """Opened when it is first asked: what must be refused is refused before torch is imported."""
+        from segmv3.runtime import load
+
+        nonlocal start
+        progress.update(bar, description="getting the net ready")
+        found = load(
             options.weights,
             backend=options.backend,
             threads=options.threads,
@@ -49,29 +64,32 @@ def run(arguments: list[str]) -> None:
             precision=options.precision,
             trust=options.trust,
         )
-    seconds: list[float] = []  # of the net, per image or frame
+        progress.update(bar, description="predict")
+        start = time.perf_counter()
+        return found
 
     def label(image: UInt8Array) -> UInt8Array:
-        start = time.perf_counter()
+        predict = net()
+        begun = time.perf_counter()
         labels = predict(image)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - begun)
         return labels
 
     with console.progress() as progress:
         bar = progress.add_task("predict", total=None)
-        start = time.perf_counter()
         written = predict_source(
             options.source,
             label,
-            predict.classes,
+            lambda: net().classes,
             options.output,
             save=tuple(kind.strip() for kind in options.save.split(",")),
             overwrite=options.overwrite,
+            video=options.video,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     total = time.perf_counter() - start
     files = "1 file" if len(written) == 1 else f"{len(written):,} files"
-    how = f"{predict.backend} {predict.precision}"
+    how = f"{net().backend} {net().precision}"
     if len(seconds) > 1:
         how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total:.0%} of the time in the net"
     console.say(f"wrote {files} to {options.output} ({how})")

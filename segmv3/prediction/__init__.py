@@ -13,6 +13,7 @@ from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Error
 from segmv3.files import expanded, make_folder
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import Classes
+from segmv3.media.encoding import FORMATS
 from segmv3.media.video import VideoReader
 from segmv3.pipeline import read_ahead, work_behind
 from segmv3.prediction.contract import Job, Kind, Shot, Sink
@@ -40,11 +41,12 @@ class PartialResultError(Segmv3Error):
 def predict_source(
     source: str,
     predict: Predict,
-    classes: Classes,
+    classes: Classes | Callable[[], Classes],
     output: Path,
     *,
     save: Sequence[str | Kind] = ("overlay",),
     overwrite: bool = False,
+    video: str = "webm",
     progress: Progress | None = None,
 ) -> list[Path]:
     """Predict every image of a source, or every frame of a video, and write the results.
@@ -57,8 +59,10 @@ def predict_source(
     Args:
         source: an image, folder, glob pattern, .txt list or video; see `segmv3.prediction.sources.find_source`.
         predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W.
+        classes: the net's classes, or how to get them once nothing is left to refuse.
         save: names of `KINDS`, or kinds of one's own.
         overwrite: whether results of a former run may be replaced. Inputs never are.
+        video: how videos are written: "webm" (VP9), "mp4" (H.264) or "av1" (in MP4).
         progress: called after each image or frame is written, in order.
 
     Returns: the files written, and the folder for the labels of a video.
@@ -69,7 +73,9 @@ def predict_source(
     Raises, with what was predicted by then on disk and every file complete: whatever `predict`, a signal handler or
         writing raises; of several errors the one of the earliest image or frame.
     """
-    kinds, job = _kinds(save), Job(classes, Path(output), overwrite)
+    if video not in FORMATS:
+        raise ConfigError(f"cannot write videos as {video!r}; choose from {', '.join(FORMATS)}")
+    kinds, job = _kinds(save), Job(classes, Path(output), overwrite, video)
     _refuse_own_folder(source, job.output)
     found = find_source(source, leave_out=job.output)
     run = _predict_video if isinstance(found, VideoSource) else _predict_images
@@ -111,6 +117,11 @@ def _refuse_conflicts(inputs: Sequence[Path], targets: Sequence[Path], overwrite
         raise OutputError(f"{existing[0]} {exist}; choose another --output or add --overwrite")
 
 
+def _open_net(job: Job) -> None:
+    """Where there is no net, nothing is written either."""
+    _ = job.classes
+
+
 # ---- images ----
 
 
@@ -120,6 +131,7 @@ def _predict_images(
     sinks = [kind.of_images(job, images.names) for kind in kinds]
     targets = [target for sink in sinks for target in sink.targets]
     _refuse_conflicts(images.paths, targets, job.overwrite)
+    _open_net(job)
     for folder in sorted({job.output, *(target.parent for target in targets)}):
         make_folder(folder)
 
@@ -202,6 +214,7 @@ def _predict_video(
     targets = [target for sink in sinks for target in sink.targets]
     _refuse_conflicts([video.path], targets, job.overwrite)
     with VideoReader(video.path) as frames, ExitStack() as files:
+        _open_net(job)
         make_folder(job.output)
         for sink in sinks:
             sink.open(frames, files)

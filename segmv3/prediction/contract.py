@@ -4,15 +4,17 @@ Pictures come from a folder, each with a name and a size of its own, or from a v
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
+from segmv3.media.sound import Sound
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Frames(Protocol):
         """(height, width) of all frames."""
         ...
 
+    @property
+    def sound(self) -> Sound | None:
+        """What is heard with them and can be copied."""
+        ...
+
     fps: float
 
 
@@ -44,9 +51,17 @@ class Frames(Protocol):
 class Job:
     """What all results of a run share."""
 
-    classes: Classes
+    net_classes: Classes | Callable[[], Classes]
+    """Or how to get them: that may need the net, which takes seconds to open."""
     output: Path
     overwrite: bool = False
+    video: str = "webm"
+    """The kind of video to write, a key of `segmv3.media.encoding.FORMATS`."""
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The net's classes. Ask for them late: what must be refused is refused before the net is opened."""
+        return self.net_classes() if callable(self.net_classes) else self.net_classes
 
 
 class Sink(ABC):

@@ -16,7 +16,7 @@ from segmv3.files import make_folder
 from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
-from segmv3.media.encoding import VideoWriter
+from segmv3.media.encoding import FORMATS, VideoWriter
 from segmv3.prediction.contract import Frames, Job, Kind, Shot, Sink, VideoSink
 
 
@@ -119,14 +119,20 @@ class _Video(VideoSink):
 
     def __init__(self, kind: Picture, job: Job, name: str) -> None:
         self._kind, self._job = kind, job
-        self.targets = [job.output / f"{name}_{kind.name}.webm"]
+        suffix, self._codec = FORMATS[job.video]
+        self.targets = [job.output / f"{name}_{kind.name}{suffix}"]
 
     def open(self, frames: Frames, files: ExitStack) -> None:
         height, width = frames.size
         strip = self._kind.strip(width, self._job.classes)
         self._canvas = np.vstack([np.zeros((height, width, 3), np.uint8), strip])
         video: AbstractContextManager[VideoWriter] = VideoWriter(
-            self.targets[0], frames.fps, self._canvas.shape[:2], overwrite=self._job.overwrite
+            self.targets[0],
+            frames.fps,
+            self._canvas.shape[:2],
+            overwrite=self._job.overwrite,
+            codec=self._codec,
+            sound=frames.sound,
         )
         self._writer = files.enter_context(video)
 
