@@ -24,7 +24,7 @@ from segmv3.cli import main
 from segmv3.config import Config, Data, Model, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import shard
-from segmv3.errors import DataError, EvaluationError, ResourceError
+from segmv3.errors import DataError, EvaluationError, ResourceError, Segmv3Error
 from segmv3.evaluation.counting import ImageCounts, count_images, merge
 from segmv3.evaluation.scores import scores, scores_of_images
 from segmv3.images import read_ids, write_png
@@ -562,3 +562,85 @@ def test_a_mean_over_fewer_classes_says_so_beside_itself(city, capsys):
     assert line.startswith("mIoU 100.00 % (mean over 17 of 19 classes: bus, train have no pixel in val), mean accuracy")
     Screen().print(scores_table(result))
     assert "mean over 17 of 19" in capsys.readouterr().out
+
+
+# --- the function ---
+
+
+def of_command(flags: list[str], tmp_path: Path, *asked: str) -> str:
+    out = tmp_path / "scores.json"
+    assert main([*flags, "--threads", "1", *asked, "--overwrite", "--output", str(out)]) == 0
+    return out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"official": True, "boundary": True, "calibration": True}, ["--official", "--boundary", "--calibration"]),
+        ({"limit": 2, "scale": 0.5}, ["--limit", "2", "--scale", "0.5"]),
+        ({"limit": 2, "sliding_window": (32, 64)}, ["--limit", "2", "--sliding-window", "32", "64"]),
+        ({"limit": 1, "multi_scale_flip": True}, ["--limit", "1", "--multi-scale-flip"]),
+    ],
+)
+def test_the_function_gives_what_the_command_writes(settings, asked, flags, city, weights, tmp_path):
+    config = segmv3.load_config(flags[1])
+    config = replace(config, data=replace(config.data, root=city))
+    told = []
+    result = segmv3.evaluate(
+        config, weights, device="cpu", threads=1, progress=lambda *what: told.append(what), **settings
+    )
+    assert replace(result, config=flags[1]).to_json() == of_command(flags, tmp_path, *asked)
+    number = settings.get("limit", 5)
+    assert [what for what in told if what[0] == "evaluate val"] == [
+        ("evaluate val", done, number) for done in range(1, number + 1)
+    ]
+    assert result.miou == result.counts.miou and Result.from_json(result.to_json()).to_json() == result.to_json()
+
+
+def test_a_data_set_alone_is_enough(flags, city, weights, tmp_path):
+    data = segmv3.load_config(flags[1]).data
+    result = segmv3.evaluate(replace(data, root=city), str(weights), limit=1, device="cpu", threads=1)
+    assert replace(result, config=flags[1]).to_json() == of_command(flags, tmp_path, "--limit", "1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"limit": 0}, "--limit is 0"),
+        ({"scale": 9}, "--scale is 9"),
+        ({"size": (8, 8), "scale": 0.5}, "choose one of them"),
+        ({"stride": (8, 8)}, "--stride needs --sliding-window"),
+        ({"sliding_window": (8, 8), "calibration": True}, "--calibration is for single scale"),
+        ({"split": "test"}, "found 0 images"),
+        ({"weights": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"weights": "nowhere.onnx"}, "nowhere.onnx does not exist"),
+        ({"data": Data(dataset="cityscapes", root=Path("nowhere"))}, "nowhere"),
+    ],
+)
+def test_what_the_function_cannot_score_is_one_error(settings, says, flags, city, weights):
+    given = {"data": replace(segmv3.load_config(flags[1]).data, root=city), "weights": weights} | settings
+    with pytest.raises(Segmv3Error, match=re.escape(says)) as error:
+        segmv3.evaluate(**given, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "torch-export", "openvino-int8"])
+def test_the_function_scores_exported_files_as_the_command_does(to, flags, city, weights, tmp_path):
+    pytest.importorskip({"onnx": "onnxruntime", "torch-export": "torch", "openvino-int8": "nncf"}[to])
+    path = tmp_path / {"onnx": "net.onnx", "torch-export": "net.pt2", "openvino-int8": "net.xml"}[to]
+    images = []
+    if "int8" in to:  # calibration needs eight
+        for number, image in enumerate([*city.glob("leftImg8bit/*/*/*.png")] * 2):
+            (tmp_path / "images").mkdir(exist_ok=True)
+            shutil.copy(image, tmp_path / "images" / f"{number}.png")
+        images = ["--images", str(tmp_path / "images")]
+    assert main(["export", str(weights), "--to", to, "-o", str(path), "--limit", "1", *images]) == 0
+    data = replace(segmv3.load_config(flags[1]).data, root=city)
+    if to == "torch-export":
+        with pytest.raises(Segmv3Error, match="trust"):
+            segmv3.evaluate(data, path)
+    result = segmv3.evaluate(data, path, limit=2, threads=1, trust=to == "torch-export")
+    own = [flags[0], flags[1], *flags[2:4], "--weights", str(path), *(["--trust"] if to == "torch-export" else [])]
+    assert replace(result, config=flags[1]).to_json() == of_command(own, tmp_path, "--limit", "2")
+    assert result.export and result.export.output and result.precision == ("int8" if "int8" in to else "fp32")
