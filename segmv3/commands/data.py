@@ -128,10 +128,10 @@ def _mini_city(arguments: list[str]) -> None:
             video=options.frames if options.video else 0,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    console.say(
-        f"{options.root}: {options.train} train and {options.val} val scenes of "
-        f"{options.size[0]}x{options.size[1]}, seed {options.seed}"
-    )
+    drawn = f"{options.train} train and {options.val} val scenes"
+    if options.video:
+        drawn = f"drive.webm and its {options.frames} labelled frames (split val)"
+    console.say(f"{options.root}: {drawn} of {options.size[0]}x{options.size[1]}, seed {options.seed}")
 
 
 def _check(arguments: list[str]) -> None:

@@ -4,14 +4,16 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
 
 if TYPE_CHECKING:
+    from segmv3.prediction.steady import Steady
     from segmv3.runtime import Predictor
+    from segmv3.screen import Screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +22,18 @@ class Predict(OnDevice, Trusting, OwnParts):
 
     source: tyro.conf.Positional[str]
     """What to label."""
-    weights: str
-    """Weight file, name of `segmv3 weights list`, or a file that segmv3 export wrote."""
-    output: Path
+    weights: str | None = None
+    """Weight file, name of `segmv3 weights list`, or a file that segmv3 export wrote. By default the best published
+    net for streets, downloaded once."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
     """Folder for the results."""
     save: str = "overlay"
     """Comma-separated kinds: overlay (colours over the image, with a legend), color (colours alone), labels
     (grey PNG of train ids)."""
     overwrite: bool = False
     """Replace results of an earlier run."""
+    steady: bool = False
+    """For frames of one video: average over time where the picture does not move, so that labels flicker less."""
     video: Literal["webm", "mp4", "av1"] = "webm"
     """How videos are written: webm is VP9, mp4 is H.264, which every phone plays, av1 is AV1 in MP4. Sound is copied
     where the file can hold it: AAC in MP4, Opus in WebM."""
@@ -57,19 +62,26 @@ def run(arguments: list[str]) -> None:
         nonlocal start
         progress.update(bar, description="getting the net ready")
         found = load(
-            options.weights,
+            options.weights or _default_net(console),
             backend=options.backend,
             threads=options.threads,
             device=options.device,
             precision=options.precision,
             trust=options.trust,
         )
+        _tell_of_the_net(found, options, console)
         progress.update(bar, description="predict")
         start = time.perf_counter()
         return found
 
+    @cache
+    def steady() -> "Steady":
+        from segmv3.prediction.steady import Steady
+
+        return Steady(net())
+
     def label(image: UInt8Array) -> UInt8Array:
-        predict = net()
+        predict = steady() if options.steady else net()
         begun = time.perf_counter()
         labels = predict(image)
         seconds.append(time.perf_counter() - begun)
@@ -93,3 +105,29 @@ def run(arguments: list[str]) -> None:
     if len(seconds) > 1:
         how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total:.0%} of the time in the net"
     console.say(f"wrote {files} to {options.output} ({how})")
+    if options.steady:
+        without, now = steady().flicker
+        console.say(f"flicker: {without:.2%} of what does not move changes its label between frames, now {now:.2%}")
+
+
+def _default_net(console: "Screen") -> str:
+    from segmv3.weights.names import DEFAULT, published
+
+    entry = published()[DEFAULT]
+    console.say(f"net: {DEFAULT} ({entry.accuracy}; {entry.licence}); --weights takes another")
+    return DEFAULT
+
+
+def _tell_of_the_net(net: "Predictor", options: Predict, console: "Screen") -> None:
+    """What a user of this net should know, each in one line."""
+    from importlib.util import find_spec
+
+    drawn = (net.card.facts.get("score") or {}).get("dataset") == "mini-city"
+    folders = Path(options.source).resolve().parents
+    if drawn and not any((folder / "mini-city.json").is_file() for folder in folders):
+        console.say(
+            "net: it has only seen drawn streets (mini-city) and will be wrong about real ones; without --weights, "
+            "predict takes a net that knows them"
+        )
+    if options.backend == "auto" and net.device == "cpu" and not (find_spec("openvino") or find_spec("onnxruntime")):
+        console.say("net: it runs on plain PyTorch; pip install 'segmv3[export]' makes it about 1.5 times as fast")

@@ -21,6 +21,9 @@ from segmv3.screen import Screen, Words, print_line
 from segmv3.weights.download import Published, fetch
 from segmv3.weights.importing import Imported, import_weights
 
+DEFAULT = "mmseg/lraspp_m-v3-d8"
+"""What `segmv3 predict` takes without being told: the best net for streets whose score on Cityscapes val counts."""
+
 
 @cache
 def _rows() -> dict[str, dict[str, str]]:
