@@ -133,7 +133,8 @@ def render(kind: type, program: str, default: Any = None, *, whole: bool = False
         width: columns; by default those of the terminal, at most 100.
     """
     width = width or min(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH)
-    every = list(flags(kind, default))
+    own = {name.replace("_", "-") for name in vars(kind).get("__annotations__", {})}
+    every = sorted(flags(kind, default), key=lambda flag: (flag.option.startswith("-"), flag.name not in own))
     common = next(
         (names.split() for command, names in COMMON.items() if program.startswith(f"segmv3 {command} ")), None
     )
