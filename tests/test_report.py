@@ -13,8 +13,9 @@ from segmv3.labels import IGNORE, Classes
 from segmv3.media.draw import WRONG
 from segmv3.report import Sample, plots, write_evaluation_page, write_report
 from segmv3.report.page import MAX_SAMPLES
-from segmv3.report.plots import LIGHT, confusion, curves, iou_bars, row_percent, sample_panel, thumbnails
+from segmv3.report.plots import LIGHT, confusion, curves, iou_bars, row_percent
 from segmv3.report.ranking import class_picture
+from segmv3.report.samples import sample_panel, thumbnails
 from segmv3.results.result import Result
 
 CLASSES = Classes(("road", "<sky> & $x$", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))

@@ -18,17 +18,14 @@ from segmv3.report.html import data_uri as data_uri
 from segmv3.report.plots import (
     DARK,
     LIGHT,
-    Sample,
     Theme,
     confusion,
     curves,
     iou_bars,
     number,
-    present,
     row_percent,
-    sample_panel,
-    thumbnails,
 )
+from segmv3.report.samples import Sample, present, sample_panel, thumbnails
 
 MAX_SAMPLES = 12
 """Samples shown; the page says when there were more. It keeps the page below 5 MB."""

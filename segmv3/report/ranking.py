@@ -13,7 +13,7 @@ from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, Classes, Color
 from segmv3.media.draw import WRONG, draw_errors, occurring
 from segmv3.report.html import data_uri, write_page
-from segmv3.report.plots import Sample, thumbnail_size, thumbnails
+from segmv3.report.samples import Sample, thumbnail_size, thumbnails
 from segmv3.report.tables import images, mode, over, size
 from segmv3.results.ranking import RankedImage, Suspect, label_suspects, ranking, worst_by_class
 from segmv3.results.result import Result
