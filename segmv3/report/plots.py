@@ -8,7 +8,7 @@ from `log.jsonl` and from scores (percent); None and NaN stand for "no number".
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import font_manager
@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from segmv3.errors import printable
@@ -55,13 +55,17 @@ _FONTS = ("Inter", "Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "Liberati
 def curves(log: list[dict], theme: Theme, score: tuple[str, str] = ("miou", "mIoU")) -> UInt8Array:
     """Loss, learning rate and score over steps: three panels on one axis.
 
-    Args: log: parsed lines of log.jsonl; of two lines for one step (a resumed run) the later counts.
+    Args:
+        log: parsed lines of log.jsonl; of two lines for one step (a resumed run) the later counts.
+        theme: colours.
         score: key of the score in the log, and its name.
+
+    Returns:
+        uint8 H x W x 3, RGB.
     """
     figure = new_figure(WIDTH, 580)
     loss_axes, rate_axes, score_axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 0.8, 1.2))
-    steps, losses = _series(log, "train", "loss")
-    _loss_panel(loss_axes, steps, losses, theme)
+    _loss_panel(loss_axes, *_series(log, "train", "loss"), theme)
     _rate_panel(rate_axes, *_series(log, "train", "lr"), theme)
     _score_panel(score_axes, f"{score[1]}, %", *_series(log, "eval", score[0]), theme)
     _step_axis(score_axes, sorted({step for step in map(_step, log) if step is not None}), theme)
@@ -70,21 +74,20 @@ def curves(log: list[dict], theme: Theme, score: tuple[str, str] = ("miou", "mIo
 
 def iou_bars(scores: dict, classes: Classes, theme: Theme) -> UInt8Array:
     """IoU of each class as a bar in its colour, best first and absent ones last; the mean as a line."""
-    rows = sorted(scores["classes"], key=lambda row: _order(number(row["iou"])))
+    named = [(row["name"], number(row["iou"])) for row in scores["classes"]]
+    rows = sorted(named, key=lambda row: math.inf if math.isnan(row[1]) else -row[1])
     figure = new_figure(WIDTH, 60 + 31 * max(len(rows), 2))
     axes = figure.add_subplot()
-    plain(axes, theme, grid="x")
-    names = [cut(row["name"]) for row in rows]
-    axes.set_yticks(range(len(rows)), names, color=theme.ink, fontsize=NORMAL)
+    style(axes, theme, grid="x", x="IoU, %")
+    axes.set_yticks(range(len(rows)), [cut(name) for name, _ in rows], color=theme.ink, fontsize=NORMAL)
     colors = dict(zip(classes.names, classes.colors, strict=True))
-    _bars(axes, [number(row["iou"]) for row in rows], [colors.get(row["name"]) for row in rows], theme)
+    _bars(axes, [iou for _, iou in rows], [colors.get(name) for name, _ in rows], theme)
     mean = number(scores["miou"])
     if math.isfinite(mean):
         _mean_line(axes, mean, len(rows), theme)
     axes.set_xlim(0, 117)
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_xlabel("IoU, %", color=theme.muted, fontsize=NORMAL)
     return pixels_of(figure, theme)
 
 
@@ -160,14 +163,49 @@ def _font_family() -> list[str]:
     return [name for name in _FONTS if name in installed]
 
 
-def plain(axes: Axes, theme: Theme, grid: str) -> None:
-    """No frame, quiet ticks, hairlines across `grid` ("x" or "y")."""
+def style(
+    axes: Axes,
+    theme: Theme,
+    *,
+    grid: Literal["x", "y", ""] = "y",
+    title: str = "",
+    note: str = "",
+    note_color: str = "",
+    x: str = "",
+    y: str = "",
+) -> None:
+    """The look of every chart: no frame, quiet ticks and words, hairlines.
+
+    Args:
+        axes: to be drawn on afterwards.
+        theme: colours.
+        grid: across which axis the hairlines go, if any.
+        title: above, at the left.
+        note: above, at the right.
+        note_color: of the note; by default the accent.
+        x: name of the x axis.
+        y: name of the y axis.
+    """
     axes.set_facecolor(theme.surface)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=5, colors=theme.muted, labelsize=SMALL, labelfontfamily=_font_family())
-    axes.grid(axis=grid, color=theme.line, linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis=grid, color=theme.line, linewidth=0.8)
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9)
+    axes.set_title(note, loc="right", color=note_color or theme.accent, fontsize=NORMAL, pad=9)
+    axes.set_xlabel(x, color=theme.muted, fontsize=NORMAL)
+    axes.set_ylabel(y, color=theme.muted, fontsize=NORMAL)
+
+
+def plain(axes: Axes, theme: Theme, grid: Literal["x", "y"]) -> None:
+    style(axes, theme, grid=grid)
+
+
+def nothing_to_show(axes: Axes, text: str, theme: Theme) -> None:
+    """A word in the middle of a chart that has no data."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, color=theme.muted, fontsize=NORMAL, ha="center", va="center")
+    axes.set_yticks([])
 
 
 # --- curves ---
@@ -202,26 +240,6 @@ def _smooth(values: FloatArray) -> FloatArray:
     return np.divide(total, weight, out=np.full_like(values, np.nan), where=weight > 1e-6)
 
 
-def _panel(axes: Axes, title: str, note: str, note_color: str, theme: Theme) -> None:
-    plain(axes, theme, grid="y")
-    axes.set_title(title, loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9)
-    axes.set_title(note, loc="right", color=note_color, fontsize=NORMAL, pad=9)
-
-
-def nothing_to_show(axes: Axes, text: str, theme: Theme) -> None:
-    axes.text(
-        0.5,
-        0.5,
-        text,
-        transform=axes.transAxes,
-        color=theme.muted,
-        fontsize=NORMAL,
-        ha="center",
-        va="center",
-    )
-    axes.set_yticks([])
-
-
 def _dots(steps: FloatArray) -> str:
     """The marker of a curve: a line alone cannot show one point, or one between two gaps."""
     return "o" if len(steps) <= 12 else ""
@@ -229,7 +247,7 @@ def _dots(steps: FloatArray) -> str:
 
 def _step_axis(axes: Axes, steps: list[int], theme: Theme) -> None:
     axes.set_xlabel("step", color=theme.muted, fontsize=NORMAL)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(steps) < 2:
         axes.set_xticks(steps)
         return
@@ -240,8 +258,7 @@ def _step_axis(axes: Axes, steps: list[int], theme: Theme) -> None:
 
 def _loss_panel(axes: Axes, steps: FloatArray, losses: FloatArray, theme: Theme) -> None:
     smooth, finite = _smooth(losses), np.isfinite(losses)
-    note = f"{smooth[finite][-1]:.3g} at the end, smoothed" if finite.any() else ""
-    _panel(axes, "Loss", note, theme.accent, theme)
+    style(axes, theme, title="Loss", note=f"{smooth[finite][-1]:.3g} at the end, smoothed" if finite.any() else "")
     if not finite.any():
         nothing_to_show(axes, "no finite loss" if len(losses) else "nothing logged yet", theme)
     else:
@@ -255,52 +272,38 @@ def _loss_panel(axes: Axes, steps: FloatArray, losses: FloatArray, theme: Theme)
 
 
 def _mark_not_finite(axes: Axes, steps: FloatArray, theme: Theme) -> None:
-    axes.plot(
-        steps, np.zeros_like(steps), "x", color=theme.bad, markersize=5, transform=axes.get_xaxis_transform(),
-        clip_on=False, zorder=5,
-    )  # fmt: skip
-    axes.text(
-        0.99,
-        0.95,
-        f"x: not finite at {len(steps)} of the logged steps",
-        transform=axes.transAxes,
-        color=theme.bad,
-        fontsize=SMALL,
-        ha="right",
-        va="top",
-        bbox={"facecolor": theme.surface, "edgecolor": "none", "pad": 2},
-    )
+    color, bottom = theme.bad, axes.get_xaxis_transform()
+    axes.plot(steps, 0 * steps, "x", color=color, markersize=5, transform=bottom, clip_on=False, zorder=5)
+    text = axes.text(0.99, 0.95, f"x: not finite at {len(steps)} of the logged steps", transform=axes.transAxes)
+    text.set(color=color, fontsize=SMALL, ha="right", va="top")
+    text.set_bbox({"facecolor": theme.surface, "edgecolor": "none", "pad": 2})
 
 
 def _rate_panel(axes: Axes, steps: FloatArray, rates: FloatArray, theme: Theme) -> None:
     finite = np.isfinite(rates)
-    _panel(
-        axes,
-        "Learning rate",
-        f"{rates[finite][-1]:.2g} at the end" if finite.any() else "",
-        theme.warm,
-        theme,
-    )
+    note = f"{rates[finite][-1]:.2g} at the end" if finite.any() else ""
+    style(axes, theme, title="Learning rate", note=note, note_color=theme.warm)
     if not finite.any():
         nothing_to_show(axes, "nothing logged yet", theme)
         return
     axes.plot(steps, rates, color=theme.warm, linewidth=1.8, marker=_dots(steps))
     axes.set_ylim(0, 1.1 * float(rates[finite].max()) or 1.0)
     axes.yaxis.set_major_locator(MaxNLocator(3, steps=_ROUND))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, theme: Theme) -> None:
     steps, scores = steps[np.isfinite(scores)], scores[np.isfinite(scores)]
     if not len(scores):
-        _panel(axes, title, "", theme.ink, theme)
+        style(axes, theme, title=title)
         nothing_to_show(axes, "not evaluated yet", theme)
         return
     best = int(np.argmax(scores))
-    _panel(axes, title, f"best {scores[best]:.2f} at step {steps[best]:,.0f}", theme.ink, theme)
+    note = f"best {scores[best]:.2f} at step {steps[best]:,.0f}"
+    style(axes, theme, title=title, note=note, note_color=theme.ink)
     axes.plot(steps, scores, color=theme.ink, linewidth=1.8, marker="o", markersize=3.5)
-    axes.plot(steps[best], scores[best], "o", markersize=9, color=theme.surface, markeredgecolor=theme.accent,
-              markeredgewidth=2, zorder=4)  # fmt: skip
+    ring = {"color": theme.surface, "markeredgecolor": theme.accent, "markeredgewidth": 2}
+    axes.plot(steps[best], scores[best], "o", markersize=9, zorder=4, **ring)  # type: ignore[arg-type]
     axes.plot(steps[best], scores[best], "o", markersize=3.5, color=theme.accent, zorder=5)
     pad = max(0.12 * float(np.ptp(scores)), 1.0)
     axes.set_ylim(max(float(scores.min()) - pad, -1.0), float(scores.max()) + pad)
@@ -313,10 +316,6 @@ def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, 
 def cut(name: str, length: int = _NAME_LENGTH) -> str:
     name = printable(name)
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
-
-
-def _order(iou: float) -> tuple[bool, float]:
-    return (True, 0.0) if math.isnan(iou) else (False, -iou)
 
 
 def _bars(axes: Axes, ious: list[float], colors: list[Color | None], theme: Theme) -> None:
@@ -358,18 +357,13 @@ def _heat(share: FloatArray, theme: Theme) -> UInt8Array:
 
 def _matrix_labels(axes: Axes, names: list[str], theme: Theme) -> None:
     size = NORMAL if len(names) <= 24 else max(min(NORMAL, 810 / len(names)), 3.5)
-    slanted = len(names) <= 24
+    style(axes, theme, grid="", x="prediction", y="truth")
+    axes.tick_params(colors=theme.ink, pad=3.5, top=False, labeltop=True, labelbottom=False)
     axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=45 if slanted else 90)
-    if slanted:
-        for label in axes.get_xticklabels():
-            label.set(ha="left", rotation_mode="anchor")
-    axes.tick_params(length=0, colors=theme.ink, top=False, labeltop=True, labelbottom=False)
-    axes.set_ylabel("truth", color=theme.muted, fontsize=NORMAL, weight="bold")
-    axes.set_xlabel("prediction", color=theme.muted, fontsize=NORMAL, weight="bold")
+    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=45 if len(names) <= 24 else 90)
+    axes.xaxis.label.set_fontweight("bold")
+    axes.yaxis.label.set_fontweight("bold")
     axes.xaxis.set_label_position("top")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _write_percentages(axes: Axes, share: FloatArray, theme: Theme) -> None:

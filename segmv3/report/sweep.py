@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
@@ -18,15 +18,13 @@ from segmv3.files import make_folder
 from segmv3.images import UInt8Array
 from segmv3.report.html import Chart, write_page
 from segmv3.report.plots import (
-    NORMAL,
-    SMALL,
     WIDTH,
     Theme,
     cut,
     new_figure,
     nothing_to_show,
     pixels_of,
-    plain,
+    style,
 )
 
 PAGE = "sweep.html"
@@ -97,16 +95,10 @@ def write_sweep_page(folder: Path, result: dict[str, Any]) -> Path:
     figures = make_folder(folder / "figures")
     trials, best = result["trials"], result["best"]
     rows, states = [_cells(trial, result) for trial in _ranked(result)], [trial["state"] for trial in trials]
-    facts = (
-        {}
-        if not best
-        else {
-            "trial": best["trial"],
-            "score": f"{best['score']:.2f} % at step {best['step']:,}",
-            **{name: shown(value) for name, value in best["values"].items()},
-            "weights": best["weights"],
-        }
-    )
+    facts = {}
+    if best:
+        facts = {"trial": best["trial"], "score": f"{best['score']:.2f} % at step {best['step']:,}"}
+        facts |= {name: shown(value) for name, value in best["values"].items()} | {"weights": best["weights"]}
     return write_page(
         folder / PAGE,
         "sweep.html",
@@ -156,15 +148,13 @@ def trial_curves(result: dict[str, Any], theme: Theme) -> UInt8Array:
     """The score of every trial over the steps: pruned ones grey, the best one bold."""
     figure = new_figure(WIDTH, 460)
     axes = figure.add_subplot()
-    plain(axes, theme, grid="y")
     best = result["best"]["trial"] if result["best"] else None
-    axes.set_title(
-        f"{result['metric_name']}, %", loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9
-    )
-    trials = sorted((each for each in result["trials"] if each["evaluations"]), key=lambda t: _layer(t, best))
+    note = "" if best is None else f"best {result['best']['score']:.2f} in trial {best}"
+    style(axes, theme, title=f"{result['metric_name']}, %", note=note, x="step")
+    trials = [each for each in result["trials"] if each["evaluations"]]
     if not trials:
         nothing_to_show(axes, "not evaluated yet", theme)
-    for trial in trials:
+    for trial in sorted(trials, key=lambda each: (each["trial"] == best, each["state"] != "pruned")):
         steps, scores = zip(*trial["evaluations"], strict=True)
         top, pruned = trial["trial"] == best, trial["state"] == "pruned"
         axes.plot(
@@ -177,12 +167,8 @@ def trial_curves(result: dict[str, Any], theme: Theme) -> UInt8Array:
             markersize=4 if top else 3,
             markevery=None if top else [len(steps) - 1],
         )
-    if best is not None:
-        note = f"best {result['best']['score']:.2f} in trial {best}"
-        axes.set_title(note, loc="right", color=theme.accent, fontsize=NORMAL, pad=9)
-    axes.set_xlabel("step", color=theme.muted, fontsize=NORMAL)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     return pixels_of(figure, theme)
 
 
@@ -190,7 +176,7 @@ def setting_scatter(result: dict[str, Any], name: str, theme: Theme) -> UInt8Arr
     """The score of each trial over one setting: pruned ones as grey rings, the best one ringed."""
     figure = new_figure(340, 250)
     axes = figure.add_subplot()
-    plain(axes, theme, grid="y")
+    style(axes, theme, title=cut(name, 36))
     best = result["best"]["trial"] if result["best"] else None
     setting = result["space"][name]
     trials = [each for each in _ranked(result) if name in each["values"]]
@@ -198,35 +184,26 @@ def setting_scatter(result: dict[str, Any], name: str, theme: Theme) -> UInt8Arr
     for trial in reversed(trials):
         value = trial["values"][name]
         place = choices.index(value) if choices else value
-        top, pruned = trial["trial"] == best, trial["state"] == "pruned"
+        pruned = trial["state"] == "pruned"
         color = theme.muted if pruned else theme.accent
         axes.plot(place, trial["score"], "o", color="none" if pruned else color, markersize=5, markeredgecolor=color)
-        if top:
+        if trial["trial"] == best:
             axes.plot(place, trial["score"], "o", color="none", markersize=11, markeredgecolor=color, markeredgewidth=2)
     if not trials:
         nothing_to_show(axes, "not evaluated yet", theme)
     if choices:
-        _choice_axis(axes, [shown(each) for each in choices], theme)
+        _choice_axis(axes, [shown(each) for each in choices])
     else:
         _number_axis(axes, setting)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(y=0.12)
-    axes.set_title(cut(name, 36), loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9)
     return pixels_of(figure, theme)
 
 
-def _layer(trial: dict[str, Any], best: int | None) -> int:
-    """Order of drawing: pruned, complete, best."""
-    return 2 if trial["trial"] == best else int(trial["state"] != "pruned")
-
-
-def _choice_axis(axes: Axes, labels: list[str], theme: Theme) -> None:
+def _choice_axis(axes: Axes, labels: list[str]) -> None:
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     crowded = sum(map(len, labels)) > _LABEL_LETTERS
-    texts = [cut(label, 16) for label in labels]
-    axes.set_xticks(range(len(labels)), texts, fontsize=SMALL, color=theme.muted)
-    if crowded:
-        for label in axes.get_xticklabels():
-            label.set(rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(labels)), [cut(label, 16) for label in labels], **(slanted if crowded else {}))
     axes.set_xlim(-0.6, len(labels) - 0.4)
 
 
@@ -242,7 +219,7 @@ def _number_axis(axes: Axes, setting: dict[str, Any]) -> None:
         pad = 0.05 * (high - low)
         axes.set_xlim(low - pad, high + pad)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=isinstance(low, int)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.xaxis.set_major_formatter("{x:,.6g}")
 
 
 def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
