@@ -15,7 +15,8 @@ from segmv3.config import Data
 from segmv3.data import pack as packing
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.loader import train_batches
-from segmv3.data.pack import open_packed, open_training, pack, verify, version
+from segmv3.data.pack import pack
+from segmv3.data.packed import open_packed, open_training, verify, version
 from segmv3.errors import DataError, OutputError, ResourceError
 from segmv3.files import is_temporary
 from segmv3.images import write_png

@@ -26,6 +26,7 @@ from segmv3.cli import main
 from segmv3.config import Config, Data
 from segmv3.convert.receipt import receipt_path, to_text, verify_receipt
 from segmv3.data import pack as packing
+from segmv3.data import packed as cached
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import DataError, Segmv3Error, printable
 from segmv3.models.count import describe_nets
@@ -155,7 +156,7 @@ def packed(tmp_path: Path, config: Config) -> Reader:
     def seal(index: Any) -> Any:
         if isinstance(index, dict) and "checksum" in index:
             del index["checksum"]
-            index["checksum"] = packing._checksum(index)
+            index["checksum"] = cached.checksum_of(index)
         return index
 
     return Reader(folder / "train.json", read_, seal=seal)
@@ -301,13 +302,13 @@ def test_changed_pixels_are_not_trained_on(tmp_path, config, folder):
     file.write_bytes(bytes_)
     opened = packing.open_packed(dataset, cache)
     seen = []
-    opened_digest = packing._digest
+    opened_digest = cached.digest_of
     try:
-        packing._digest = lambda *pair: seen.append(0) or opened_digest(*pair)  # type: ignore[assignment]
+        cached.digest_of = lambda *pair: seen.append(0) or opened_digest(*pair)  # type: ignore[assignment]
         for _ in range(3):
             opened.read(0)
     finally:
-        packing._digest = opened_digest
+        cached.digest_of = opened_digest
     assert len(seen) == 1  # once a run
 
 

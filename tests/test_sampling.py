@@ -15,7 +15,8 @@ from segmv3.data import facts as checking
 from segmv3.data.check import check, class_counts, class_pixels
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import TrainSamples, train_batches
-from segmv3.data.pack import open_training, pack
+from segmv3.data.pack import pack
+from segmv3.data.packed import open_training
 from segmv3.data.sampling import Draws, draws_of, paste
 from segmv3.errors import ConfigError, DataError
 from segmv3.images import write_png

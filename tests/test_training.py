@@ -19,7 +19,8 @@ from segmv3.config import SGD, AdamW, Loss, Schedule
 from segmv3.data import loader
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import TrainSamples
-from segmv3.data.pack import PackedDataset, pack
+from segmv3.data.pack import pack
+from segmv3.data.packed import PackedDataset
 from segmv3.errors import ConfigError, DataError, ModelError, NumericsError, ResourceError
 from segmv3.images import write_png
 from segmv3.models.zoo import create_model

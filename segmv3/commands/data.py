@@ -183,7 +183,8 @@ def _what_to_check(arguments: list[str]) -> tuple[Check, Data]:
 def _pack(arguments: list[str]) -> None:
     options, data = _what_to_pack(arguments)
     from segmv3.data.datasets import open_dataset
-    from segmv3.data.pack import pack, version
+    from segmv3.data.pack import pack
+    from segmv3.data.packed import version
     from segmv3.screen import Screen
 
     datasets = [open_dataset(data, split) for split in dict.fromkeys(options.split)]

@@ -19,7 +19,7 @@ from segmv3.data.check import Problem, class_fault, class_pixels, contents, prob
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.facts import read_pairs
 from segmv3.data.imagefolder import Pictures, check_pictures, check_same_classes, open_pictures
-from segmv3.data.pack import open_training
+from segmv3.data.packed import open_training
 from segmv3.data.sampling import draws_of
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
 from segmv3.evaluation.counting import confusion_matrix
