@@ -22,6 +22,7 @@ _COMMANDS = (
     *("train", "sweep", "evaluate", "compare", "submit", "predict", "classify"),
     *("models", "weights", "export", "data", "benchmark"),
 )
+_ELSEWHERE = {"classify": "segmv3.imagenet.command"}
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
@@ -138,7 +139,7 @@ def _run(arguments: list[str]) -> None:
     name, rest = arguments[0], arguments[1:]
     if name not in _COMMANDS:
         raise ConfigError(f"there is no command {name!r}; segmv3 has {', '.join(_COMMANDS)}")
-    import_module(f"segmv3.commands.{name}").run(rest)
+    import_module(_ELSEWHERE.get(name, f"segmv3.commands.{name}")).run(rest)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ from torchvision import transforms as reference
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from segmv3 import checkpoint
-from segmv3.classification import accuracies, check_classes, count_hits
+from segmv3.imagenet.scoring import accuracies, check_classes, count_hits
 from segmv3.cli import main
 from segmv3.config import (
     AdamW,
@@ -33,8 +33,8 @@ from segmv3.config import (
     load_config,
     to_dict,
 )
-from segmv3.data import imagefolder
-from segmv3.data.imagefolder import check_pictures, check_same_classes, open_pictures
+from segmv3.imagenet import pictures as pictures_module
+from segmv3.imagenet.pictures import check_pictures, check_same_classes, open_pictures
 from segmv3.data.loader import train_batches
 from segmv3.data.transforms import center_crop, train_transforms, transform
 from segmv3.errors import CheckpointError, ConfigError, DataError, ModelError, Segmv3Warning
@@ -335,7 +335,7 @@ def test_segmentation_averages_and_drops_out_exactly_too(config, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_the_check_did_not_see_stops_the_run_with_its_state(experiment, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(imagefolder, "_CHECKED", 1)
+    monkeypatch.setattr(pictures_module, "_CHECKED", 1)
     path = experiment.data.root / "train" / "cat" / "cat_3.JPEG"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmv3.training.losses import channel_distillation, cpu, cross_entropy, hard_pixels, strips
+from segmv3.training.losses import channel_distillation, chunked, cpu, cross_entropy, hard_pixels
 
 devices = pytest.mark.parametrize(
     "device",
@@ -123,7 +123,7 @@ def test_the_torch_version_in_strips_of_any_size(options):
     low.requires_grad_()
     expected, _ = plain(low, labels, **options)
     for elements in (2**18, 300):
-        found = strips.sums(low.detach(), labels, own, spread, differentiate=True, pixels=True, elements=elements)
+        found = chunked.sums(low.detach(), labels, own, spread, differentiate=True, pixels=True, elements=elements)
         torch.testing.assert_close(found[0].double(), expected, rtol=1e-6, atol=0)
         gradient = torch.autograd.grad(expected, low, retain_graph=True)[0]
         assert (found[3] - gradient).abs().max() < 1e-5 * gradient.abs().max()

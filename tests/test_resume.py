@@ -21,7 +21,7 @@ from conftest import locked_elsewhere
 from segmv3 import checkpoint
 from segmv3.config import Schedule
 from segmv3.errors import CheckpointError, ConfigError, NumericsError, OutputError, ResourceError
-from segmv3.training.console import RunConsole, RunLog
+from segmv3.training.progress import RunConsole, RunLog
 from segmv3.training.loop import train
 from segmv3.training.run import Run
 from segmv3.training.signals import StopRequest

@@ -31,7 +31,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from segmv3.config import Data, ImageFolder
 from segmv3.data.datasets import Dataset
-from segmv3.data.imagefolder import Pictures
+from segmv3.imagenet.pictures import Pictures
 from segmv3.data.sampling import Place, draws_of
 from segmv3.data.transforms import Colors, train_transforms, transform
 from segmv3.errors import ConfigError

@@ -107,7 +107,7 @@ def write_classification_report(run: Path, *, title: str, facts: dict[str, str],
         title: as for `write_report`.
         facts: as for `write_report`.
         log: as for `write_report`.
-        scores: as `segmv3.classification.accuracies` returns them.
+        scores: as `segmv3.imagenet.scoring.accuracies` returns them.
 
     Returns:
         The path of the page.

@@ -159,7 +159,7 @@ def _further_scores(scores: Result) -> list[str]:
 
 
 def classification_summary(scores: dict[str, Any]) -> str:
-    """One line with the accuracies, as `segmv3.classification.accuracies` returns them, and what they depend on."""
+    """One line with the accuracies, as `segmv3.imagenet.scoring.accuracies` returns them, and what they depend on."""
     count = f"{scores['images']:,} images"
     if scores["images"] < scores["images_in_split"]:
         count = f"{scores['images']:,} of {scores['images_in_split']:,} images, evenly spaced,"

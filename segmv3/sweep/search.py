@@ -37,7 +37,7 @@ from segmv3.files import alone, is_temporary, make_folder, write_bytes
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
 from segmv3.sweep.space import Space, as_text, flags, with_values
 from segmv3.sweep.study import FrozenTrial, Trial, TrialState, next_trial, open_study, values_of
-from segmv3.training.console import RunConsole, RunLog
+from segmv3.training.progress import RunConsole, RunLog
 from segmv3.training.loop import train
 from segmv3.training.run import FREE, Run, refuse_others
 from segmv3.training.tasks import task_of

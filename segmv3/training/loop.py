@@ -43,9 +43,9 @@ from segmv3.errors import (
 from segmv3.files import write_bytes
 from segmv3.runtime import use_device
 from segmv3.training.average import MovingAverage, same_on_all_processes
-from segmv3.training.board import Board, require_tensorboard
+from segmv3.training.tensorboard import Board, require_tensorboard
 from segmv3.training.compiling import Compilation
-from segmv3.training.console import RunConsole, RunLog
+from segmv3.training.progress import RunConsole, RunLog
 from segmv3.training.optim import build_optimizer, lr_at, set_lr
 from segmv3.training.photometric import adjust
 from segmv3.training.recompute import recompute

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmv3.checkpoint import load, load_classifier
-from segmv3.classification import accuracies, count_hits
+from segmv3.imagenet.scoring import accuracies, count_hits
 from segmv3.config import Classification, Config
 from segmv3.data.check import Problem, class_fault, class_pixels, contents, problems_in, refuse
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.facts import read_pairs
-from segmv3.data.imagefolder import Pictures, check_pictures, check_same_classes, open_pictures
+from segmv3.imagenet.pictures import Pictures, check_pictures, check_same_classes, open_pictures
 from segmv3.data.packed import open_training
 from segmv3.data.sampling import draws_of
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmv3.labels import IGNORE
-from segmv3.training.losses import cpu, strips
+from segmv3.training.losses import chunked, cpu
 
 __all__ = ["balanced_weights", "channel_distillation", "class_cross_entropy", "cross_entropy", "hard_pixels"]
 
@@ -176,7 +176,7 @@ def _sums(
     if low.device.type != "cpu" or exact:
         with torch.autocast(low.device.type, enabled=False):
             elements = 2**18 if low.device.type == "cpu" else 2**24  # its cache; elsewhere every strip costs launches
-            return strips.sums(low, labels, own, spread, differentiate=differentiate, pixels=pixels, elements=elements)
+            return chunked.sums(low, labels, own, spread, differentiate=differentiate, pixels=pixels, elements=elements)
     loss, weight, labelled, gradient, found = cpu.sums(
         *(x.contiguous().numpy() for x in (low, labels, own, spread)),
         differentiate=differentiate,

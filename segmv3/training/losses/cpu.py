@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segmv3.decode.cpu import Axis, Floats, _compiled, axis
 from segmv3.decode.simd import LANES, any_at_least, floats, larger, load, mix, smaller, store
 from segmv3.labels import IGNORE
-from segmv3.training.losses.lanes import exp_below, log, over, where_equal
+from segmv3.training.losses.simd import exp_below, log, over, where_equal
 
 _BAND = 2**16
 """Output pixels of a band, about. It does not depend on the threads, so that any number of them gives the same bits."""

@@ -100,8 +100,8 @@ def _evaluate(arguments: list[str]) -> None:
     if output:
         refuse_existing(output, options.overwrite)
     refuse_limit(options.limit)
-    from segmv3.classification import accuracies, check_classes, count_hits, differing_view
-    from segmv3.data.imagefolder import open_pictures
+    from segmv3.imagenet.scoring import accuracies, check_classes, count_hits, differing_view
+    from segmv3.imagenet.pictures import open_pictures
     from segmv3.files import make_folder, write_bytes
     from segmv3.report.tables import classification_summary
     from segmv3.runtime import use_device
@@ -148,7 +148,7 @@ def _predict(arguments: list[str]) -> None:
         raise ConfigError("segmv3 classify predict needs an image, such as docs/pictures/street.png")
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
-    from segmv3.classification import as_trained, probabilities
+    from segmv3.imagenet.scoring import as_trained, probabilities
     from segmv3.images import read_image
     from segmv3.runtime import use_device
     from segmv3.screen import print_line

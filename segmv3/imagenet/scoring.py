@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segmv3.checkpoint import Card
 from segmv3.config import ImageFolder, Precision, mistyped
-from segmv3.data.imagefolder import Pictures
+from segmv3.imagenet.pictures import Pictures
 from segmv3.data.loader import read_ahead
 from segmv3.data.transforms import center_crop
 from segmv3.errors import CheckpointError, ConfigError, Segmv3Warning
