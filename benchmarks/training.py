@@ -24,7 +24,7 @@ from segmv3.config import LRASPP, SGD, LRASPPDecoder, MobileNetV3, Model, Traini
 from segmv3.errors import is_out_of_memory
 from segmv3.labels import IGNORE
 from segmv3.models import zoo
-from segmv3.training.losses import cross_entropy
+from segmv3.training.losses.functional import cross_entropy
 from segmv3.training.optim import build_optimizer
 from segmv3.training.recompute import recompute
 

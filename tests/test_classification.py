@@ -18,7 +18,6 @@ from torchvision import transforms as reference
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from segmv3 import checkpoint
-from segmv3.imagenet.scoring import accuracies, check_classes, count_hits
 from segmv3.cli import main
 from segmv3.config import (
     AdamW,
@@ -33,15 +32,18 @@ from segmv3.config import (
     load_config,
     to_dict,
 )
-from segmv3.imagenet import pictures as pictures_module
-from segmv3.imagenet.pictures import check_pictures, check_same_classes, open_pictures
-from segmv3.data.loader import train_batches
-from segmv3.data.transforms import center_crop, train_transforms, transform
+from segmv3.data.loader import batches as batches_of
+from segmv3.data.transforms import transform
 from segmv3.errors import CheckpointError, ConfigError, DataError, ModelError, Segmv3Warning
+from segmv3.imagenet import pictures as pictures_module
+from segmv3.imagenet.pictures import PictureSamples, check_pictures, check_same_classes, open_pictures
+from segmv3.imagenet.scoring import accuracies, check_classes, count_hits
+from segmv3.imagenet.task import class_cross_entropy
+from segmv3.imagenet.transforms import center_crop, train_transforms
 from segmv3.models.zoo import NETS, create_classifier, create_model
 from segmv3.training.average import MovingAverage
 from segmv3.training.loop import train
-from segmv3.training.losses import class_cross_entropy
+from segmv3.training.losses import Seen
 from segmv3.training.optim import build_optimizer, lr_at
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +210,7 @@ def test_training_crops_have_the_asked_area_and_one_size(experiment):
 
 def digests(experiment: Classification, **changes) -> list[str]:
     data = replace(experiment.data, **changes)
-    batches = train_batches(open_pictures(data, "train"), data, seed=3, start=0, stop=7)
+    batches = batches_of(PictureSamples(open_pictures(data, "train"), data, 3), data, start=0, stop=7)
     return [hashlib.sha256(i.numpy().tobytes() + t.numpy().tobytes()).hexdigest() for i, t, _ in batches]
 
 
@@ -216,11 +218,13 @@ def test_batches_do_not_depend_on_workers(experiment):
     whole = digests(experiment)
     assert digests(experiment, workers=2) == whole and len(set(whole)) == 7
     data = experiment.data
-    [(images, targets, colors)] = train_batches(open_pictures(data, "train"), data, seed=3, start=6, stop=7)
+    pictures = open_pictures(data, "train")
+    [(images, targets, colors)] = batches_of(PictureSamples(pictures, data, 3), data, start=6, stop=7)
     assert hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).hexdigest() == whole[6]
     assert images.shape == (4, 3, 32, 32) and images.dtype == torch.uint8 and targets.dtype == torch.int64
     assert colors.matrix.shape == (4, 3, 4) and colors.tables is colors.inside is None
-    [(_, _, colors)] = train_batches(open_pictures(data, "train"), replace(data, jitter=0.0), seed=3, start=6, stop=7)
+    data = replace(data, jitter=0.0)
+    [(_, _, colors)] = batches_of(PictureSamples(pictures, data, 3), data, start=6, stop=7)
     assert colors is None
 
 
@@ -229,7 +233,7 @@ def test_batches_do_not_depend_on_workers(experiment):
 
 def test_smoothed_loss_is_torchs():
     logits, classes = torch.randn(5, 7), torch.tensor([0, 3, 6, 6, 1])
-    total, count = class_cross_entropy(logits, classes, 0.1)
+    total, count = class_cross_entropy(0.1).sums(Seen(logits, classes, logits))
     assert count == 5 and torch.allclose(total / 5, torch.nn.CrossEntropyLoss(label_smoothing=0.1)(logits, classes))
 
 

@@ -38,7 +38,7 @@ from segmv3.results.calibration import Calibration
 from segmv3.results.result import Result
 from segmv3.results.uncertainty import bootstrap_miou
 from segmv3.screen import Screen
-from segmv3.training.tasks import SegmentationTask
+from segmv3.training.segmentation import SegmentationTask
 from segmv3.weights.opening import open_segmenter
 
 CPU = torch.device("cpu")

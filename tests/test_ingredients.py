@@ -32,12 +32,14 @@ from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import NETS, PAPER_NETS, create_classifier, create_model
 from segmv3.training import compiling, loop, teacher
 from segmv3.training.auxiliary import WithAuxiliaryHeads
+from segmv3.training.average import MovingAverage
 from segmv3.training.compiling import Compilation
 from segmv3.training.loop import train
-from segmv3.training.losses import channel_distillation, cross_entropy
+from segmv3.training.losses import Seen
+from segmv3.training.losses.functional import channel_distillation, cross_entropy
 from segmv3.training.optim import build_optimizer, set_lr
+from segmv3.training.segmentation import SegmentationTask
 from segmv3.training.sync_bn import synchronise
-from segmv3.training.tasks import SegmentationTask
 from segmv3.weights.averaging import average
 
 NAMES = ("road", "house", "tree", "sky")
@@ -100,16 +102,16 @@ def test_auxiliary_heads_train_and_are_left_behind(config, tmp_path):
 
 def test_the_auxiliary_loss_is_the_weighted_sum_of_three(config):
     task = SegmentationTask(replace(config, loss=Loss(auxiliary=0.25)))
+    task.prepare(torch.device("cpu"), first=True, everywhere=lambda value: value)
     low = [torch.randn(2, 4, h, 2 * h) for h in (4, 4, 2)]
     targets = torch.randint(0, 4, (2, 32, 64), dtype=torch.uint8)
     targets[0, :9] = IGNORE
-    terms = task.loss(lambda images: low, targets, targets)
-    assert [term.weight for term in terms] == [1, 0.25, 0.25]
-    for term, logits in zip(terms, low, strict=True):
+    assert [term.weight for term in task.terms] == [1, 0.25, 0.25]
+    for term, logits in zip(task.terms, low, strict=True):
+        total, count = term.sums(Seen(targets, targets, low[0], low[1:]))
         full = F.interpolate(logits, (32, 64), mode="bilinear")
-        assert torch.allclose(term.total / term.count, F.cross_entropy(full, targets.long(), ignore_index=IGNORE))
-    counts = task.counts(targets)
-    assert counts is not None and counts.tolist() == [float(term.count) for term in terms]
+        assert torch.allclose(total / count, F.cross_entropy(full, targets.long(), ignore_index=IGNORE))
+        assert term.denominator is not None and term.denominator(targets) == count
 
 
 @pytest.mark.slow
@@ -159,9 +161,11 @@ def test_a_teacher_of_ours_is_followed(config, tmp_path):
     task = SegmentationTask(taught)
     images = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
     low, targets = torch.randn(2, 4, 4, 6), torch.randint(0, 4, (2, 32, 48), dtype=torch.uint8)
-    _, term = task.loss(lambda images: low, images, targets)
+    task.prepare(torch.device("cpu"), first=True, everywhere=lambda value: value)
+    _, term = task.terms
+    found = term.sums(Seen(images, targets, low))
     total, count = channel_distillation(low, net.low_logits(images), 3.0)
-    assert term.weight == 2 and term.count == count == 8 and torch.allclose(term.total, total)
+    assert term.weight == 2 and found[1] == count == 8 and torch.allclose(found[0], total)
     assert task.teacher is not None and not task.teacher.net.training
     short = replace(taught, schedule=replace(config.schedule, steps=3))
     train(short, tmp_path / "run", device="cpu", threads=1)
@@ -250,7 +254,7 @@ def test_the_log_shows_the_base_rate(config, tmp_path):
 @pytest.fixture
 def frozen(monkeypatch):
     """BN keeps the statistics it has."""
-    plain = SegmentationTask.trained
+    plain = SegmentationTask.wrap
 
     def trained(self, net):
         module = plain(self, net)
@@ -260,7 +264,7 @@ def frozen(monkeypatch):
                 each.train = lambda mode=True, each=each: each  # type: ignore[method-assign]
         return module
 
-    monkeypatch.setattr(SegmentationTask, "trained", trained)
+    monkeypatch.setattr(SegmentationTask, "wrap", trained)
 
 
 @pytest.mark.parametrize("weights", ["none", pytest.param("balanced", marks=pytest.mark.slow)])
@@ -407,7 +411,7 @@ def scaled(monkeypatch):
         fabric.launch()
         return fabric
 
-    monkeypatch.setattr(loop, "_launch", launch)
+    monkeypatch.setattr(loop, "launch", launch)
 
 
 def test_fp16_needs_a_gpu(config, tmp_path):
@@ -420,7 +424,7 @@ def test_fp16_needs_a_gpu(config, tmp_path):
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_a_step_that_overflows_is_skipped(config, tmp_path, scaled, monkeypatch, clip_norm):
     calls, moved = [0], list[int]()
-    plain = loop.MovingAverage.update
+    plain = MovingAverage.update
 
     def overflowing(low, labels, **options):
         total, labelled = cross_entropy(low, labels, **options)
@@ -433,8 +437,8 @@ def test_a_step_that_overflows_is_skipped(config, tmp_path, scaled, monkeypatch,
         moved.append(step)
         plain(self, net, step)
 
-    monkeypatch.setattr("segmv3.training.tasks.cross_entropy", overflowing)
-    monkeypatch.setattr(loop.MovingAverage, "update", counting)
+    monkeypatch.setattr("segmv3.training.losses.functional.cross_entropy", overflowing)
+    monkeypatch.setattr(MovingAverage, "update", counting)
     schedule = replace(config.schedule, steps=4, eval_every=4, save_every=4, ema=0.5, clip_norm=clip_norm)
     train(replace(config, precision="fp16", schedule=schedule), tmp_path / "run", device="cpu", threads=1)
     assert moved == [0, 2, 3]
@@ -451,7 +455,7 @@ def test_gradients_that_always_overflow_end_the_run(config, tmp_path, scaled, mo
         total.register_hook(lambda gradient: gradient * math.inf)
         return total, labelled
 
-    monkeypatch.setattr("segmv3.training.tasks.cross_entropy", overflowing)
+    monkeypatch.setattr("segmv3.training.losses.functional.cross_entropy", overflowing)
     monkeypatch.setattr(loop, "_SMALLEST_SCALE", 2.0**12)
     with pytest.raises(NumericsError, match="all gradients overflow in fp16 at step 5"):
         train(replace(config, precision="fp16"), tmp_path / "run", device="cpu", threads=1)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmv3.training.losses import channel_distillation, chunked, cpu, cross_entropy, hard_pixels
+from segmv3.training.losses import chunked, cpu
+from segmv3.training.losses.functional import channel_distillation, cross_entropy, hard_pixels
 
 devices = pytest.mark.parametrize(
     "device",

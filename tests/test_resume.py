@@ -21,9 +21,9 @@ from conftest import locked_elsewhere
 from segmv3 import checkpoint
 from segmv3.config import Schedule
 from segmv3.errors import CheckpointError, ConfigError, NumericsError, OutputError, ResourceError
-from segmv3.training.progress import RunConsole, RunLog
 from segmv3.training.loop import train
-from segmv3.training.run import Run
+from segmv3.training.progress import RunConsole
+from segmv3.training.run import Run, RunLog
 from segmv3.training.signals import StopRequest
 
 

@@ -21,7 +21,7 @@ from segmv3.errors import CheckpointError, ConfigError, Interrupted, NumericsErr
 from segmv3.report.sweep import log_ticks, shown, write_sweep_page
 from segmv3.sweep.space import Choices, Range, Space, flags, read_space, with_values
 from segmv3.training.loop import train
-from segmv3.training.tasks import SegmentationTask
+from segmv3.training.segmentation import SegmentationTask
 
 DOCS = Path(__file__).parents[1] / "docs" / "sweeps.md"
 

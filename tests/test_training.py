@@ -24,11 +24,11 @@ from segmv3.data.packed import PackedDataset
 from segmv3.errors import ConfigError, DataError, ModelError, NumericsError, ResourceError
 from segmv3.images import write_png
 from segmv3.models.zoo import create_model
-from segmv3.training import tasks
 from segmv3.training.loop import train
-from segmv3.training.losses import balanced_weights, cross_entropy
+from segmv3.training.losses import Seen, functional
+from segmv3.training.losses.functional import balanced_weights, cross_entropy
 from segmv3.training.optim import build_optimizer, lr_at
-from segmv3.training.tasks import SegmentationTask
+from segmv3.training.segmentation import SegmentationTask
 
 
 def test_loss_is_the_cross_entropy_of_the_upsampled_logits():
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_state(
         total, labelled = cross_entropy(low, labels, **options)
         return total * (math.nan if calls[0] == 8 else 1), labelled
 
-    monkeypatch.setattr(tasks, "cross_entropy", poisoned)
+    monkeypatch.setattr(functional, "cross_entropy", poisoned)
     with pytest.raises(NumericsError, match=r"the loss became nan at step 8; the state of step 6 is kept"):
         train(config, tmp_path / "run", device="cpu", threads=1)
     state = checkpoint.load_state(tmp_path / "run" / "state")
@@ -130,7 +130,7 @@ def test_a_nan_gradient_is_found_by_the_next_loss(config, tmp_path, clip_norm, m
         total.register_hook(lambda gradient: gradient * math.nan)
         return total, labelled
 
-    monkeypatch.setattr(tasks, "cross_entropy", poisoned)
+    monkeypatch.setattr(functional, "cross_entropy", poisoned)
     schedule = replace(config.schedule, clip_norm=clip_norm)
     with pytest.raises(NumericsError):
         train(replace(config, schedule=schedule), tmp_path / "run", device="cpu", threads=1)
@@ -144,12 +144,12 @@ def test_an_image_that_breaks_during_the_run_ends_it_in_one_line(folder, tmp_pat
     script = tmp_path / "breaking.py"
     script.write_text(
         "import runpy, sys\n"
-        "from segmv3.training import tasks\n"
+        "from segmv3.training import segmentation\n"
         "def breaks(dataset, progress):\n"
         "    path = dataset.pairs[0].image\n"
         "    path.write_bytes(path.read_bytes()[:100])\n"
         "    return []\n"
-        "tasks.problems_in = breaks\n"
+        "segmentation.problems_in = breaks\n"
         f"sys.argv[0] = {str(tool)!r}\n"
         f"runpy.run_path({str(tool)!r}, run_name='__main__')\n"
     )
@@ -202,7 +202,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_batches_without_a_labelled_pixel_have_loss_zero(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("segmv3.training.tasks.class_fault", lambda *_: None)  # it refuses a set of such batches
+    monkeypatch.setattr("segmv3.training.segmentation.class_fault", lambda *_: None)  # it refuses a set of such batches
     for path in (config.data.root / "train" / "labels").iterdir():
         write_png(path, np.full((48, 64), 255, np.uint8))
     for name, loss in (("plain", Loss()), ("all", Loss(ohem=0.7, min_kept=0.5, class_weights="balanced"))):
@@ -219,33 +219,39 @@ def test_the_loss_is_made_of_its_settings(config):
 
     def loss(**settings):
         task = SegmentationTask(replace(config, loss=Loss(**settings)))
-        task.prepare(first=True, everywhere=lambda value: value)
-        return task.loss(lambda images: images, low, labels)
+        task.prepare(torch.device("cpu"), first=True, everywhere=lambda value: value)
+        [term] = task.terms
+        assert term.weight == 1 and term.name == "cross_entropy"
+        return term.sums(Seen(images=low, targets=labels, logits=low))
 
-    [term] = loss(class_weights=weights, label_smoothing=0.1)
-    total, count = term.total, term.count
-    assert term.weight == 1
+    total, count = loss(class_weights=weights, label_smoothing=0.1)
     expected = F.cross_entropy(full, labels.long(), ignore_index=255, weight=torch.tensor(weights), label_smoothing=0.1)
     assert 0 < count < 10 and torch.allclose(total / count, expected)
-    [term] = loss(ohem=0.5, min_kept=0.1)
-    total, count = term.total, term.count
+    total, count = loss(ohem=0.5, min_kept=0.1)
     each = F.cross_entropy(full, labels.long(), ignore_index=255, reduction="none")
     hard = (each > math.log(2)) & (labels != 255)
     assert count == hard.sum() > 0.1 * labels.numel() and torch.allclose(total, each[hard].sum())
-    assert loss(ohem=1e-6, min_kept=0.1)[0].count == round(0.1 * labels.numel())
+    assert loss(ohem=1e-6, min_kept=0.1)[1] == round(0.1 * labels.numel())
 
 
 def test_balanced_weights_are_those_of_the_training_labels(config):
     task = SegmentationTask(replace(config, loss=Loss(class_weights="balanced")))
-    task.prepare(first=True, everywhere=lambda value: value)
     labels = np.concatenate([task.train_set.read(i)[1].ravel() for i in range(6)])
-    share = np.bincount(labels, minlength=4) / labels.size
-    assert task.class_weights is not None
-    assert np.allclose(task.class_weights, 1 / np.log(1.02 + share))
+    pixels = np.bincount(labels, minlength=4)
+    told = []
+
+    def everywhere(value):
+        told.append(value.tolist())
+        return torch.from_numpy(pixels)
+
+    for first in (True, False):  # what the first process found is added to what the others did not look for
+        task.prepare(torch.device("cpu"), first=first, everywhere=everywhere)
+        [term] = task.terms
+        expected = (pixels / np.log(1.02 + pixels / labels.size)).sum()
+        assert term.denominator is not None and np.isclose(term.denominator(torch.from_numpy(labels)), expected)
+    assert told == [pixels.tolist(), [0, 0, 0, 0]]
     bounds = balanced_weights(np.array([7, 0]))
     assert np.allclose(bounds, [1 / math.log(2.02), 1 / math.log(1.02)])
-    task.prepare(first=False, everywhere=lambda value: value)
-    assert not task.class_weights.any()  # what the first process found is added to it
 
 
 def test_weights_for_other_classes_are_refused(config, tmp_path):
@@ -317,7 +323,7 @@ def test_the_net_calculates_as_asked_for_and_the_loss_in_float32(config, tmp_pat
         of_loss.add(low.dtype)
         return cross_entropy(low, *arguments, **settings)
 
-    monkeypatch.setattr(tasks, "cross_entropy", watched)
+    monkeypatch.setattr(functional, "cross_entropy", watched)
     hook = torch.nn.modules.module.register_module_forward_hook(watch)
     try:
         train(replace(config, precision=precision, loss=Loss(auxiliary=0.4)), tmp_path / "run", device="cpu", threads=1)

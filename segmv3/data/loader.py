@@ -19,8 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -29,9 +30,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from segmv3.config import Data, ImageFolder
+from segmv3.config import Data
 from segmv3.data.datasets import Dataset
-from segmv3.imagenet.pictures import Pictures
 from segmv3.data.sampling import Place, draws_of
 from segmv3.data.transforms import Colors, train_transforms, transform
 from segmv3.errors import ConfigError
@@ -70,24 +70,57 @@ def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
-class TrainSamples(TorchDataset[Sample]):
-    """Augmented crops uint8 H x W x 3 with their targets, addressed by (epoch, image index)."""
+class Batching(Protocol):
+    """The settings of a data set that its batches depend on."""
 
-    def __init__(self, dataset: Dataset | Pictures, data: Data | ImageFolder, seed: int) -> None:
-        self.dataset = dataset
-        self.draws = draws_of(dataset, data) if isinstance(dataset, Dataset) and isinstance(data, Data) else None
-        self.transforms = train_transforms(data)
-        self.seed = seed
+    @property
+    def batch_size(self) -> int:
+        """Images per step over all processes together."""
+
+    @property
+    def crop_size(self) -> tuple[int, int]: ...
+
+    @property
+    def workers(self) -> int:
+        """Processes that prepare samples."""
+
+
+class Samples(TorchDataset[Sample]):
+    """Augmented crops uint8 H x W x 3 with their targets, addressed by (epoch, image index).
+
+    Args:
+        count: images of an epoch.
+        transforms: what makes a sample of an image and its target.
+        seed: of the run.
+    """
+
+    def __init__(self, count: int, transforms: A.Compose, seed: int) -> None:
+        self.count, self.transforms, self.seed = count, transforms, seed
+
+    def __len__(self) -> int:
+        return self.count
 
     def __getitem__(self, address: tuple[int, int]) -> Sample:
         epoch, index = address
         generator = np.random.default_rng([self.seed, 1, epoch, index])
-        image, target, colors = transform(self.transforms, *self._read(epoch, index), generator)
+        image, target, colors = transform(self.transforms, *self.read(epoch, index), generator)
         if isinstance(target, int):
             return torch.from_numpy(image), torch.tensor(target), colors
         return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(target)), colors
 
-    def _read(self, epoch: int, index: int) -> tuple[UInt8Array, UInt8Array | int, Place | None]:
+    def read(self, epoch: int, index: int) -> tuple[UInt8Array, UInt8Array | int, Place | None]:
+        """An image, its target, and a pixel that the crop must show."""
+        raise NotImplementedError
+
+
+class TrainSamples(Samples):
+    """The samples of a data set of streets, drawn as `segmv3.data.sampling` says."""
+
+    def __init__(self, dataset: Dataset, data: Data, seed: int) -> None:
+        super().__init__(len(dataset), train_transforms(data), seed)
+        self.dataset, self.draws = dataset, draws_of(dataset, data)
+
+    def read(self, epoch: int, index: int) -> tuple[UInt8Array, UInt8Array | int, Place | None]:
         if self.draws:  # [seed, 2] is the loop's
             return self.draws.read(index, np.random.default_rng([self.seed, 3, epoch, index]))
         return *self.dataset.read(index), None
@@ -137,11 +170,15 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         return self.stop - self.start
 
 
-def train_batches(
-    dataset: Dataset | Pictures,
-    data: Data | ImageFolder,
+def train_batches(dataset: Dataset, data: Data, *, seed: int, **options: Any) -> DataLoader[Batch]:
+    """`batches` of a data set of streets."""
+    return batches(TrainSamples(dataset, data, seed), data, **options)
+
+
+def batches(
+    samples: Samples,
+    data: Batching,
     *,
-    seed: int,
     start: int,
     stop: int,
     rank: int = 0,
@@ -151,12 +188,23 @@ def train_batches(
 ) -> DataLoader[Batch]:
     """Batches of the steps start..stop-1 for one process of `world_size`.
 
-    Args: start_method: how workers start ("fork", "spawn"); None takes the platform's own.
+    Args:
+        samples: what the batches are made of.
+        data: how large they are, and how many workers make them.
+        start: the first step.
+        stop: the step after the last.
+        rank: of this process.
+        world_size: number of processes.
+        start_method: how workers start ("fork", "spawn"); None takes the platform's own.
+        pin_memory: whether batches lie where a GPU can fetch them by itself.
+
+    Returns:
+        An iterable of `Batch`.
     """
-    samples: TorchDataset[Any] = TrainSamples(dataset, data, seed)  # torch takes a batch's type for a sample's
+    stacked: TorchDataset[Any] = samples  # torch takes a batch's type for a sample's
     return _PatientLoader(
-        samples,
-        batch_sampler=StepSampler(len(dataset), data.batch_size, seed, start, stop, rank, world_size),
+        stacked,
+        batch_sampler=StepSampler(samples.count, data.batch_size, samples.seed, start, stop, rank, world_size),
         num_workers=data.workers,
         collate_fn=collate,
         worker_init_fn=_prepare_worker,
@@ -215,7 +263,7 @@ _DECODED = 8 * 2**21  # an image of 1024x2048 and its labels, twice
 _QUEUED = 3  # batches of one worker: two are prefetched (torch's default), one is being made
 
 
-def refuse_workers_beyond_memory(data: Data | ImageFolder, processes: int = 1) -> None:
+def refuse_workers_beyond_memory(data: Batching, processes: int = 1) -> None:
     """Args: processes: that train on this machine, each with workers of its own.
 
     Raises: ConfigError when the workers would need more memory than is free, or their batches more shared memory.
@@ -257,7 +305,7 @@ def _free_shared_memory() -> float:
         return math.inf
 
 
-def waiting_advice(wait: float, data: Data | ImageFolder) -> str:
+def waiting_advice(wait: float, data: Batching) -> str:
     """What to do when a share `wait` of the training time passes while the net waits for data; empty when little.
 
     A worker a core is what can help; beyond that only cheaper samples do.

@@ -97,7 +97,9 @@ def _lack(source: object) -> str:
 def data_rules(data: Data) -> list[Rule]:
     both = (data.extra_images is None) == (data.extra_labels is None)
     missing = "images" if data.extra_images is None else "labels"
+    low, high = data.scale_range
     return [
+        (0 < low <= high, "data.scale-range", "must be two rising positive numbers"),
         (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
         (0 <= data.class_uniform <= 1, "data.class-uniform", "is a share of the samples, 0 to 1"),
         (0 <= data.copy_paste <= 1, "data.copy-paste", "is a probability, 0 to 1"),

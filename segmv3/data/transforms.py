@@ -1,6 +1,6 @@
 """What happens to an image and its target between the disk and the net, as visible lists.
 
-The only file that knows albumentations. All randomness comes from one generator per sample.
+All randomness comes from one generator per sample.
 """
 
 import math
@@ -12,11 +12,8 @@ import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as torchvision
 
-from segmv3.config import Data, ImageFolder
+from segmv3.config import Data
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE
 
@@ -41,13 +38,8 @@ class Colors(NamedTuple):
     """Top, left, bottom, right of the picture; None where nothing is padded. Padding keeps its colour."""
 
 
-def train_transforms(data: Data | ImageFolder) -> A.Compose:
-    """What makes a training sample of an image."""
-    return _street_transforms(data) if isinstance(data, Data) else _picture_transforms(data)
-
-
-def _street_transforms(data: Data) -> A.Compose:
-    """Random scale and crop, mirror, jitter, padding to the crop size."""
+def train_transforms(data: Data) -> A.Compose:
+    """What makes a training sample of an image: random scale and crop, mirror, jitter, padding to the crop size."""
     height, width = data.crop_size
     return A.Compose(
         [
@@ -63,32 +55,6 @@ def _street_colors(data: Data) -> A.ImageOnlyTransform:
     if data.photometric == "randaugment":
         return RandAugment(p=data.jitter)
     return ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=data.jitter)
-
-
-def _picture_transforms(data: ImageFolder) -> A.Compose:
-    """ImageNet's: a random share of the area, stretched by up to 4/3, as a crop of one size; mirror, jitter."""
-    crop = A.RandomResizedCrop(
-        data.crop_size,
-        scale=data.scale_range,
-        ratio=(3 / 4, 4 / 3),
-        interpolation=cv2.INTER_LINEAR,
-        area_for_downscale="image",  # OpenCV's bilinear skips pixels when it shrinks
-    )
-    jitter = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0, p=data.jitter)
-    return A.Compose([crop, A.HorizontalFlip(p=data.flip), jitter])
-
-
-def center_crop(image: UInt8Array, data: ImageFolder) -> UInt8Array:
-    """What a classifier is scored on: shorter side resized, then the middle.
-
-    Pillow's antialiased resize with torchvision's rounding, by which the published accuracies were measured.
-
-    Args: image: uint8 H x W x 3, any size. data: `resize`, `interpolation` and `crop_size` count.
-    Returns: uint8 crop height x crop width x 3.
-    """
-    mode = InterpolationMode(data.interpolation)
-    resized = torchvision.resize(Image.fromarray(image), [data.resize], interpolation=mode)
-    return np.array(torchvision.center_crop(resized, list(data.crop_size)))
 
 
 def transform(

@@ -12,8 +12,9 @@ import tyro
 import segmv3
 from segmv3.commands.help import asked_for_help
 from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit
-from segmv3.config import Classification, Classifier, ImageFolder, Precision, Schedule, load_config
+from segmv3.config import Classifier, Precision, Schedule, load_config
 from segmv3.errors import ConfigError, Segmv3Warning
+from segmv3.imagenet.settings import Classification, ImageFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,9 @@ def _evaluate(arguments: list[str]) -> None:
     if output:
         refuse_existing(output, options.overwrite)
     refuse_limit(options.limit)
-    from segmv3.imagenet.scoring import accuracies, check_classes, count_hits, differing_view
-    from segmv3.imagenet.pictures import open_pictures
     from segmv3.files import make_folder, write_bytes
+    from segmv3.imagenet.pictures import open_pictures
+    from segmv3.imagenet.scoring import accuracies, check_classes, count_hits, differing_view
     from segmv3.report.tables import classification_summary
     from segmv3.runtime import use_device
     from segmv3.screen import Screen

@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segmv3.config import ImageFolder
 from segmv3.data.listing import images_below, is_image, told, warn_of
+from segmv3.data.loader import Samples
 from segmv3.errors import DataError
+from segmv3.imagenet.settings import ImageFolder
+from segmv3.imagenet.transforms import train_transforms
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import class_name
 
@@ -58,6 +60,17 @@ class Pictures:
     def fingerprint(self) -> str:
         """SHA-256 over the names in order: two data sets with the same one give the same batches."""
         return hashlib.sha256(b"\n".join(self.files)).hexdigest()
+
+
+class PictureSamples(Samples):
+    """The training samples of a split: a random crop of each picture, with its class."""
+
+    def __init__(self, pictures: Pictures, data: ImageFolder, seed: int) -> None:
+        super().__init__(len(pictures), train_transforms(data), seed)
+        self.pictures = pictures
+
+    def read(self, epoch: int, index: int) -> tuple[UInt8Array, int, None]:
+        return *self.pictures.read(index), None
 
 
 def open_pictures(data: ImageFolder, split: str) -> Pictures:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from segmv3.checkpoint import Card
-from segmv3.config import ImageFolder, Precision, mistyped
-from segmv3.imagenet.pictures import Pictures
+from segmv3.config import Precision, mistyped
 from segmv3.data.loader import read_ahead
-from segmv3.data.transforms import center_crop
 from segmv3.errors import CheckpointError, ConfigError, Segmv3Warning
+from segmv3.imagenet.pictures import Pictures
+from segmv3.imagenet.settings import ImageFolder
+from segmv3.imagenet.transforms import center_crop
 from segmv3.images import UInt8Array
 from segmv3.labels import are_numbered
 from segmv3.models.classifier import ImageClassifier

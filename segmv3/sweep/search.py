@@ -37,10 +37,9 @@ from segmv3.files import alone, is_temporary, make_folder, write_bytes
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
 from segmv3.sweep.space import Space, as_text, flags, with_values
 from segmv3.sweep.study import FrozenTrial, Trial, TrialState, next_trial, open_study, values_of
-from segmv3.training.progress import RunConsole, RunLog
 from segmv3.training.loop import train
+from segmv3.training.progress import RunConsole
 from segmv3.training.run import FREE, Run, refuse_others
-from segmv3.training.tasks import task_of
 
 _MOST_FAILURES = 3
 """So many failed trials in a row end the command: what they have in common is not the values."""
@@ -87,7 +86,7 @@ def sweep(
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("a sweep runs in one process; start it without torchrun")
     refuse_workers_beyond_memory(config.data)  # else every trial would fail by it
-    task = task_of(config)
+    task = config.task()
     settings = _settings(config, space, task)
     _check(folder, settings)
     make_folder(folder)
@@ -205,7 +204,7 @@ class _Search:
         try:
             config = with_values(self.config, values_of(self.space, trial.params))
             watch = self._watch(trial, config)
-            for entry in RunLog(run.log_file).entries():  # what the pruner was not told before a kill
+            for entry in run.log.entries():  # what the pruner was not told before a kill
                 if entry["event"] == "eval":
                     watch(entry["step"], entry[self.facts["metric"]])
             best = self.train(config, run.folder, on_evaluation=watch)

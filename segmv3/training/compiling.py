@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 
-from segmv3.config import Compile
 from segmv3.errors import is_out_of_memory
+from segmv3.training.experiment import Compile
 
 _EAGER_STEPS, _COMPILED_STEPS, _MEASURED = 6, 8, 4  # the first ones warm up, the last ones count
 

@@ -1,22 +1,159 @@
-"""Optimisers from their settings, and the learning rate as a pure function of the step."""
+"""Optimisers and schedules: their settings, and what is built from them. Importing this module imports no torch."""
 
 import math
-from typing import Any
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
+from segmv3.settings import Rule
 
-from segmv3.config import SGD, AdamW, RMSProp, Schedule
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
-def build_optimizer(model: nn.Module, config: SGD | AdamW | RMSProp, *, fused: bool = True) -> torch.optim.Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What all optimisers have."""
+
+    lr: float
+    weight_decay: float
+    decay_bn_and_bias: bool = False
+    """Whether weight decay also acts on BN parameters and biases."""
+    head_lr: float = 1.0
+    """Factor of the learning rate of all that is not the backbone: a head that starts fresh on a pretrained backbone
+    may go faster, by 10 in DeepLab (arXiv 1606.00915) and PSPNet. The log shows the base rate."""
+
+    def rules(self) -> list[Rule]:
+        """What the settings must keep to."""
+        return [
+            (self.lr > 0, "lr", "must be above 0"),
+            (self.head_lr > 0, "head-lr", "must be above 0"),
+            (self.weight_decay >= 0, "weight-decay", "must be at least 0"),
+        ]
+
+    @abstractmethod
+    def build(self, groups: list[dict[str, Any]], *, fused: bool | None) -> "torch.optim.Optimizer":
+        """The optimiser over groups of parameters; `fused` is torch's flag, None leaves it the choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_bn_and_bias: bool = True
+
+    def rules(self) -> list[Rule]:
+        return [*super().rules(), _share("momentum", self.momentum)]
+
+    def build(self, groups: list[dict[str, Any]], *, fused: bool | None) -> "torch.optim.Optimizer":
+        from torch.optim import SGD as Built
+
+        return Built(groups, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+
+    def rules(self) -> list[Rule]:
+        return [*super().rules(), *(_share("betas", beta) for beta in self.betas)]
+
+    def build(self, groups: list[dict[str, Any]], *, fused: bool | None) -> "torch.optim.Optimizer":
+        from torch.optim import AdamW as Built
+
+        return Built(groups, self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSProp(Optimizer):
+    """RMSProp with momentum, as TensorFlow's ImageNet recipes use it."""
+
+    lr: float = 0.1
+    alpha: float = 0.9
+    """Smoothing of the squared gradients."""
+    momentum: float = 0.9
+    eps: float = 1e-3
+    weight_decay: float = 1e-5
+
+    def rules(self) -> list[Rule]:
+        return [*super().rules(), _share("momentum", self.momentum), _share("alpha", self.alpha)]
+
+    def build(self, groups: list[dict[str, Any]], *, fused: bool | None) -> "torch.optim.Optimizer":
+        # TensorFlow's: epsilon inside the root, mean square starting at one; it knows no fused form
+        from timm.optim.rmsprop_tf import RMSpropTF as Built
+
+        decay = self.weight_decay
+        return Built(groups, self.lr, alpha=self.alpha, eps=self.eps, momentum=self.momentum, weight_decay=decay)
+
+
+def _share(name: str, value: float) -> Rule:
+    return 0 <= value < 1, name, "must be at least 0 and below 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long to train, how the learning rate moves, and what happens on the way."""
+
+    steps: int
+    """Optimiser steps, meant and executed."""
+    policy: Literal["poly", "cosine", "step"] = "poly"
+    power: float = 0.9
+    """Exponent of the poly policy."""
+    decay_rate: float = 0.99
+    decay_every: int = 1000
+    """The step policy multiplies the learning rate by `decay_rate` every so many steps."""
+    min_lr: float = 1e-4
+    """Learning rate that the policy falls to at the end of the run."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly; a shorter run ends while it rises."""
+    warmup_from: float = 0.0
+    """Learning rate that the warm-up rises from."""
+    accumulate: int = 1
+    """Equal parts that a step's batch is worked off in, for a batch larger than the memory. The gradient is that of
+    the whole batch, but BN sees each part alone, and with loss.ohem each part is mined and averaged for itself."""
+    eval_every: int = 4000
+    """Steps between evaluations on the validation set; the training state is saved there too."""
+    save_every: int = 1000
+    """Steps between saves of the training state."""
+    log_every: int = 50
+    """Steps between log lines."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 leaves gradients as they are."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is scored and kept; 0 keeps the weights themselves."""
+
+    def rules(self, lr: float) -> list[Rule]:
+        """What the settings must keep to; `lr` is the optimiser's."""
+        counts = ("steps", "accumulate", "eval_every", "save_every", "log_every", "decay_every")
+        between = f"must lie between 0 and optim.lr ({lr:g})"
+        return [
+            *((getattr(self, name) >= 1, name.replace("_", "-"), "must be at least 1") for name in counts),
+            (self.warmup_steps >= 0, "warmup-steps", "must be at least 0"),
+            (0 <= self.warmup_from <= lr, "warmup-from", between),
+            (self.clip_norm >= 0, "clip-norm", "must be at least 0"),
+            (0 < self.decay_rate <= 1, "decay-rate", "must be above 0 and at most 1"),
+            (0 <= self.ema < 1, "ema", "must be at least 0 and below 1"),
+            (0 <= self.min_lr <= lr, "min-lr", between),
+        ]
+
+
+def build_optimizer(model: "nn.Module", config: Optimizer, *, fused: bool = True) -> "torch.optim.Optimizer":
     """The optimiser over two groups, weights of convolutions, and BN parameters with biases; and the same two for all
     that is not the backbone where that has a learning rate of its own.
 
-    Args: fused: update all tensors at once. TensorFlow's RMSProp cannot, and no optimiser whose gradients are clipped
-        after a loss scaler.
+    Args:
+        model: what is trained.
+        config: which optimiser.
+        fused: update all tensors at once, which no optimiser can whose gradients are clipped after a loss scaler.
     """
-    how = True if fused else None  # None leaves torch the choice, False would be one tensor after the other
     decay = config.weight_decay if config.decay_bn_and_bias else 0.0
     groups: list[dict[str, Any]] = []
     for factor in dict.fromkeys((1.0, config.head_lr)):
@@ -27,24 +164,10 @@ def build_optimizer(model: nn.Module, config: SGD | AdamW | RMSProp, *, fused: b
         ]
         groups.append({"params": [p for p in own if p.ndim > 1], "lr_factor": factor})
         groups.append({"params": [p for p in own if p.ndim <= 1], "lr_factor": factor, "weight_decay": decay})
-    if isinstance(config, SGD):
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=how)
-    if isinstance(config, RMSProp):
-        # TensorFlow's: epsilon inside the root, mean square starting at one. Imported here, for it takes a second
-        from timm.optim.rmsprop_tf import RMSpropTF
-
-        return RMSpropTF(
-            groups,
-            config.lr,
-            alpha=config.alpha,
-            eps=config.eps,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-    return torch.optim.AdamW(groups, config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=how)
+    return config.build(groups, fused=True if fused else None)  # False would be one tensor after the other
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: "torch.optim.Optimizer", lr: float) -> None:
     """Give every group its share of the base learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]

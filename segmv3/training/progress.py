@@ -1,56 +1,15 @@
-"""What a person sees of a run: a progress line on a terminal, plain lines elsewhere, and log.jsonl."""
+"""What a person sees of a run: a progress line on a terminal, plain lines elsewhere."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 
-from segmv3.errors import ConfigError
-from segmv3.files import append_line, write_bytes
-from segmv3.records import from_json, read_regular, typed
 from segmv3.screen import Screen, Words
 
 _LINE_SECONDS = 30.0
-
-
-class RunLog:
-    """`log.jsonl`: one JSON object a line, in the order of the steps."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def entries(self) -> list[dict[str, Any]]:
-        """Raises: ConfigError for a line that no run wrote; a last one that is cut is left out."""
-        if not self.path.is_file():
-            return []
-        entries = []
-        for number, line in enumerate(read_regular(self.path).splitlines(), 1):
-            if not line.endswith(b"}"):
-                continue
-            try:
-                entry = typed(from_json(line), dict)
-                typed(entry.get("step"), int, "step")
-                typed(entry.get("event"), str, "event")
-                entries.append(entry)
-            except ValueError as error:
-                raise ConfigError(f"{self.path}: line {number} {error}; start again with another --run") from None
-        return entries
-
-    def rewind(self, step: int, evaluated: set[int]) -> None:
-        """Forget what happened after `step` and scores not among `evaluated`: a resumed run will do it again."""
-        kept = [
-            entry
-            for entry in self.entries()
-            if entry["step"] <= step and (entry["event"] != "eval" or entry["step"] in evaluated)
-        ]
-        write_bytes(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
-
-    def add(self, **entry: Any) -> None:
-        append_line(self.path, json.dumps(entry))
 
 
 class RunConsole:

@@ -17,8 +17,8 @@ from typing import Any
 
 from segmv3.checkpoint import differences, saved_steps
 from segmv3.errors import ConfigError, OutputError, shortened
-from segmv3.files import alone, is_temporary, make_folder, remove_leftovers, write_bytes
-from segmv3.records import read_json, typed
+from segmv3.files import alone, append_line, is_temporary, make_folder, remove_leftovers, write_bytes
+from segmv3.records import from_json, read_json, read_regular, typed
 
 # where files lie (what they hold is compared) and who reads them change no batch, what is computed again no gradient
 FREE = (
@@ -28,6 +28,42 @@ FREE = (
 _STEPS = "schedule.steps"
 
 
+class RunLog:
+    """`log.jsonl`: one JSON object a line, in the order of the steps."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Raises: ConfigError for a line that no run wrote; a last one that is cut is left out."""
+        if not self.path.is_file():
+            return []
+        entries = []
+        for number, line in enumerate(read_regular(self.path).splitlines(), 1):
+            if not line.endswith(b"}"):
+                continue
+            try:
+                entry = typed(from_json(line), dict)
+                typed(entry.get("step"), int, "step")
+                typed(entry.get("event"), str, "event")
+                entries.append(entry)
+            except ValueError as error:
+                raise ConfigError(f"{self.path}: line {number} {error}; start again with another --run") from None
+        return entries
+
+    def rewind(self, step: int, evaluated: set[int]) -> None:
+        """Forget what happened after `step` and scores not among `evaluated`: a resumed run will do it again."""
+        kept = [
+            entry
+            for entry in self.entries()
+            if entry["step"] <= step and (entry["event"] != "eval" or entry["step"] in evaluated)
+        ]
+        write_bytes(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+
+    def add(self, **entry: Any) -> None:
+        append_line(self.path, json.dumps(entry))
+
+
 class Run:
     """Paths and records of a run folder."""
 
@@ -35,7 +71,7 @@ class Run:
         self.folder = folder
         self.lock_file = folder / "run.lock"
         self.settings_file = folder / "config.json"
-        self.log_file = folder / "log.jsonl"
+        self.log = RunLog(folder / "log.jsonl")
         self.states = folder / "state"
         self.best = folder / "best.safetensors"
         self.metrics_file = folder / "metrics.json"

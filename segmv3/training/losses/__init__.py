@@ -1,192 +1,204 @@
-"""Training losses, as sums and what they were summed over."""
+"""What training makes small: a loss is its settings, and the terms it is made of.
 
-import importlib.util
+A loss of your own is a frozen dataclass that derives from `Criterion`; `Config(loss=...)` takes it, and
+examples/own_loss.py shows one. Importing this module imports no torch.
+"""
+
 import math
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
+from segmv3.settings import Rule
 
-from segmv3.labels import IGNORE
-from segmv3.training.losses import chunked, cpu
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-__all__ = ["balanced_weights", "channel_distillation", "class_cross_entropy", "cross_entropy", "hard_pixels"]
-
-
-def cross_entropy(
-    low_logits: Tensor,
-    labels: Tensor,
-    *,
-    weights: Tensor | None = None,
-    smoothing: float = 0.0,
-    ohem: float | None = None,
-    min_kept: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the upsampled logits, summed over the labelled pixels.
-
-    The upsampling is bilinear (align_corners=False). Logits at full size never exist: the gradient of the
-    low-resolution ones is computed along with the loss and kept until the backward pass scales it; a second derivative
-    is refused. A batch without a labelled pixel gives 0 and zero gradients.
-
-    Args: low_logits: float N x C x h x w, in any layout; float64 is computed as such, anything else in float32, also
-            under autocast. labels: uint8 or int64 N x H x W, 255 = ignore.
-        weights: float C, of each class, say by their frequency (arXiv 1411.4734, 1606.02147).
-        smoothing: share of the target spread evenly over all classes, 0 <= s < 1 (arXiv 1512.00567); with weights as
-            torch's cross_entropy mixes them.
-        ohem: only the pixels that `hard_pixels` keeps at this threshold count; None for all. min_kept: see there.
-    Returns: (sum of the loss, number of pixels it is a sum over or, with weights, the sum of their weights), so that
-        the mean can be taken over all processes; both stay on the device.
-    Raises: ValueError for arguments other than these; also for a label that is no class, but on a GPU, where nothing
-        waits for the loss, that makes it NaN.
-    """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
-    if ohem is not None:
-        labels = hard_pixels(low_logits, labels, ohem, min_kept)
-    dtype = torch.float64 if low_logits.dtype == torch.float64 else torch.float32
-    own, spread = low_logits.new_ones(low_logits.shape[1], dtype=dtype), None
-    if weights is not None:
-        if weights.shape != own.shape:
-            raise ValueError(f"weights must be {len(own)}, one for each class, found shape {tuple(weights.shape)}")
-        own = weights.to(own)
-    if smoothing:
-        spread = own * (smoothing / len(own))
-        own = own * (1 - smoothing)
-    total, weight, labelled = _CrossEntropy.apply(low_logits, labels, own, spread, torch.is_grad_enabled())
-    return total, labelled if weights is None else weight / (1 - smoothing)
+    from segmv3.models.segmenter import Segmenter
+    from segmv3.training.teacher import Teacher
 
 
-def balanced_weights(pixels: NDArray[np.int64]) -> Tensor:
-    """ENet's weights of the classes, 1 / ln(1.02 + p): 1.4 for a class that is everything, 50 for one that is nothing.
+class Seen(NamedTuple):
+    """What a loss sees of a training step: one part of the batch on one process."""
 
-    The 1.02 bounds them, which the inverse frequency is not (arXiv 1606.02147, section 5.2).
-
-    Args: pixels: int64 C, labelled pixels of each class.
-    Returns: float32 C.
-    """
-    share = pixels / max(1, pixels.sum())
-    return torch.from_numpy(1 / np.log(1.02 + share)).float()
-
-
-@torch.no_grad()
-def hard_pixels(low_logits: Tensor, labels: Tensor, threshold: float, min_kept: int) -> Tensor:
-    """The labels that online hard example mining keeps; 255 for the others.
-
-    Kept are the pixels whose own class has a probability below the threshold, and at least the `min_kept` hardest, of
-    the batch of this process. arXiv 1604.03540 mines regions, 1605.06457 pixels; the form with both numbers is that of
-    the BiSeNet (arXiv 1808.00897: 0.7 and a sixteenth of the pixels) and PIDNet (2206.02066: 0.9 and 131,072) recipes.
-
-    Args: low_logits, labels: as for `cross_entropy`. threshold: 0 < t <= 1. min_kept: at least 0.
-    Returns: the labels, in their own type.
-    Raises: ValueError for arguments other than these.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"the OHEM threshold is {threshold}; it must be above 0 and at most 1")
-    if min_kept < 0:
-        raise ValueError(f"the OHEM minimum is {min_kept}; it must be at least 0")
-    own = low_logits.new_ones(low_logits.shape[1], dtype=torch.float32)
-    loss = _sums(low_logits, labels, own, None, differentiate=False, pixels=True)[4]
-    hard = ~(loss <= -math.log(threshold))  # NaN is kept: it must not train on unnoticed
-    if min_kept and (loss.device.type != "cpu" or int(hard.sum()) < min_kept):
-        hard |= loss >= loss.flatten().topk(min(min_kept, loss.numel())).values.amin()
-    return labels.where(hard, IGNORE)
+    images: "Tensor"
+    """N x 3 x H x W, RGB, 0..255, as the net took them."""
+    targets: "Tensor"
+    """uint8 N x H x W of train ids, 255 = ignore; int64 N for whole pictures."""
+    logits: "Tensor"
+    """What the net gave, float32: N x C x h x w at low resolution; N x C for whole pictures."""
+    auxiliary: "Sequence[Tensor]" = ()
+    """The same of the heads that `Criterion.wrap` added."""
 
 
-def class_cross_entropy(logits: Tensor, classes: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of whole pictures, summed over them.
+@dataclass(frozen=True)
+class Term:
+    """A part of a loss: `weight` times a mean over all that it counts, on all processes."""
 
-    Args: logits: float N x C. classes: int64 N. smoothing: share of the target spread evenly over all classes.
-    Returns: (sum of the loss, number of pictures).
-    """
-    total = F.cross_entropy(logits.float(), classes, label_smoothing=smoothing, reduction="sum")
-    return total, classes.new_full((), len(classes))  # filled on the device: nobody waits for a copy
-
-
-def channel_distillation(student_low: Tensor, teacher_low: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Channel-wise distillation (Shu et al., arXiv 2011.13256): where in the image each class is, by the teacher.
-
-    Each channel becomes a distribution over the positions, a softmax of its logits over the temperature; the loss is
-    the Kullback-Leibler divergence of the student's from the teacher's, times the temperature squared.
-
-    Args: student_low: float N x C x h x w. teacher_low: float N x C of any size, resized to the student's; it gets no
-        gradient. temperature: above 0; the paper takes 4, and weights the mean with 3 for logits.
-    Returns: (sum over images and channels, their number).
-    Raises: ValueError for arguments other than these.
-    """
-    if temperature <= 0:
-        raise ValueError(f"the temperature is {temperature}; it must be above 0")
-    if student_low.shape[:2] != teacher_low.shape[:2]:
-        found = " and ".join(" x ".join(map(str, x.shape[:2])) for x in (student_low, teacher_low))
-        raise ValueError(f"student and teacher must have the same images x classes, found {found}")
-    with torch.autocast(student_low.device.type, enabled=False):
-        teacher = teacher_low.detach().float()
-        if teacher.shape != student_low.shape:
-            teacher = F.interpolate(teacher, student_low.shape[2:], mode="bilinear", align_corners=False)
-        log_p, log_q = ((x.flatten(2) / temperature).log_softmax(2) for x in (student_low.float(), teacher))
-        total = F.kl_div(log_p, log_q, reduction="sum", log_target=True) * temperature**2
-    return total, torch.full((), student_low.shape[0] * student_low.shape[1], device=total.device)
+    name: str
+    sums: "Callable[[Seen], tuple[Tensor, Tensor]]"
+    """Gives the sum with its gradient, and the count it is a sum over: two scalars on the device."""
+    denominator: "Callable[[Tensor], Tensor] | None" = None
+    """Gives the count by the targets alone, which a batch in parts needs before its first part is seen. None where only
+    the net can tell, as with mining: then the means of the parts are averaged."""
+    weight: float = 1.0
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """The gradient of the loss is computed with the loss: there is nothing to recompute, and nothing large to keep."""
+class Criterion(ABC):
+    """Settings of a loss: a frozen dataclass derives from this and says how to build its terms."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, low_logits: Tensor, labels: Tensor, own: Tensor, spread: Tensor | None, grad_enabled: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        differentiate = grad_enabled and ctx.needs_input_grad[0]
-        total, weight, labelled, gradient, _ = _sums(
-            low_logits, labels, own, spread, differentiate=differentiate, pixels=False
+    def rules(self, classes: int | None = None) -> list[Rule]:
+        """What the settings must keep to; `classes` is their number, once the data are open."""
+        return []
+
+    def wrap(self, net: "Segmenter") -> "nn.Module":
+        """The net with whatever else only training has; its `low_logits` gives the net's own first, in a list."""
+        return net
+
+    @abstractmethod
+    def build(self, classes: int, device: "torch.device", class_pixels: "Callable[[], Tensor]") -> "Sequence[Term]":
+        """The terms of the loss.
+
+        Args:
+            classes: their number.
+            device: where the logits will be.
+            class_pixels: gives the labelled pixels of each class in the training set, int64 C; it reads all labels.
+
+        Returns:
+            Terms of different names; the loss is their sum.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Criterion):
+    """Cross-entropy of every labelled pixel, and which pixels count how much."""
+
+    ohem: float | None = None
+    """Train only on pixels whose class has a probability below this, above 0 and at most 1: easy road and sky stop
+    drowning the rest (arXiv 1604.03540; mmsegmentation, BiSeNet and PIDNet take 0.7 to 0.9)."""
+    min_kept: float = 0.0
+    """With ohem: share of the crop's pixels that is kept at least, the hardest, so that late in training the loss still
+    sees enough of them (BiSeNet, arXiv 1808.00897: 1/16; mmsegmentation's 100,000 of 512x1024 are 0.19)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes: a net that is less sure of itself (arXiv 1512.00567)."""
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    """Weight of each class's pixels, so that rare classes count: "balanced" is ENet's 1 / ln(1.02 + share of the
+    training labels), 1.4 to 50 (arXiv 1606.02147), or one number a class."""
+    auxiliary: float = 0.0
+    """Weight of the same loss for two more heads, on the 1/8 and the deepest features, that only training has: the
+    backbone gets its gradient by a shorter way (PSPNet, arXiv 1612.01105, takes 0.4; BiSeNet 1 and two heads)."""
+
+    def rules(self, classes: int | None = None) -> list[Rule]:
+        listed = None if isinstance(self.class_weights, str) else self.class_weights
+        return [
+            (self.ohem is None or 0 < self.ohem <= 1, "ohem", "is a probability above 0 and at most 1"),
+            (0 <= self.min_kept <= 1, "min-kept", "is a share of the crop's pixels, 0 to 1"),
+            (self.ohem is not None or self.min_kept == 0, "min-kept", "needs loss.ohem"),
+            (0 <= self.label_smoothing < 1, "label-smoothing", "must be at least 0 and below 1"),
+            (self.auxiliary >= 0, "auxiliary", "must be at least 0"),
+            (
+                listed is None
+                or (max(listed, default=0) > 0 and all(math.isfinite(each) and each >= 0 for each in listed)),
+                "class-weights",
+                "are none, balanced, or a number for each class: at least 0, not all 0",
+            ),
+            (
+                listed is None or classes in (None, len(listed)),
+                "class-weights",
+                f"{len(listed or ())} numbers for {classes} classes",
+            ),
+        ]
+
+    def wrap(self, net: "Segmenter") -> "nn.Module":
+        from segmv3.training.auxiliary import WithAuxiliaryHeads
+
+        return WithAuxiliaryHeads(net) if self.auxiliary else net
+
+    def build(self, classes: int, device: "torch.device", class_pixels: "Callable[[], Tensor]") -> "Sequence[Term]":
+        import torch
+
+        from segmv3.training.losses.functional import balanced_weights
+
+        weights = None
+        if self.class_weights == "balanced":
+            weights = balanced_weights(class_pixels().cpu().numpy()).to(device)
+        elif not isinstance(self.class_weights, str):
+            weights = torch.tensor(self.class_weights, device=device)
+        count = partial(_labelled, weights=weights, classes=classes) if self.ohem is None else None
+        terms = [Term("cross_entropy", lambda seen: self._sums(seen.logits, seen.targets, weights), count)]
+        for place, name in enumerate(("auxiliary_fine", "auxiliary_deep") if self.auxiliary else ()):
+            sums = partial(self._auxiliary, place=place, weights=weights)
+            terms.append(Term(name, sums, count, self.auxiliary))
+        return terms
+
+    def _auxiliary(self, seen: Seen, place: int, weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
+        return self._sums(seen.auxiliary[place], seen.targets, weights)
+
+    def _sums(self, low: "Tensor", targets: "Tensor", weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
+        from segmv3.training.losses import functional
+
+        return functional.cross_entropy(
+            low,
+            targets,
+            weights=weights,
+            smoothing=self.label_smoothing,
+            ohem=self.ohem,
+            min_kept=round(self.min_kept * targets.numel()),
         )
-        ctx.save_for_backward(gradient)
-        ctx.dtype = low_logits.dtype
-        ctx.mark_non_differentiable(weight, labelled)
-        return total, weight, labelled
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
-        if torch.is_grad_enabled():  # create_graph=True
-            raise RuntimeError("the cross-entropy of upsampled logits has no second derivative")
-        (gradient,) = ctx.saved_tensors
-        return (gradient * slope).to(ctx.dtype), None, None, None, None
 
 
-def _sums(
-    low: Tensor, labels: Tensor, own: Tensor, spread: Tensor | None, *, differentiate: bool, pixels: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`cpu.sums` by the fastest means for the device, as tensors; `spread` is `all_weight`, None for zeros."""
-    if low.ndim != 4 or not low.is_floating_point() or not 1 <= low.shape[1] <= IGNORE or 0 in low.shape[2:]:
-        raise ValueError(f"logits must be floating-point N x 1-255 x h x w, found {low.dtype} {tuple(low.shape)}")
-    if labels.ndim != 3 or labels.shape[0] != low.shape[0] or 0 in labels.shape[1:]:
-        raise ValueError(f"labels must be {low.shape[0]} x H x W, found {tuple(labels.shape)}")
-    if labels.dtype not in (torch.uint8, torch.int64):
-        raise ValueError(f"labels must be uint8 or int64, found {labels.dtype}")
-    low, labels = low.detach(), labels.contiguous()
-    size, exact = (labels.shape[1], labels.shape[2]), low.dtype == torch.float64
-    if low.device.type == "cuda" and not exact and importlib.util.find_spec("triton"):
-        from segmv3.training.losses import cuda
+def _labelled(targets: "Tensor", weights: "Tensor | None", classes: int) -> "Tensor":
+    """The number of labelled pixels, or the sum of their weights."""
+    from segmv3.labels import IGNORE
 
-        if cuda.largest_cell((low.shape[2], low.shape[3]), size) <= cuda.LARGEST_CELL:
-            return cuda.sums(low, labels, own, spread, differentiate=differentiate, pixels=pixels)
-    low = low if exact else low.float()
-    own, spread = own.detach().to(low), torch.zeros_like(own).to(low) if spread is None else spread.detach().to(low)
-    if low.device.type != "cpu" or exact:
-        with torch.autocast(low.device.type, enabled=False):
-            elements = 2**18 if low.device.type == "cpu" else 2**24  # its cache; elsewhere every strip costs launches
-            return chunked.sums(low, labels, own, spread, differentiate=differentiate, pixels=pixels, elements=elements)
-    loss, weight, labelled, gradient, found = cpu.sums(
-        *(x.contiguous().numpy() for x in (low, labels, own, spread)),
-        differentiate=differentiate,
-        pixels=pixels,
-        threads=torch.get_num_threads(),
-    )
-    return (
-        torch.tensor(loss, dtype=torch.float32),
-        torch.tensor(weight, dtype=torch.float32),
-        torch.tensor(labelled),
-        torch.from_numpy(gradient),
-        torch.from_numpy(found),
-    )
+    if weights is None:
+        return (targets != IGNORE).sum()
+    from torch.nn.functional import pad
+
+    return pad(weights.double(), (0, IGNORE + 1 - classes))[targets.int()].sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Learning from a larger net beside the labels: where in the image each class is (channel-wise knowledge
+    distillation, arXiv 2011.13256)."""
+
+    teacher: str | None = None
+    """A weight file or published name as for `segmv3 evaluate`, or a folder that segmentation-models-pytorch's
+    `save_pretrained` wrote (its images are normalised by ImageNet's mean and std). Its classes must be the data's."""
+    weight: float = 3.0
+    """Of this loss beside the cross-entropy; the paper's for logits."""
+    temperature: float = 4.0
+    """Above 0; the higher, the more of the image counts. The paper's."""
+
+    def rules(self) -> list[Rule]:
+        """What the settings must keep to."""
+        return [
+            (self.weight > 0, "weight", "must be above 0"),
+            (self.temperature > 0, "temperature", "must be above 0"),
+        ]
+
+    def build(self, classes: int, teacher: "Teacher | None") -> list[Term]:
+        """The term of the teacher, where there is one.
+
+        Args:
+            classes: their number.
+            teacher: from `segmv3.training.teacher.open_teacher`.
+        """
+        if teacher is None:
+            return []
+        import torch
+
+        from segmv3.training.losses.functional import channel_distillation
+
+        return [
+            Term(
+                "distillation",
+                lambda seen: channel_distillation(seen.logits, teacher.logits(seen.images), self.temperature),
+                lambda targets: torch.full((), len(targets) * classes, device=targets.device),
+                self.weight,
+            )
+        ]

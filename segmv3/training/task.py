@@ -1,0 +1,115 @@
+"""What the training loop knows of that which it trains: one interface, for streets and whatever else."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from segmv3.data.loader import Samples
+from segmv3.images import UInt8Array
+from segmv3.labels import Classes
+from segmv3.models.classifier import ImageClassifier
+from segmv3.models.segmenter import Segmenter
+from segmv3.training.losses import Term
+from segmv3.training.run import Run
+
+Net = Segmenter | ImageClassifier
+Progress = Callable[[int, int], None]
+OpenProgress = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Which of the scores counts, and where the others go."""
+
+    key: str
+    """The weights with the highest one are kept."""
+    name: str
+    """The same for people."""
+    logged: tuple[str, ...]
+    """Scores that go into the log."""
+    recorded: tuple[str, ...]
+    """Scores, and their conditions, that go into the weight file."""
+
+
+class Split(Protocol):
+    """One split of a data set."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def split(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Of the names of the files: data sets with the same one give the same batches."""
+
+
+class Task(Protocol):
+    """What is trained on what, and how it is scored."""
+
+    metric: Metric
+    net_name: str
+    entry: str
+    """Method of the net that gives the logits."""
+    terms: list[Term]
+    """The loss is their sum; known after `prepare`."""
+
+    @property
+    def train_set(self) -> Split: ...
+
+    @property
+    def val_set(self) -> Split: ...
+
+    @property
+    def classes(self) -> Classes | Sequence[str]:
+        """What the weight file says of the logits."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What else a run depends on, by name: digests of files."""
+
+    def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
+        """Look at the files before the run; `progress_of(title)` opens a progress bar, `say` tells what to know."""
+
+    def contents(self) -> dict[str, Any]:
+        """What the data sets hold, as JSON types, after `check`: a run goes on with the same alone."""
+
+    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
+        """Build the terms of the loss, after `check`.
+
+        Args:
+            device: where the logits will be.
+            first: whether this process is the one that looks at files.
+            everywhere: gives the sum over all processes, on the device.
+        """
+
+    def build(self, batch_size: int) -> Net:
+        """A fresh net.
+
+        Raises:
+            ModelError: for a batch (what BN sees at once) that cannot be trained on.
+        """
+
+    def wrap(self, net: Any) -> nn.Module:
+        """The net with whatever else only training has."""
+
+    def samples(self, seed: int) -> Samples:
+        """What training batches are made of."""
+
+    def count(self, net: Any, device: torch.device, indices: Sequence[int], progress: Progress) -> Tensor:
+        """Integers that scores are made of; those of disjoint shares of the validation set add up."""
+
+    def scores(self, counts: Tensor) -> dict[str, Any]:
+        """All scores with their conditions, as JSON types."""
+
+    def panel(self, net: Any, device: torch.device) -> UInt8Array | None:
+        """A picture uint8 H x W x 3 of what the net makes of some of the validation set."""
+
+    def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
+        """Write the page of a finished run."""
