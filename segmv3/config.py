@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from segmv3.data.settings import Data, DataSource, Layout, data_rules, flag_rules
 from segmv3.errors import ConfigError
@@ -74,7 +74,15 @@ class Config(Experiment):
 Kind = TypeVar("Kind", bound=Experiment)
 
 
-def load_config(path: Path | str, overrides: list[str] | None = None, kind: type[Kind] = Config) -> Kind:  # type: ignore[assignment]
+@overload
+def load_config(path: Path | str, overrides: list[str] | None = None) -> Config: ...
+
+
+@overload
+def load_config(path: Path | str, overrides: list[str] | None = None, kind: type[Kind] = ...) -> Kind: ...
+
+
+def load_config(path: Path | str, overrides: list[str] | None = None, kind: type[Any] = Config) -> Any:
     """Run a config file and apply command-line overrides to the `config` it builds.
 
     Args:
