@@ -2,7 +2,9 @@
 
 Logits at full size exist for sixteen pixels at a time. A low-resolution row is widened once for all output rows beside
 it, and the gradient of a widened row is narrowed once; in between, a class of a pixel costs two multiplications to
-interpolate, an exponential, and two multiplications to give its gradient back.
+interpolate, an exponential, and two multiplications to give its gradient back. `chunked.py` is the same in plain torch.
+
+numba keeps what it compiled by the place of each function in this file.
 """
 
 from concurrent.futures import ThreadPoolExecutor
