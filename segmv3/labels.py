@@ -8,7 +8,7 @@ import colorsys
 import json
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from segmv3.records import read_regular
 IGNORE = 255
 """The train id of pixels that count neither for the loss nor for the score."""
 
-_ILLEGAL = 254  # inside a table only: a class count that large is refused
+ILLEGAL = 254
+"""What a table makes of an id that it does not know; no class has it."""
 
 Color = tuple[int, int, int]
 
@@ -37,8 +38,8 @@ class Classes:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
             raise ValueError(f"{len(self.names)} names but {len(self.colors)} colours")
-        if not 1 <= len(self.names) < _ILLEGAL:
-            raise ValueError(f"{len(self.names)} classes; between 1 and {_ILLEGAL - 1} are possible")
+        if not 1 <= len(self.names) < ILLEGAL:
+            raise ValueError(f"{len(self.names)} classes; between 1 and {ILLEGAL - 1} are possible")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,11 +60,13 @@ class LabelTable:
     train_ids: tuple[tuple[int, int], ...]
     """(stored id, train id or IGNORE) of every legal stored id."""
 
-    def __post_init__(self) -> None:
-        lookup = np.full(256, _ILLEGAL, np.uint8)
+    @cached_property
+    def lookup(self) -> UInt8Array:
+        """Train ids by stored id, 256 entries."""
+        lookup = np.full(256, ILLEGAL, np.uint8)
         for stored, train in self.train_ids:
             lookup[stored] = train
-        object.__setattr__(self, "_lookup", lookup)
+        return lookup
 
     @property
     def legal(self) -> frozenset[int]:
@@ -74,9 +77,8 @@ class LabelTable:
 
         Raises: DataError naming `path` and the ids when any id is not legal for this kind of file.
         """
-        lookup: UInt8Array = self._lookup  # type: ignore[attr-defined]
-        labels = np.take(lookup, stored)
-        if (labels == _ILLEGAL).any():
+        labels = np.take(self.lookup, stored)
+        if (labels == ILLEGAL).any():
             raise DataError(self._complaint(set(np.unique(stored).tolist()), path))
         return labels
 
@@ -266,8 +268,8 @@ def _kept_classes(kept: list[dict[str, Any]], names: dict[int, str], path: Path)
     if len(kept) == 1:
         only = names[kept[0]["id"]]
         raise DataError(f"{path} leaves one class to learn ({only}): a net of one class is always right; name another")
-    if not 2 <= len(kept) < _ILLEGAL:
-        raise DataError(f"{path} names {len(kept)} classes; between 2 and {_ILLEGAL - 1} are possible")
+    if not 2 <= len(kept) < ILLEGAL:
+        raise DataError(f"{path} names {len(kept)} classes; between 2 and {ILLEGAL - 1} are possible")
     learned = tuple(names[entry["id"]] for entry in kept)
     if twice := next((name for i, name in enumerate(learned) if name in learned[:i]), None):
         raise DataError(f"{path}: two classes have the same name, {twice}")
