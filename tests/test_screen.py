@@ -16,7 +16,7 @@ from segmv3.cli import main
 from segmv3.errors import Segmv3Warning, printable
 from segmv3.labels import read_classes
 from segmv3.models.zoo import create_model
-from segmv3.report.page import safe
+from segmv3.report.html import environment
 from segmv3.report.plots import LIGHT, cut, new_figure, pixels_of
 from segmv3.screen import Screen, Words
 
@@ -69,7 +69,8 @@ def test_a_terminal_without_the_letters_shows_their_numbers(monkeypatch):
 
 
 def test_pages_figures_and_markdown_show_it_too():
-    assert safe("<b>&'\u202e\udcdf") == "&lt;b&gt;&amp;&#x27;\\u202e\\udcdf"
+    page = environment().from_string("{{ name }}").render(name="<b>&'\u202e\udcdf")
+    assert page == "&lt;b&gt;&amp;&#39;\\u202e\\udcdf"
     assert cut("a\x1b\udcdf") == "a\\x1b\\udcdf"
     assert _plain("a|b <i> [x](y) *z* _q_ lraspp_m-v3") == r"a\|b \<i\> \[x\](y) \*z\* \_q\_ lraspp_m-v3"
     figure = new_figure(200, 80)

@@ -6,7 +6,7 @@ import numpy as np
 
 from segmv3.benchmark.latency import STAGES, Row
 from segmv3.images import UInt8Array
-from segmv3.report.plots import NORMAL, SMALL, Theme, cut, new_figure, pixels_of, plain
+from segmv3.report.plots import NORMAL, SMALL, Theme, cut, new_figure, pixels_of, style
 
 _WIDTH = 760
 _COLORS = ("#9aa5b4", "#5b8def", "#2563c9", "#17a398", "#e0a458", "#c8ccd4")
@@ -19,7 +19,8 @@ def stage_bars(rows: Sequence[Row], theme: Theme) -> UInt8Array:
     """A bar of stacked medians for every row, the milliseconds written into and behind it: uint8 H x W x 3 RGB."""
     figure = new_figure(_WIDTH, 120 + 46 * len(rows))
     axes = figure.add_subplot()
-    plain(axes, theme, grid="x")
+    title = "From an image file to the picture of its labels"
+    style(axes, theme, grid="x", title=title, x="median milliseconds")
     values = np.array([[1000 * row.stages[stage].median for stage in STAGES] for row in rows])
     longest = values.sum(axis=1).max()
     places = range(len(rows))
@@ -42,14 +43,6 @@ def stage_bars(rows: Sequence[Row], theme: Theme) -> UInt8Array:
     axes.set_yticks(places, names, color=theme.ink, fontsize=SMALL)
     axes.set_xlim(0, 1.14 * longest)
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_xlabel("median milliseconds", color=theme.muted, fontsize=NORMAL)
-    axes.set_title(
-        "From an image file to the picture of its labels",
-        loc="left",
-        color=theme.ink,
-        fontsize=NORMAL + 1,
-        weight="bold",
-    )
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",

@@ -20,11 +20,13 @@ from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, occurring, overlay
 from segmv3.report.html import Chart, count, data_uri, write_page
-from segmv3.report.plots import NORMAL, SMALL, Theme, cut, new_figure, pixels_of, plain
+from segmv3.report.plots import NORMAL, SMALL, Theme, cut, new_figure, pixels_of, style
+from segmv3.report.samples import side_by_side
 
 _LINES = 10  # files of a finding in the terminal
 _SHOWN = 6  # files of a finding on the page
 _SIDE = 480  # pixels of a thumbnail
+_GAP = 12
 _NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 
 
@@ -211,7 +213,7 @@ def share_bars(result: dict[str, Any], theme: Theme) -> UInt8Array:
     thick = 0.78 / max(len(splits), 1)
     figure = new_figure(500, 60 + max(31, 15 * len(splits) + 8) * max(len(rows), 2))
     axes = figure.add_subplot()
-    plain(axes, theme, grid="x")
+    style(axes, theme, grid="x", x="share of the labelled pixels, %")
     axes.set_yticks(range(len(rows)), [cut(row["name"]) for row in rows], color=theme.ink, fontsize=NORMAL)
     top = max([row["splits"][split]["share"] for row in rows for split in splits], default=1.0)
     for number, split in enumerate(splits):
@@ -224,7 +226,6 @@ def share_bars(result: dict[str, Any], theme: Theme) -> UInt8Array:
             axes.text(share + 0.012 * top, place, text, color=theme.muted, fontsize=SMALL, va="center_baseline")
     axes.set_xlim(0, 1.25 * top)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("share of the labelled pixels, %", color=theme.muted, fontsize=NORMAL)
     return pixels_of(figure, theme)
 
 
@@ -232,17 +233,9 @@ def sample_sheet(samples: list[LabelledImage], classes: Classes) -> UInt8Array:
     """Rows of image | labels | labels over the image, and a legend below."""
     rows = [_thumbnails(sample, classes) for sample in samples]
     cell = max(row[0].shape[1] for row in rows)
-    gap = 12
-    width = 3 * cell + 2 * gap
-    strips = []
-    for row in rows:
-        strip = np.full((row[0].shape[0] + gap, width, 3), 255, np.uint8)
-        for place, picture in enumerate(row):
-            left = place * (cell + gap)
-            strip[: picture.shape[0], left : left + picture.shape[1]] = picture
-        strips.append(strip)
+    strips = [np.pad(side_by_side(row, cell, _GAP), ((0, _GAP), (0, 0), (0, 0)), constant_values=255) for row in rows]
     present = set().union(*(occurring(sample.labels, classes) for sample in samples))
-    return np.vstack([*strips, legend(classes, width, present)])
+    return np.vstack([*strips, legend(classes, strips[0].shape[1], present)])
 
 
 def _thumbnails(sample: LabelledImage, classes: Classes) -> tuple[UInt8Array, UInt8Array, UInt8Array]:

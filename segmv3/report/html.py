@@ -52,10 +52,6 @@ class Chart:
         self.height, self.width = light.shape[:2]
         self.light, self.dark = data_uri(light, "PNG"), data_uri(dark, "PNG")
 
-    def html(self, alt: str) -> str:
-        """The chart as an element, for the page that is not made from a template yet."""
-        return str(environment().get_template("parts.html").module.show(self, alt))  # type: ignore[attr-defined]
-
 
 def data_uri(pixels: UInt8Array, kind: str) -> Markup:
     """Pixels as a data URI: charts and labels as PNG (exact), photographs as JPEG (a tenth of the size)."""

@@ -198,10 +198,6 @@ def style(
     axes.set_ylabel(y, color=theme.muted, fontsize=NORMAL)
 
 
-def plain(axes: Axes, theme: Theme, grid: Literal["x", "y"]) -> None:
-    style(axes, theme, grid=grid)
-
-
 def nothing_to_show(axes: Axes, text: str, theme: Theme) -> None:
     """A word in the middle of a chart that has no data."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, color=theme.muted, fontsize=NORMAL, ha="center", va="center")

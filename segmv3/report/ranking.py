@@ -1,11 +1,11 @@
 """The page of an evaluation, `evaluation.html`: which images it shows, and their pictures."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from segmv3.files import make_folder
@@ -13,7 +13,7 @@ from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, Classes, Color
 from segmv3.media.draw import WRONG, draw_errors, occurring
 from segmv3.report.html import data_uri, write_page
-from segmv3.report.samples import Sample, thumbnail_size, thumbnails
+from segmv3.report.samples import Sample, cells, shrunk
 from segmv3.report.tables import images, mode, over, size
 from segmv3.results.ranking import RankedImage, Suspect, label_suspects, ranking, worst_by_class
 from segmv3.results.result import Result
@@ -30,9 +30,6 @@ _KEY = ((_FOUND, "found"), (WRONG, "missed"), (_EXTRA, "seen where it is not"))
 
 SamplesOf = Callable[[Sequence[str]], Iterable[Sample]]
 """The images of these names, in this order, with labels and predictions."""
-
-Cells = list[tuple[str, str]]
-"""(caption, address) of pictures of one image."""
 
 
 def write_evaluation_page(folder: Path, result: Result, classes: Classes, samples_of: SamplesOf) -> Path:
@@ -94,10 +91,11 @@ def _lowest(image: RankedImage, classes: Classes) -> list[str]:
 class _Pictures:
     """Finished pictures, so that no image is kept at its own size."""
 
-    worst: dict[str, Cells] = field(default_factory=dict)
+    worst: dict[str, list[tuple[str, Markup]]] = field(default_factory=dict)
+    """(caption, address) of each, by image."""
     by_class: dict[tuple[str, str], str] = field(default_factory=dict)
     """By (class, image)."""
-    suspects: dict[Suspect, Cells] = field(default_factory=dict)
+    suspects: dict[Suspect, list[tuple[str, Markup]]] = field(default_factory=dict)
     present: set[int] = field(default_factory=set)
     """Train ids that occur in the pictures."""
 
@@ -113,32 +111,20 @@ def _draw(
     of_classes = (name for rows in by_class.values() for name, _ in rows)
     names = dict.fromkeys([*(image.name for image in worst), *of_classes, *(suspect.name for suspect in suspects)])
     for large in samples_of(list(names)):
-        sample = _shrunk(large)
+        sample = shrunk(large)
         own = [suspect for suspect in suspects if suspect.name == sample.name]
         if own or sample.name in ranked:
             pictures.present |= occurring(sample.truth, classes) | occurring(sample.prediction, classes)
         if sample.name in ranked:
-            pictures.worst[sample.name] = _cells(sample, classes)
+            pictures.worst[sample.name] = cells(sample, classes)
         for place, name in enumerate(classes.names):
             if sample.name in (image for image, _ in by_class[name]):
                 pictures.by_class[name, sample.name] = data_uri(class_picture(sample, place), "JPEG")
         for suspect in own:
             truth, predicted = classes.names.index(suspect.truth), classes.names.index(suspect.predicted)
             marked = _marked(sample, {WRONG: (sample.truth == truth) & (sample.prediction == predicted)})
-            pictures.suspects[suspect] = [*_cells(sample, classes)[:-1], ("in doubt", data_uri(marked, "JPEG"))]
+            pictures.suspects[suspect] = [*cells(sample, classes)[:-1], ("in doubt", data_uri(marked, "JPEG"))]
     return pictures
-
-
-def _shrunk(sample: Sample) -> Sample:
-    """At the size of a thumbnail."""
-    small = thumbnail_size(*sample.image.shape[:2])
-    shrinks = small[0] <= sample.image.shape[1]
-    return replace(
-        sample,
-        image=cv2.resize(sample.image, small, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST),
-        truth=cv2.resize(sample.truth, small, interpolation=cv2.INTER_NEAREST),
-        prediction=cv2.resize(sample.prediction, small, interpolation=cv2.INTER_NEAREST),
-    )
 
 
 def class_picture(sample: Sample, place: int) -> UInt8Array:
@@ -159,13 +145,3 @@ def _marked(sample: Sample, masks: dict[Color, NDArray[np.bool_]]) -> UInt8Array
     for color, mask in masks.items():
         picture[mask & labelled] = color
     return picture
-
-
-def _cells(sample: Sample, classes: Classes) -> Cells:
-    small = thumbnails(sample, classes)
-    return [
-        ("image", data_uri(small.image, "JPEG")),
-        ("truth", data_uri(small.truth, "PNG")),
-        ("prediction", data_uri(small.prediction, "PNG")),
-        ("errors", data_uri(small.errors, "JPEG")),
-    ]

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 
 from segmv3.images import UInt8Array
-from segmv3.report.plots import NORMAL, SMALL, WIDTH, Theme, new_figure, nothing_to_show, pixels_of, plain
+from segmv3.report.plots import SMALL, WIDTH, Theme, new_figure, nothing_to_show, pixels_of, style
 from segmv3.results.calibration import CalibrationScores
 
 
@@ -19,11 +19,10 @@ def reliability(calibration: CalibrationScores, theme: Theme) -> UInt8Array:
     """
     figure = new_figure(WIDTH, 560)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    plain(above, theme, grid="y")
-    above.set_title("Reliability", loc="left", color=theme.ink, fontsize=NORMAL + 1, weight="bold", pad=9)
-    plain(below, theme, grid="y")
+    note = f"ECE {calibration.ece:.2f} %" if calibration.pixels else ""
+    style(above, theme, title="Reliability", note=note, y="accuracy, %" if calibration.pixels else "")
+    style(below, theme, x="confidence, %", y="pixels, %" if calibration.pixels else "")
     if calibration.pixels:
-        above.set_title(f"ECE {calibration.ece:.2f} %", loc="right", color=theme.accent, fontsize=NORMAL, pad=9)
         _accuracy(above, calibration, theme)
         _shares(below, calibration, theme)
     else:
@@ -31,7 +30,6 @@ def reliability(calibration: CalibrationScores, theme: Theme) -> UInt8Array:
         below.set_yticks([])
     below.set_xlim(0, 100)
     below.set_xticks([0, 20, 40, 60, 80, 100])
-    below.set_xlabel("confidence, %", color=theme.muted, fontsize=NORMAL)
     return pixels_of(figure, theme)
 
 
@@ -51,7 +49,6 @@ def _accuracy(axes: Axes, calibration: CalibrationScores, theme: Theme) -> None:
     axes.plot((0, 100), (0, 100), color=theme.ink, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=4)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 20, 40, 60, 80, 100])
-    axes.set_ylabel("accuracy, %", color=theme.muted, fontsize=NORMAL)
     legend = axes.legend(loc="upper left", frameon=False, fontsize=SMALL, labelcolor=theme.ink)
     legend.set_zorder(5)
     confidence, right = calibration.confidence, calibration.accuracy
@@ -68,4 +65,3 @@ def _shares(axes: Axes, calibration: CalibrationScores, theme: Theme) -> None:
     axes.bar(places, shares, width, align="edge", color=theme.muted, linewidth=0, zorder=2)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 50, 100])
-    axes.set_ylabel("pixels, %", color=theme.muted, fontsize=NORMAL)
