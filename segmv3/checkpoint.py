@@ -133,7 +133,7 @@ def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file has the header of one that `save` wrote, sound or not: such a one is never taken for another."""
+    """Whether a file begins as `save` writes it, even if the rest is damaged."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, 1_000_000))
@@ -371,8 +371,11 @@ def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, pat
 def in_order(card: Card, model: Segmenter, classes: Classes, path: Path) -> Card:
     """Put the rows of a net's classes into the order of a data set that has the same names in another one.
 
-    Returns: the card of the net as it is now; where other things differ than the order, nothing is changed.
-    Warns: Segmv3Warning when rows were moved.
+    Returns:
+        The card with the new order. Where more than the order differs, the card as it was.
+
+    Warns:
+        Segmv3Warning: rows were moved.
     """
     if card.names == classes.names or sorted(card.names) != sorted(classes.names) or are_numbered(card.names):
         return card

@@ -109,8 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    """The exit code of what no part of the program expects; it is raised again where it is a fault of ours."""
-    if _heard:  # C code that was interrupted, matplotlib's for one, makes other errors of ours
+    """Exit code for an exception that no part of the program expects. A fault of segmv3 is raised again."""
+    if _heard:  # interrupted C code, such as matplotlib's, raises errors of its own
         return _fail("interrupted: what was finished is kept", 128 + _heard[0])
     if is_out_of_memory(error):
         return _fail("environment: out of memory; use smaller images, crops or batches", 4)

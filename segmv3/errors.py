@@ -100,7 +100,7 @@ class OfficialError(NumericsError):
 class Interrupted(BaseException):
     """SIGINT or SIGTERM was obeyed: the work is saved.
 
-    No `Exception`, as KeyboardInterrupt is none: who handles what went wrong does not handle this.
+    It is a `BaseException`, like KeyboardInterrupt, so that code that handles errors does not catch it.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

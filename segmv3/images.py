@@ -89,7 +89,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 @contextmanager
 def _blamed_on(path: Path, what: str, advice: str = "") -> Iterator[None]:
-    """What a decoder raises is the file's fault, but for memory that is not there."""
+    """Turn what a decoder raises into a `DataError` about the file, or into one about memory."""
     try:
         yield
     except Segmv3Error:

@@ -4,8 +4,8 @@
         for result in done: ...
 
 Here frames are read and results written in threads, and `predict` runs in the caller's own, where signals arrive.
-Nothing can block for good: no thread waits for room or for work that may not come; the caller hands items to a
-pool, as many as may be on their way and no more.
+Nothing can block for good. The caller hands items to a pool, and never more than may be on their way, so no thread
+waits for room or for work that may not come.
 """
 
 from collections import deque

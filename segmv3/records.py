@@ -1,7 +1,7 @@
 """Reading JSON that another program, or someone with an editor, may have written.
 
-`read_json` takes any file and `typed` any value; what they cannot use is a ValueError with a reason for people, which
-the caller puts behind the name of the file.
+`read_json` reads a file and `typed` checks a value. Both raise ValueError with a reason for people; the caller adds the
+name of the file.
 """
 
 import dataclasses

@@ -22,13 +22,13 @@ class Work:
     """What one image costs."""
 
     gflop: float
-    """Of all convolutions; a multiply-add counts twice."""
+    """Operations of all convolutions; a multiply-add counts twice."""
     values: int
-    """That convolutions read and write, were all else done on the way: maps of one image."""
+    """Numbers that convolutions read and write for one image, if everything else is done on the way."""
     weights: int
 
     def gbytes(self, precision: str, batch: int = 1) -> float:
-        """That have to be moved for a batch."""
+        """Gigabytes that a batch moves through memory at least."""
         size = 4 if precision == "fp32" else 1 if precision == "int8" else 2
         return size * (batch * self.values + self.weights) / 1e9
 

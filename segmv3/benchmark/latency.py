@@ -46,7 +46,7 @@ class Row:
 
     case: Case
     name: str
-    """Of the net, or of the file with no more folders than tell it from the others."""
+    """Name of the net, or of its file with as many folders as make it unique."""
     backend: str
     precision: str
     threads: int
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def gbytes(self) -> float | None:
-        """That the net's convolutions read and write."""
+        """Gigabytes that the net's convolutions read and write."""
         return self.work.gbytes(self.precision) if self.work else None
 
     def facts(self) -> dict[str, Any]:

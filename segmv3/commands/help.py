@@ -139,7 +139,7 @@ def render(kind: type, program: str, default: Any = None, *, whole: bool = False
         (names.split() for command, names in COMMON.items() if program.startswith(f"segmv3 {command} ")), None
     )
     places = [flag.option for flag in every if not flag.option.startswith("-")]
-    about = inspect.cleandoc(kind.__doc__ or "")
+    about = "\n\n".join(textwrap.fill(part, width) for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n"))
     lines = [f"usage: {' '.join([program, *places])} [--FLAG VALUE ...]", "", about, ""]
     if common and not whole:
         shown = sorted((flag for flag in every if flag.name in common), key=lambda flag: common.index(flag.name))

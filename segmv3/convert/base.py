@@ -224,7 +224,7 @@ def open_file(
 
 
 def cannot(do: str, path: Path, runtime: str, error: Exception) -> CheckpointError:
-    """With the last line of a runtime's message; those before it are places in its own source."""
+    """Add the last line of a runtime's message; the lines before it are places in its own source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1][:200] if lines else type(error).__name__
     return CheckpointError(f"{runtime} cannot {do} {path} ({reason}); export it again")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _REPORTER = "openvino_telemetry"
 _LEAST_ROOM = 1_000_000
-"""With less, a C++ library that failed to write is taken to have found the disk full; it does not say."""
+"""When fewer bytes are free and a C++ library fails to write, the disk counts as full: it gives no reason."""
 _one_core: list["openvino.Core"] = []
 _one_core_lock = threading.Lock()
 

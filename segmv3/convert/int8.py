@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import openvino
 
 FEWEST_IMAGES = 8
-"""With fewer, the ranges of the feature maps are a matter of luck."""
+"""Fewer images do not show the true ranges of the feature maps."""
 
 ENOUGH_IMAGES = 100
 """More changed nothing that could be measured."""

@@ -13,7 +13,7 @@ from segmv3.models.segmenter import Segmenter
 from segmv3.settings import to_dict
 
 KEY = "segmv3"
-"""Of the text among a file's own metadata: ONNX metadata_props, OpenVINO rt_info, torch.export extra files."""
+"""Name of the text in a file's own metadata: ONNX metadata_props, OpenVINO rt_info, torch.export extra files."""
 
 _FORMAT = 1
 _LONGEST = 1_000_000

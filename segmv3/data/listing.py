@@ -40,7 +40,7 @@ class Split:
     image_root: Path
     label_root: Path
     images: dict[str, list[Path]]
-    """By the name that an image shares with its label; more than one path where names repeat."""
+    """Paths by the name that an image shares with its label; several where names repeat."""
     labels: dict[str, list[tuple[Path, LabelTable]]]
     left_out: tuple[str, ...] = ()
     """What lies there and is not taken: a line each."""

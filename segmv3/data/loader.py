@@ -218,9 +218,9 @@ _HUNG_AFTER = 120  # seconds
 
 
 class _PatientLoader(DataLoader[Batch]):
-    """Workers that hang are an error, not a silence; those that are slow or still starting are waited for.
+    """A loader that raises an error when a worker hangs, and waits for workers that are slow or still start.
 
-    Hung is who delivered nothing and used no processor time between two limits.
+    A worker hangs when it delivered nothing and used no processor time between two limits.
     """
 
     def __iter__(self) -> Any:

@@ -181,7 +181,7 @@ def _decoded(dataset: Dataset, index: int, half: bool) -> tuple[Packed, UInt8Arr
 
 
 def _size_of(pair: Pair, half: bool) -> tuple[int, int]:
-    """By the header alone; 0 x 0 for a file that packing will refuse."""
+    """Size from the header alone; 0 x 0 for a file that packing will refuse."""
     try:
         with Image.open(pair.image) as image:
             return halved(image.size) if half else image.size

@@ -92,7 +92,7 @@ class PackedDataset(Dataset):
         return image, self._pixels[middle : each.end].reshape(each.height, each.width)
 
     def fingerprint(self) -> str:
-        """As of the files, whose batches are the same; a half-size cache gives others."""
+        """The files' fingerprint, because the batches are the same; a half-size cache has one of its own."""
         digest = super().fingerprint()
         return hashlib.sha256(f"half {digest}".encode()).hexdigest() if self.half else digest
 

@@ -1,4 +1,4 @@
-"""Which image a training sample is cut from, where, and what is pasted into it, other than each image in its turn.
+"""Class-uniform crops, copy-paste and extra images: how a training sample is drawn when not in plain turns.
 
 All draws come from one generator per sample, so that batches stay a pure function of (seed, step).
 """
@@ -38,7 +38,7 @@ class Draws:
         """
         self.dataset, self.data = dataset, data
         self.images: list[NDArray[np.intp]] = []
-        """Of each class, the images that show it."""
+        """The images that show each class."""
         self.occurring = self.rare = np.empty(0, np.intp)
         if data.class_uniform or data.copy_paste:
             counts = class_counts(dataset)

@@ -52,10 +52,10 @@ class Data:
     jitter: float = 0.8
     """Probability of photometric jitter (brightness, contrast, saturation, hue)."""
     photometric: Literal["jitter", "randaugment"] = "jitter"
-    """What that jitter is: all four mildly, or two random ones of nine at any strength (RandAugment, arXiv 1909.13719):
+    """Kind of that jitter: all four mildly, or two random ones of nine at any strength (RandAugment, arXiv 1909.13719):
     those four, gamma, posterize, solarize, stretched contrast, a gain for each channel."""
     class_uniform: float = 0.0
-    """Share of the samples whose crop shows a random pixel of a class drawn uniformly, so that nets see trains as often
+    """Share of the samples whose crop shows a random pixel of a class drawn uniformly. Nets then see trains as often
     as roads (Zhu et al., arXiv 1812.01593, section 3; RegSeg takes 0.5)."""
     copy_paste: float = 0.0
     """Probability that pieces of rare classes (under 2 % of the labelled pixels) of another training image are pasted

@@ -129,7 +129,7 @@ class FolderSource(Source):
         return ("train", "val", *(["test"] if any(images.is_dir() for images, _ in self.folders(root, "test")) else []))
 
     def pairs(self, root: Path, split: str) -> Iterable[tuple[Path, Path | None]]:
-        """Those that `find` finds."""
+        """The pairs that `find` lists."""
         found = self.find(root, split)
         return [(images[0], found.labels.get(name, [(None,)])[0][0]) for name, images in sorted(found.images.items())]
 
@@ -204,7 +204,7 @@ class Cityscapes(FolderSource):
         return {"_gtFine_labelTrainIds": cityscapes_label_train_ids(), "_gtFine_labelIds": cityscapes_label_ids()}
 
     def extra_tables(self, root: Path) -> dict[str, LabelTable]:
-        """Of train_extra's coarse labels, and of fine ones."""
+        """Tables of train_extra's coarse labels, and of fine ones."""
         fine = self.label_tables(root)
         return {name.replace("gtFine", kind): fine[name] for kind in ("gtCoarse", "gtFine") for name in fine}
 
@@ -252,7 +252,7 @@ class CamVid(Folder):
     """CamVid as `Folder` reads it."""
 
     def title(self, root: Path) -> str:
-        """Its name, wherever it lies."""
+        """CamVid, whatever its folder is called."""
         return "CamVid"
 
 

@@ -57,7 +57,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _bounded(value, LIMIT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """In float32 and within the limit; NaN fails the first comparison."""
+    """Bring a value to float32 and within the limit; NaN fails the first comparison."""
     value = value.to(tl.float32)
     value = tl.where(value > -LIMIT, value, -LIMIT)
     return tl.where(value < LIMIT, value, LIMIT)

@@ -129,7 +129,7 @@ def winner(builder: ir.IRBuilder, value: ir.Value, best: ir.Value, new: ir.Value
 
 @_operation(Floats, Floats, Floats, Floats, returns=Floats)
 def mix(builder: ir.IRBuilder, p: ir.Value, a: ir.Value, q: ir.Value, b: ir.Value) -> ir.Value:
-    """p * a + q * b. It never falls when a or b grows (p, q >= 0), rounded as it is: the corner rule needs that."""
+    """p * a + q * b, rounded so that it never falls when a or b grows (p, q >= 0). The corner rule needs that."""
     return _fused(builder, p, a, builder.fmul(q, b, flags=("contract",)))
 
 

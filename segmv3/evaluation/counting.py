@@ -71,7 +71,7 @@ class ImageCounts:
     """What one image adds to the scores."""
 
     index: int
-    """Its place in the data set."""
+    """Index in the data set."""
     name: str
     size: tuple[int, int]
     """Height and width of its ground truth."""
@@ -88,7 +88,7 @@ class Labelled:
     """An image with its ground truth and what a net says."""
 
     index: int
-    """Its place in the data set."""
+    """Index in the data set."""
     pair: Pair
     image: UInt8Array
     """uint8 H x W x 3, RGB."""

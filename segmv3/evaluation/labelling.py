@@ -1,4 +1,4 @@
-"""From what gives logits to what gives labels, in each way that a net is scored."""
+"""Turn a function that gives logits into one that gives labels, for each way of scoring."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ ConfidentFunction = Callable[[Tensor], Sequence[Tensor]]
 """Image to labels, and to the probability of the class of each pixel, float32 1 x H x W."""
 
 InputSize = Callable[[Size], Size]
-"""From the (height, width) of an image to those that a net is shown it at."""
+"""Maps the (height, width) of an image to the size at which the net sees it."""
 
 
 class Net(Protocol):

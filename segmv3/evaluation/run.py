@@ -128,7 +128,7 @@ class Evaluation:
     labels_of: LabelsFunction | ConfidentFunction
     device: torch.device
     precision: Precision
-    """Of torch's autocast; an export calculates as it was made to."""
+    """Precision of torch's autocast; an export has its own."""
     root: Path
     """Of the data set."""
     facts: dict[str, Any]

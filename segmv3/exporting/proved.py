@@ -35,7 +35,7 @@ from segmv3.runtime.parity import LIMITS, Agreement, DisagreementError, compare,
 from segmv3.weights.opening import open_segmenter
 
 _OTHER_SIZES: tuple[Size, ...] = ((512, 1024), (720, 1280), (333, 517))
-"""Beside their own size, the first images are compared at sizes that all, some and none of the strides divide."""
+"""The first images are also compared at other sizes: multiples of all strides of the nets, of some, and of none."""
 _AT_OTHER_SIZES = 2
 _TIMED_SIZE: Size = (1024, 2048)
 _ROUNDS = 9

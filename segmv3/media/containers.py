@@ -28,7 +28,7 @@ def reason(error: BaseException) -> str:
 
 
 def breaks_off(path: Path) -> bool:
-    """Whether an MP4, AVI, WebM or Matroska file is shorter than its outermost boxes say; others never are."""
+    """Whether an MP4, AVI, WebM or Matroska file is shorter than its outermost boxes say."""
     size = path.stat().st_size
     with path.open("rb") as file:
         return any(end > size for _, _, end in _boxes(file, size))
@@ -59,7 +59,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[_Box]:
 
 
 def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
-    """Of RIFF: a name, a length, and content up to an even length."""
+    """Chunks of RIFF: a name, a length, and content up to an even length."""
     while start + 8 <= stop:
         file.seek(start)
         head = file.read(8)
@@ -71,7 +71,7 @@ def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[_Box]:
 
 
 def _atoms(file: BinaryIO, size: int) -> Iterator[_Box]:
-    """Of MP4: a length that counts itself, and a name. What follows the last known name is not looked at."""
+    """Boxes of MP4: a length that counts itself, and a name. Boxes after the last known name are not read."""
     start = 0
     while start + 8 <= size:
         file.seek(start)

@@ -176,7 +176,7 @@ class VideoReader:
             self._damaged = True
 
     def _complain(self) -> None:
-        """After the last frame: say what is missing."""
+        """Say after the last frame what is missing."""
         held = f"result holds {self.frames_read:,} frames"
         if self._is_file and breaks_off(Path(self.path)):
             announced = self.announced_frames or 0

@@ -20,7 +20,7 @@ CITIES = {"train": "minitown", "val": "minihaven"}
 """The splits and their cities; their order is part of every scene's random numbers."""
 
 SPEED, FPS = 8.0, 15
-"""Of a drive: metres a second, frames a second."""
+"""Speed of a drive in metres a second, and its frames a second."""
 
 _FAR_END = 170.0  # metres to the skyline that closes the street
 

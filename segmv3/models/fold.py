@@ -28,8 +28,8 @@ def folded(model: Segmenter) -> Segmenter:
     """A copy of a net, in eval mode and without gradients, that computes the same with fewer steps.
 
     Every BN goes into the convolution before it, its neighbour in an `nn.Sequential` everywhere in segmv3; the
-    deviation of the pixels goes into the first convolution of a backbone that has a `stem`. Their mean stays: the zeros
-    that pad an image stand for it. A head that has a method `folded` knows more.
+    deviation of the pixels goes into the first convolution of a backbone that has a `stem`. Their mean stays outside,
+    because a padded zero means a pixel of that mean. A head that has a method `folded` knows more.
     """
     copied = copy.deepcopy(model).eval()
     normalize = copied.normalize

@@ -207,7 +207,7 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(global_pool(x))
 
     def gate(self, mean: Tensor) -> Tensor:
-        """From the mean of each channel to its factor in 0..1, both N x C x 1 x 1."""
+        """Turn the mean of each channel into its factor in 0..1, both N x C x 1 x 1."""
         return F.hardsigmoid(self.expand(self.inner(self.reduce(mean))))
 
 

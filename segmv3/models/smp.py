@@ -76,7 +76,7 @@ class Encoder(nn.Module, EncoderMixin):
         return [image, *self.backbone(image)][: self._depth + 1]
 
     def make_dilated(self, output_stride: int) -> None:
-        """Only confirm: the net is built with its dilation; smp calls this after asking for an output stride.
+        """Do nothing: the net was built with its dilation. smp calls this after asking for an output stride.
 
         Raises: ValueError for another output stride than it was built with.
         """

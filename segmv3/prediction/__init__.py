@@ -176,7 +176,7 @@ def _noted(sinks: Sequence[Sink], outcome: list[list[Path]]) -> list[Path]:
 
 
 def _read(path: Path) -> UInt8Array | DataError:
-    """An image, or why there is none: the others are still to be read."""
+    """Read an image. An error is returned, not raised, so that the other images are still read."""
     try:
         return read_image(path)
     except DataError as error:

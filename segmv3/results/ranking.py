@@ -28,7 +28,7 @@ def ranking(result: Result) -> list[RankedImage]:
 
 
 def worst_by_class(result: Result, *, count: int = 10, share: float = 0.001) -> dict[str, list[tuple[str, float]]]:
-    """For each class the images (name, IoU in percent) it is found worst in, worst first.
+    """For each class the images (name, IoU in percent) in which its IoU is lowest, the lowest first.
 
     Only images in which the class covers a share of the labelled pixels: specks of it would fill every list.
 

@@ -76,7 +76,7 @@ class Scores:
     """Pixels by true class (rows) and predicted class (columns)."""
     category_miou: float | None = None
     categories: tuple[CategoryScore, ...] | None = None
-    """Of Cityscapes; None for other data."""
+    """Scores of Cityscapes' categories; None for other data."""
     mean_boundary_iou: float | None = None
     mean_boundary_f_score: float | None = None
     mean_iiou: float | None = None

@@ -104,7 +104,7 @@ class Difference:
     """Of the 95 % interval of b - a."""
     high: float
     images: int
-    """That have the class in their truth, or all for the mean."""
+    """Number of images with the class in their truth; for the mean, of all images."""
 
     @property
     def difference(self) -> float:

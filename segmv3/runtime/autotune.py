@@ -26,7 +26,7 @@ from segmv3.runtime.parity import compare, refuse
 STREET = Path(__file__).with_name("street.png")
 """The street that candidates are proved and timed on: scene 0 of mini-city's val split, seed 0."""
 _SIZE: Size = (512, 1024)
-"""Of that picture: half of Cityscapes'."""
+"""Size of that picture: half of Cityscapes'."""
 _ROUNDS = 5
 
 
@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of a candidate: why it is not used, "" where it agrees, and how long it takes."""
+    """Result for a candidate: why it is not used ("" where it agrees), and how long it takes."""
 
     refusal: str
     milliseconds: float

@@ -191,7 +191,7 @@ def _backends(asked: str, place: torch.device) -> list[BackendName]:
 
 
 def _precisions(backend: BackendName, asked: str, place: torch.device) -> list[Arithmetic]:
-    """What to try: on a CPU only OpenVINO gains from bf16 (docs/performance.md)."""
+    """Precisions to try. On a CPU only OpenVINO gains from bf16 (docs/performance.md)."""
     if asked != "auto":
         arithmetic: Arithmetic = asked  # type: ignore[assignment]
         refuse_precision(arithmetic, place.type)

@@ -63,7 +63,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> list[str]:
-    """Of the vector and matrix instructions that speed up a net, those that this CPU has."""
+    """The vector and matrix instructions of this CPU that speed up a net."""
     # asked of the CPU itself where torch can: /proc/cpuinfo is Linux only, and under an emulator that of the host
     found = {name for name, there in getattr(torch.cpu, "get_capabilities", dict)().items() if there is True}
     if not found:
@@ -82,7 +82,7 @@ def saturates() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide about speed and numbers; those that are not installed are left out."""
+    """Versions of the installed packages that decide about speed and numbers."""
     found = {}
     for name in _PACKAGES:
         try:

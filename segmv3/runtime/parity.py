@@ -1,4 +1,4 @@
-"""Whether a net that another runtime runs, or other arithmetic, still computes what PyTorch computes in fp32."""
+"""Compares a net in another runtime or precision with PyTorch in fp32."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ class Limits:
     """How far a candidate may be from PyTorch's fp32."""
 
     relative_rms: float | None
-    """Of the logits: RMS of the difference over RMS of the reference. None: not asked."""
+    """RMS of the logits' difference over RMS of the reference; None where it was not measured."""
     label_agreement: float
     """Least share of pixels with the same label, percent."""
     miou_loss: float

@@ -110,7 +110,7 @@ class Predictor:
         return output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))  # its memory is reused
 
     def labels_of(self, image: Tensor) -> Tensor:
-        """As a call, of and as a tensor: uint8 N x 3 x H x W (RGB) to uint8 N x H x W."""
+        """Label a batch of tensors: uint8 N x 3 x H x W, RGB, to uint8 N x H x W."""
         return torch.from_numpy(self(image.permute(0, 2, 3, 1).cpu().numpy()))
 
     def __call__(self, image: UInt8Array) -> UInt8Array:
@@ -153,7 +153,7 @@ class Predictor:
 
 
 def _checked(image: UInt8Array) -> UInt8Array:
-    """As a batch that every runtime takes without a copy of its own."""
+    """Make a batch that every runtime takes without copying it."""
     image = np.asarray(image)
     if image.dtype != "uint8" or image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
         raise ModelError(f"an image must be uint8 H x W x 3 (RGB), found {image.dtype} {image.shape}")

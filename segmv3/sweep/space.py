@@ -55,7 +55,7 @@ class Space:
     hours: float | None = None
     """No trial starts after so many hours of one command."""
     pruner: Literal["median", "none"] = "median"
-    """Whether a trial is stopped whose best score so far is below the median of the others at the same step."""
+    """Whether to stop trials whose best score so far is below the median of the others at the same step."""
     prune_after: int = 1
     """Evaluations that every trial gets before it may be stopped."""
     seed: int = 0

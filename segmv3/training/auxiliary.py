@@ -1,4 +1,4 @@
-"""Heads that help to train a net and are left behind."""
+"""Auxiliary heads: they help to train a net and are dropped afterwards."""
 
 from functools import partial
 from typing import Any, cast

@@ -32,10 +32,10 @@ class Experiment:
     precision: TrainingPrecision = "fp32"
     """Arithmetic of the training step (bf16, fp16 = autocast; fp16 needs a GPU); loss and evaluation are fp32."""
     compile: Compile = "off"
-    """Whether torch.compile makes the step: "auto" measures some steps each way and keeps the faster. Only with "off"
-    does an interrupted run end in the same bits as an unbroken one."""
+    """Whether torch.compile compiles the step. "auto" measures some steps each way and keeps the faster. Only with
+    "off" does an interrupted run end in the same bits as an unbroken one."""
     recompute: bool = False
-    """Whether the net's layers keep only their inputs and run again in the backward pass, with the same result: a
+    """Whether the net's layers keep only their inputs and run again in the backward pass, with the same result. A
     larger batch fits, for a third more arithmetic (arXiv 1604.06174). Only with `compile` off."""
     seed: int = 0
 

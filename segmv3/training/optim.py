@@ -100,10 +100,10 @@ def _share(name: str, value: float) -> Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long to train, how the learning rate moves, and what happens on the way."""
+    """How long to train, how the learning rate falls, and when to evaluate, save and log."""
 
     steps: int
-    """Optimiser steps, meant and executed."""
+    """Optimiser steps of the run."""
     policy: Literal["poly", "cosine", "step"] = "poly"
     power: float = 0.9
     """Exponent of the poly policy."""
@@ -117,7 +117,7 @@ class Schedule:
     warmup_from: float = 0.0
     """Learning rate that the warm-up rises from."""
     accumulate: int = 1
-    """Equal parts that a step's batch is worked off in, for a batch larger than the memory. The gradient is that of
+    """Equal parts in which a step computes its batch, for a batch larger than the memory. The gradient is that of
     the whole batch, but BN sees each part alone, and with loss.ohem each part is mined and averaged for itself."""
     eval_every: int = 4000
     """Steps between evaluations on the validation set; the training state is saved there too."""

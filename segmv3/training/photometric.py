@@ -23,7 +23,7 @@ def adjust(images: Tensor, photometric: Photometric) -> Tensor:
 
 
 def _on_cpu(images: Tensor, photometric: Photometric) -> Tensor:
-    """As fast as a copy, one image after the other; a product of 3 x 3 matrices takes torch ten times longer."""
+    """Adjust one image after the other. This is as fast as a copy; torch's matrix product takes ten times as long."""
     adjusted = images.clone(memory_format=torch.channels_last)
     matrices = photometric.matrix.numpy()
     for index, pixels in enumerate(adjusted.permute(0, 2, 3, 1).numpy()):

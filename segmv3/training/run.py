@@ -20,7 +20,7 @@ from segmv3.errors import ConfigError, OutputError, shortened
 from segmv3.files import alone, append_line, is_temporary, make_folder, remove_leftovers, write_bytes
 from segmv3.records import from_json, read_json, read_regular, typed
 
-# where files lie (what they hold is compared) and who reads them change no batch, what is computed again no gradient
+# these settings change no result: places of files (their contents are compared), number of workers, recomputing
 FREE = (
     *("data.root", "data.cache", "data.extra_images", "data.extra_labels", "distill.teacher"),
     *("data.workers", "recompute", "extended"),
@@ -163,7 +163,7 @@ class Run:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is none of those that a run has before its settings."""
+    """Whether a file shows that a folder without settings is not the folder of a run."""
     return path.name != "run.lock" and not is_temporary(path)
 
 

@@ -23,7 +23,7 @@ OpenProgress = Callable[[str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class Metric:
-    """Which of the scores counts, and where the others go."""
+    """The score that decides which weights are kept, and the scores that are logged."""
 
     key: str
     """The weights with the highest one are kept."""

@@ -20,9 +20,9 @@ from segmv3.settings import to_dict
 def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifier:
     """Write the mean of weight files: a uniform soup (arXiv 2203.05482).
 
-    It is for nets that were trained from the same pretrained weights or are states of one run: others lie in different
-    valleys, and the mean of two of them is none of either. BN statistics are averaged along, as for a moving average.
-    The file names its sources by SHA-256 and carries no score: nobody has scored it.
+    The nets must come from the same pretrained weights or from one run. Others lie in different minima, and their mean
+    is no good net. BN statistics are averaged too, as for a moving average. The file names its sources by SHA-256. It
+    carries no score, because it has none yet.
 
     Returns: the net of the mean.
     Raises: CheckpointError for fewer than two files, files that cannot be read, or other nets or classes; nothing is
@@ -57,7 +57,7 @@ def _taken(weights: Weights) -> dict[str, Any]:
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
-    """In float64, so that the order does not matter; whole numbers (BN's count of batches) are the largest one."""
+    """Average in float64, so that the order does not matter. Of whole numbers (BN's batch counts) take the largest."""
     stacked = torch.stack(tensors)
     if not stacked.is_floating_point():
         return stacked.amax(0)

@@ -32,7 +32,7 @@ _PAUSE = 1.0  # seconds before the second try, doubled for each further one
 _SCHEMES = ("https://", "http://", "file://")
 
 Progress = Callable[[int, int | None], None]
-"""Is told the bytes that are there, and all bytes where the server says how many."""
+"""Called with the bytes so far and, where the server tells it, the size of the file."""
 
 
 @dataclass(frozen=True)

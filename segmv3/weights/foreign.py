@@ -1,8 +1,8 @@
 """Weight files of other projects, read without running what they contain.
 
 PyTorch (both formats of `torch.save`), safetensors and Paddle's `.pdparams`, told apart by content. All but
-safetensors are pickles, that is: programs. Each symbol they name must be on a short list, most of the list stands
-for nothing, and no tensor is built before its size was compared with the size of the file.
+safetensors are pickles, which are programs. Each symbol that they name must be on a short list, and most of that list
+are stand-ins that do nothing. No tensor is built before its size was compared with the size of the file.
 """
 
 import hashlib
@@ -218,7 +218,7 @@ def _check_symbols(stream: io.BytesIO) -> None:
 
 
 class _Sizes:
-    """How many values the tuples of a pickle stand for, told without building them.
+    """Counts the values in the tuples of a pickle without building them.
 
     Sharing lets a hundred bytes describe a tuple of 2^45 leaves, and a tuple that becomes the key of a dictionary is
     hashed leaf by leaf.

@@ -58,9 +58,9 @@ class Format:
     prepare: Callable[[Tensors], Tensors] = dict
     """From their tensors to tensors that mean the same under PyTorch's conventions; names stay."""
     optional: str = r"num_batches_tracked$"
-    """Tensors of ours that the file may lack: they are zero then."""
+    """segmv3's tensors that the file need not have; they become zero."""
     unused: str = r"num_batches_tracked$"
-    """Tensors of the file that no net of ours needs."""
+    """Tensors of the file that segmv3's nets do not need."""
 
 
 def formats() -> tuple[Format, ...]:

@@ -27,10 +27,10 @@ class Imported:
     """The tensors of a weight file under our names, and the net they are for."""
 
     title: str
-    """What the file was taken for: a variant of a project, or segmv3's own."""
+    """What the file is: a variant of a project, or segmv3's own."""
     net: Model | Classifier
     names: tuple[str, ...]
-    """Of the classes; empty when the file holds a backbone only."""
+    """Names of the classes; empty when the file holds only a backbone."""
     tensors: Tensors
     new: tuple[str, ...] = ()
     """Tensors that the file has no counterpart of and that mean nothing by being zero: step counts, absent biases."""
@@ -188,7 +188,7 @@ class _Several(Exception):
 
 
 def _prefixes(names: list[str]) -> list[str]:
-    """What stands in front of the names of each net in a file; nets inside of nets are parts of them."""
+    """The prefixes of the nets in a file. A net inside another net is a part of that."""
     places = {
         name[: match.start()]
         for name in names

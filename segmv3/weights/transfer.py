@@ -20,7 +20,7 @@ from segmv3.weights.opening import open_weights
 
 @dataclass(frozen=True)
 class Fit:
-    """What became of the tensors when a net was started from weights."""
+    """Which tensors a net took from weights, and which not."""
 
     loaded: tuple[str, ...]
     new: tuple[str, ...]

@@ -262,6 +262,6 @@ def show(console: Screen, title: str, table: Table, note: str = "") -> None:
 
 
 def milliseconds(seconds: float) -> str:
-    """With three digits that count: 0.85, 12.3, 1,234."""
+    """Format a number with three significant digits: 0.85, 12.3, 1,234."""
     value = 1000 * seconds
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"

@@ -74,21 +74,21 @@ class Criterion(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(Criterion):
-    """Cross-entropy of every labelled pixel, and which pixels count how much."""
+    """Cross-entropy over all labelled pixels, and how much each of them counts."""
 
     ohem: float | None = None
-    """Train only on pixels whose class has a probability below this, above 0 and at most 1: easy road and sky stop
-    drowning the rest (arXiv 1604.03540; mmsegmentation, BiSeNet and PIDNet take 0.7 to 0.9)."""
+    """Train only on pixels whose class has a probability below this, above 0 and at most 1. Easy road and sky no longer
+    outweigh the rest (arXiv 1604.03540; mmsegmentation, BiSeNet and PIDNet take 0.7 to 0.9)."""
     min_kept: float = 0.0
-    """With ohem: share of the crop's pixels that is kept at least, the hardest, so that late in training the loss still
-    sees enough of them (BiSeNet, arXiv 1808.00897: 1/16; mmsegmentation's 100,000 of 512x1024 are 0.19)."""
+    """Smallest share of the crop's pixels, the hardest, that ohem keeps. Late in training the loss then still sees
+    enough of them (BiSeNet, arXiv 1808.00897: 1/16; mmsegmentation's 100,000 of 512x1024 are 0.19)."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes: a net that is less sure of itself (arXiv 1512.00567)."""
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
-    """Weight of each class's pixels, so that rare classes count: "balanced" is ENet's 1 / ln(1.02 + share of the
+    """Weight of each class's pixels, so that rare classes count. "balanced" is ENet's 1 / ln(1.02 + share of the
     training labels), 1.4 to 50 (arXiv 1606.02147), or one number a class."""
     auxiliary: float = 0.0
-    """Weight of the same loss for two more heads, on the 1/8 and the deepest features, that only training has: the
+    """Weight of the same loss for two auxiliary heads, on the 1/8 and the deepest features. Only training has them: the
     backbone gets its gradient by a shorter way (PSPNet, arXiv 1612.01105, takes 0.4; BiSeNet 1 and two heads)."""
 
     def rules(self, classes: int | None = None) -> list[Rule]:
@@ -170,9 +170,9 @@ class Distill:
     """A weight file or published name as for `segmv3 evaluate`, or a folder that segmentation-models-pytorch's
     `save_pretrained` wrote (its images are normalised by ImageNet's mean and std). Its classes must be the data's."""
     weight: float = 3.0
-    """Of this loss beside the cross-entropy; the paper's for logits."""
+    """Weight of this loss beside the cross-entropy. The paper takes 3 for logits."""
     temperature: float = 4.0
-    """Above 0; the higher, the more of the image counts. The paper's."""
+    """Above 0. The higher it is, the more of the image counts. The paper takes 4."""
 
     def rules(self) -> list[Rule]:
         """What the settings must keep to."""
