@@ -222,10 +222,7 @@ class Canvas:
         for a, b in pairwise(points):
             along = (b - a) / max(float(np.hypot(*(b - a))), 1e-6) * half
             across = np.array([-along[1], along[0]])
-            self.fill(
-                np.array([a - along + across, b + along + across, b + along - across, a - along - across]),
-                color,
-            )
+            self.fill(np.array([a - along + across, b + along + across, b + along - across, a - along - across]), color)
 
     def shadow(self, points: FloatArray, strength: float, softness: float = 0.0) -> None:
         """Darken a polygon (0 = not at all, 1 = black) with edges `softness` canvas pixels wide; no label."""

@@ -129,51 +129,17 @@ def _draw_light(rng: np.random.Generator) -> Light:
         x, y, z = vector / np.linalg.norm(vector)
         return float(x), float(y), float(z)
 
-    noon = Light(
-        sky_top=(70, 128, 206),
-        sky_low=(190, 214, 236),
-        cloud=(250, 250, 250),
-        cover=float(rng.uniform(0.1, 0.5)),
-        sun=sun(0.5, 1.0, -0.35),
-        direct=0.52,
-        ambient=0.62,
-        gain=(1.0, 1.0, 0.98),
-        haze=330,
-    )
-    overcast = Light(
-        sky_top=(158, 168, 180),
-        sky_low=(206, 210, 214),
-        cloud=(222, 224, 228),
-        cover=0.8,
-        sun=sun(0.3, 1.0, -0.2),
-        direct=0.12,
-        ambient=0.8,
-        gain=(0.94, 0.97, 1.0),
-        haze=190,
-    )
-    low_sun = Light(
-        sky_top=(92, 142, 206),
-        sky_low=(226, 220, 204),
-        cloud=(255, 244, 226),
-        cover=float(rng.uniform(0.1, 0.4)),
-        sun=sun(1.0, 0.52, -0.5),
-        direct=0.62,
-        ambient=0.5,
-        gain=(1.06, 1.0, 0.88),
-        haze=260,
-    )
-    dusk = Light(
-        sky_top=(84, 96, 150),
-        sky_low=(244, 178, 120),
-        cloud=(250, 190, 160),
-        cover=float(rng.uniform(0.2, 0.6)),
-        sun=sun(1.0, 0.6, -0.3),
-        direct=0.34,
-        ambient=0.78,
-        gain=(1.02, 0.92, 0.86),
-        haze=230,
-    )
-    return (noon, overcast, low_sun, dusk)[int(rng.choice(4, p=[0.4, 0.24, 0.22, 0.14]))]
+    lights = (  # sky above, sky at the horizon, clouds, their share, sun, direct and ambient light, gain, haze
+        Light((70, 128, 206), (190, 214, 236), (250, 250, 250), float(rng.uniform(0.1, 0.5)),
+              sun(0.5, 1.0, -0.35), 0.52, 0.62, (1.0, 1.0, 0.98), 330),  # noon
+        Light((158, 168, 180), (206, 210, 214), (222, 224, 228), 0.8,
+              sun(0.3, 1.0, -0.2), 0.12, 0.8, (0.94, 0.97, 1.0), 190),  # overcast
+        Light((92, 142, 206), (226, 220, 204), (255, 244, 226), float(rng.uniform(0.1, 0.4)),
+              sun(1.0, 0.52, -0.5), 0.62, 0.5, (1.06, 1.0, 0.88), 260),  # low sun
+        Light((84, 96, 150), (244, 178, 120), (250, 190, 160), float(rng.uniform(0.2, 0.6)),
+              sun(1.0, 0.6, -0.3), 0.34, 0.78, (1.02, 0.92, 0.86), 230),  # dusk
+    )  # fmt: skip
+    return lights[int(rng.choice(4, p=[0.4, 0.24, 0.22, 0.14]))]
 
 
 def _draw_street(rng: np.random.Generator) -> _Street:
@@ -286,14 +252,8 @@ def _frontage(canvas: Canvas, rng: np.random.Generator, street: _Street, index: 
             else:
                 for _ in range(3):
                     where = z + float(rng.uniform(1, length))
-                    crown = partial(
-                        scenery.tree,
-                        canvas,
-                        rng,
-                        at + side * float(rng.uniform(1, 5)),
-                        where,
-                        float(rng.uniform(0.8, 1.3)),
-                    )
+                    across, size = at + side * float(rng.uniform(1, 5)), float(rng.uniform(0.8, 1.3))
+                    crown = partial(scenery.tree, canvas, rng, across, where, size)
                     tasks.append((max(where, end + 0.5 if z < end else where), crown))
             z += length + float(rng.choice([0.0, 0.0, 4.0]))
         if rng.random() < 0.7:
@@ -355,10 +315,8 @@ def _two_wheelers(canvas: Canvas, rng: np.random.Generator, street: _Street) -> 
     sides = (-1, 1) if rng.random() < 0.5 else (1, -1)
     for side, vehicle in zip(sides, (figures.bicycle, figures.motorcycle), strict=True):
         # Next to the kerb, and so near that nothing of the traffic is in front of it.
-        x, z = (
-            street.kerb(side) - side * float(rng.uniform(0.1, 0.6)),
-            float(rng.uniform(6.0, 10.5) + (1.5 if side < 0 else 0)),
-        )
+        x = street.kerb(side) - side * float(rng.uniform(0.1, 0.6))
+        z = float(rng.uniform(6.0, 10.5) + (1.5 if side < 0 else 0))
         turn = float(rng.choice([-1, 1]) * rng.uniform(0.4, 0.95))
         tasks.append((z, partial(vehicle, canvas, rng, x, z, turn)))
         tasks.append((z - 0.01, partial(figures.rider, canvas, rng, x, z, turn, vehicle is figures.motorcycle)))

@@ -41,17 +41,12 @@ def tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float, size: flo
     soft_spot(canvas, x, z, 1.2, height * 0.8)
     with canvas.object("vegetation", whole=False):
         bark = pick(rng, ((92, 74, 56), (70, 60, 50), (120, 108, 92)), 6)
-        figure.shape(
-            [(-0.17 * size, 0), (-0.12 * size, height * 0.6), (0.12 * size, height * 0.6), (0.17 * size, 0)],
-            bark,
-        )
+        trunk_top = height * 0.6
+        figure.shape([(-0.17 * size, 0), (-0.12 * size, trunk_top), (0.12 * size, trunk_top), (0.17 * size, 0)], bark)
         if rng.random() < 0.2:
             for share in (0.0, 0.3, 0.55):
                 low, half = trunk * 0.5 + share * height * 0.8, (1 - share) * height * 0.27
-                cone = np.array([(-1, 0), (-0.5, 0.2), (0, 0.45), (0.5, 0.2), (1, 0)]) * (half, height) + (
-                    0,
-                    low,
-                )
+                cone = np.array([(-1, 0), (-0.5, 0.2), (0, 0.45), (0.5, 0.2), (1, 0)]) * (half, height) + (0, low)
                 _leaves(canvas, rng, figure.board, cone, scaled(color, 0.72))
             return
         half = height * float(rng.uniform(0.26, 0.36))
@@ -115,15 +110,9 @@ def building(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float,
         canvas.fill(end, facing, texture, Plane(end[order], (9, height)))
         if rng.random() < 0.55:
             roof, ridge = pick(rng, _ROOFS), height + float(rng.uniform(2.0, 3.2))
-            slope = np.array(
-                [
-                    (x - outwards * 0.3, height - 0.1, z[1]),
-                    (x + outwards * 4, ridge, z[1]),
-                    (x + outwards * 4, ridge, z[0]),
-                    (x - outwards * 0.3, height - 0.1, z[0]),
-                ]
-            )
-            gable = np.array([(x, height, z[0]), (x + outwards * 4, ridge, z[0]), (x + outwards * 9, height, z[0])])
+            eaves, top = (x - outwards * 0.3, height - 0.1), (x + outwards * 4, ridge)
+            slope = np.array([(*eaves, z[1]), (*top, z[1]), (*top, z[0]), (*eaves, z[0])])
+            gable = np.array([(x, height, z[0]), (*top, z[0]), (x + outwards * 9, height, z[0])])
             canvas.fill(canvas.camera.project(gable), facing)
             canvas.fill(canvas.camera.project(slope), canvas.lit(roof, middle, (-outwards * 0.6, 0.8, 0.0)))
         wall = front.box(0, 0, front.length, height)
@@ -136,11 +125,7 @@ def building(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float,
 def _windows(canvas: Canvas, rng: np.random.Generator, front: _Front, floors: int, storey: float, wall: Rgb) -> None:
     pitch, shop = float(rng.uniform(2.1, 3.0)), rng.random() < 0.45
     count = max(1, int((front.length - 0.8) / pitch))
-    margin, width, height = (
-        (front.length - count * pitch) / 2,
-        pitch * float(rng.uniform(0.42, 0.58)),
-        storey * 0.56,
-    )
+    margin, width, height = (front.length - count * pitch) / 2, pitch * float(rng.uniform(0.42, 0.58)), storey * 0.56
     frame = pick(rng, ((236, 234, 228), (90, 70, 56), (208, 200, 188)), 6)
     lights = 0.3 if canvas.light.sky_low[0] > 1.6 * canvas.light.sky_low[2] else 0.04
     door = int(rng.integers(count))
@@ -154,15 +139,8 @@ def _windows(canvas: Canvas, rng: np.random.Generator, front: _Front, floors: in
                 left = margin + column * pitch + (pitch - wide) / 2
                 pane = pick(rng, ((92, 60, 40), (50, 70, 60), (60, 62, 70))) if column == door else (62, 76, 86)
                 canvas.fill(front.box(left - 0.1, 0.1, wide + 0.2, storey * 0.8), front.lit(scaled(frame, 0.8)))
-                canvas.fill(
-                    front.box(
-                        left,
-                        0.15 if column == door else 0.5,
-                        wide,
-                        storey * (0.72 if column == door else 0.6),
-                    ),
-                    front.lit(pane),
-                )
+                foot, share = (0.15, 0.72) if column == door else (0.5, 0.6)
+                canvas.fill(front.box(left, foot, wide, storey * share), front.lit(pane))
                 if shop:
                     canvas.fill(front.box(margin + column * pitch, storey * 0.84, pitch, 0.45), front.lit(awning))
                 continue
@@ -197,11 +175,8 @@ def wall(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, flo
 
 def fence(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, float]) -> None:
     """A fence of steel bars, wooden pales or mesh; its gaps belong to it."""
-    kind, front, height = (
-        str(rng.choice(["bars", "pales", "mesh"])),
-        _Front(canvas, x, z),
-        SIZES["fence"][2] * float(rng.uniform(0.78, 1.24)),
-    )
+    kind, front = str(rng.choice(["bars", "pales", "mesh"])), _Front(canvas, x, z)
+    height = SIZES["fence"][2] * float(rng.uniform(0.78, 1.24))
     color = {
         "bars": pick(rng, ((40, 46, 48), (30, 60, 50), (90, 96, 98)), 5),
         "pales": pick(rng, ((168, 132, 92), (214, 206, 190), (128, 92, 64)), 8),
@@ -215,10 +190,8 @@ def fence(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, fl
             top = height - (0.1 * (along / pitch % 2) if kind == "pales" else 0.0)
             canvas.fill(front.box(along, 0.04, pitch * share, top), paint)
         for up in (0.2, height - 0.22) if kind != "mesh" else np.arange(0.1, height, 0.2):
-            canvas.fill(
-                front.box(0, up, front.length, 0.08 if kind != "mesh" else 0.03),
-                front.lit(scaled(color, 0.86)),
-            )
+            rail = front.box(0, up, front.length, 0.08 if kind != "mesh" else 0.03)
+            canvas.fill(rail, front.lit(scaled(color, 0.86)))
         for along in np.arange(0, front.length, 2.5):
             canvas.fill(front.box(along, 0, 0.14, height + 0.08), front.lit(scaled(color, 0.78)))
 

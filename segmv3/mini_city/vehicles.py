@@ -67,9 +67,12 @@ class _Hull:
         self.panel([(a, low, along), (a, high, along), (b, high, along), (b, low, along)], color, glow)
 
     def front(self, x: float, up: float, width: float, height: float, along: float, color: Rgb, glow: bool) -> None:
-        """A rectangle on the front end, its middle at (x, up)."""
-        a, b, low, high = x - width / 2, x + width / 2, up - height / 2, up + height / 2
-        self.panel([(b, low, along), (b, high, along), (a, high, along), (a, low, along)], color, glow)
+        """A rectangle on the front end: one on the rear end whose corners are turned round."""
+        self.rear(x, up, -width, height, along, color, glow)
+
+    def box(self, a: float, low: float, b: float, high: float, color: Rgb) -> None:
+        """A rectangle on both sides, from a to b along the body."""
+        self.sides([(a, low), (a, high), (b, high), (b, low)], color)
 
     def lamps(self, up: float, size: float, length: float, rear: Rgb = (196, 26, 22)) -> None:
         """Tail lamps and headlamps on both ends of a body of this length."""
@@ -83,24 +86,14 @@ class _Hull:
 
     def wheels(self, alongs: Sequence[float], radius: float) -> None:
         for along in alongs:
-            tyre = [(x, y) for x, y in ellipse(along, radius, radius)][::-1]
-            rim = [(x, y) for x, y in ellipse(along, radius, radius * 0.58)][::-1]
-            self.sides(tyre, RUBBER)
-            self.sides(rim, (150, 152, 156))
+            for reach, color in ((radius, RUBBER), (radius * 0.58, (150, 152, 156))):
+                self.sides([(x, y) for x, y in ellipse(along, radius, reach)][::-1], color)
 
     def tyres(self, length: float, radius: float) -> None:
         """The treads seen below the bumpers; painted before the shell."""
         for side in (-1, 1):
             for end, face in ((-1, self.rear), (1, self.front)):
-                face(
-                    side * (self.half - 0.15),
-                    radius,
-                    0.24,
-                    2 * radius,
-                    end * (length / 2 - 0.3),
-                    RUBBER,
-                    False,
-                )
+                face(side * (self.half - 0.15), radius, 0.24, 2 * radius, end * (length / 2 - 0.3), RUBBER, False)
 
 
 def _normal(corners: FloatArray) -> Vector:
@@ -140,8 +133,7 @@ def car(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         hull.tyres(length, 0.31)
         hull.shell(profile, paint)
         low, high = 0.17 * height, 0.26 * height
-        sill = [(-length / 2, low), (-length / 2, high), (length / 2, high), (length / 2, low)]
-        hull.sides(sill, scaled(paint, 0.55))
+        hull.box(-length / 2, low, length / 2, high, scaled(paint, 0.55))
         (ra, ru), (fa, fu) = profile[2], profile[6]
         ta, tu = profile[3]
         sa, su = profile[5]
@@ -162,10 +154,8 @@ def truck(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
     """A cab in front of a box body, or of a tipper's low bed."""
     length, width, height = np.array(SIZES["truck"]) * rng.uniform(0.9, 1.1, 3)
     tipper = rng.random() < 0.25
-    paint, load = (
-        pick(rng, PAINTS),
-        pick(rng, ((232, 230, 224), (70, 110, 160), (214, 120, 44), (86, 120, 70))),
-    )
+    paint = pick(rng, PAINTS)
+    load = pick(rng, ((232, 230, 224), (70, 110, 160), (214, 120, 44), (86, 120, 70)))
     top = height * (0.62 if tipper else 1.0)
     seam, cab_top = length / 2 - 2.0, min(height * 0.88, 2.9)
     _vehicle_shadow(canvas, pose, length, width, height)
@@ -176,24 +166,16 @@ def truck(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         def paint_box() -> None:
             hull.tyres(length, 0.48)
             hull.rear(0, 0.75, width * 0.9, 0.3, -length / 2, BLACK, False)
-            hull.sides([(-length / 2, 0.55), (-length / 2, 0.95), (seam + 0.1, 0.95), (seam + 0.1, 0.55)], BLACK)
-            rear_wall = [(seam - 0.3, 0.9), (seam - 0.3, cab_top), (seam + 0.1, cab_top), (seam + 0.1, 0.9)]
-            cab.sides(rear_wall, BLACK)  # no gap between cab and load: a truck is one piece
+            hull.box(-length / 2, 0.55, seam + 0.1, 0.95, BLACK)
+            cab.box(seam - 0.3, 0.9, seam + 0.1, cab_top, BLACK)  # no gap between cab and load: a truck is one piece
             hull.shell([(-length / 2, 0.9), (-length / 2, top), (seam - 0.25, top), (seam - 0.25, 0.9)], load)
             for share in (0.2, 0.4, 0.6, 0.8):
                 x = -length / 2 + share * (length - 2.25)
-                hull.sides([(x, 1.0), (x, top - 0.1), (x + 0.06, top - 0.1), (x + 0.06, 1.0)], scaled(load, 0.78))
+                hull.box(x, 1.0, x + 0.06, top - 0.1, scaled(load, 0.78))
             for x in (-width / 4, width / 4):
-                hull.rear(
-                    x,
-                    (top + 0.9) / 2,
-                    width / 2 - 0.16,
-                    top - 1.15,
-                    -length / 2 - 0.01,
-                    scaled(load, 0.86),
-                    False,
-                )
-                hull.rear(x / 6, (top + 0.9) / 2, 0.05, top - 1.2, -length / 2 - 0.02, STEEL, False)
+                middle, door = (top + 0.9) / 2, scaled(load, 0.86)
+                hull.rear(x, middle, width / 2 - 0.16, top - 1.15, -length / 2 - 0.01, door, False)
+                hull.rear(x / 6, middle, 0.05, top - 1.2, -length / 2 - 0.02, STEEL, False)
             hull.lamps(0.72, 0.2, length - 0.01)
             hull.rear(0, 0.6, 0.52, 0.14, -length / 2 - 0.02, (226, 226, 214), False)
             hull.wheels((-length / 2 + 1.2, -length / 2 + 2.3), 0.48)
@@ -226,10 +208,10 @@ def bus(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         hull.tyres(length, 0.46)
         hull.shell([(-half, 0.3), (-half, height - 0.2), (-half + 0.2, height), (half - 0.25, height),
                     (half - 0.08, height - 0.3), (half, 1.1), (half, 0.3)], paint)  # fmt: skip
-        hull.sides([(-half, 0.3), (-half, 0.95), (half, 0.95), (half, 0.3)], lower)
+        hull.box(-half, 0.3, half, 0.95, lower)
         hull.sides([(-half + 0.3, 1.2), (-half + 0.3, 2.4), (half - 0.3, 2.4), (half - 0.2, 1.2)], _GLASS)
         for x in np.arange(-half + 1.5, half - 0.6, 1.45):
-            hull.sides([(x, 1.2), (x, 2.4), (x + 0.1, 2.4), (x + 0.1, 1.2)], scaled(paint, 0.6))
+            hull.box(x, 1.2, x + 0.1, 2.4, scaled(paint, 0.6))
         for x in (half - 1.5, -0.6):
             door = [(x, 0.4), (x, 2.4), (x + 1.1, 2.4), (x + 1.1, 0.4)]
             hull.panel([(hull.half + 0.01, up, along) for along, up in door], (58, 70, 80))
@@ -265,13 +247,13 @@ def train(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         canvas.stroke(mast, 0.08 * canvas.camera.scale(z), canvas.lit(BLACK, z))
         nose = [(0.0, 0.15), (0.0, 1.1), (0.5, height - 0.3), (0.9, height)]
         hull.shell([*((a - half, up) for a, up in nose), *((half - a, up) for a, up in reversed(nose))], paint)
-        hull.sides([(-half, 0.15), (-half, 0.5), (half, 0.5), (half, 0.15)], BLACK)
-        hull.sides([(-half, 0.85), (-half, 1.1), (half, 1.1), (half, 0.85)], stripe)
+        hull.box(-half, 0.15, half, 0.5, BLACK)
+        hull.box(-half, 0.85, half, 1.1, stripe)
         hull.sides([(-half + 0.5, 1.3), (-half + 0.65, 2.55), (half - 0.65, 2.55), (half - 0.5, 1.3)], _GLASS)
         for x in np.arange(-half + 2.2, half - 1.5, 1.6):
-            hull.sides([(x, 1.3), (x, 2.55), (x + 0.16, 2.55), (x + 0.16, 1.3)], paint)
+            hull.box(x, 1.3, x + 0.16, 2.55, paint)
         for x in (-half / 3, half / 3):
-            hull.sides([(x, 0.2), (x, height - 0.05), (x + 0.5, height - 0.05), (x + 0.5, 0.2)], (52, 54, 58))
+            hull.box(x, 0.2, x + 0.5, height - 0.05, (52, 54, 58))
         for end in (-1, 1):
             ends = [(-half, 1.25), (-half + 0.42, 2.7)] if end < 0 else [(half - 0.42, 2.7), (half, 1.25)]
             hull.across(*ends[0], *ends[1], _GLASS, 0.9)
