@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmv3.benchmark.floor import copied_gbytes, matrix_gflops, work_of
 from segmv3.benchmark.memory import peak_memory
 from segmv3.benchmark.nets import CLASSES, Place
+from segmv3.benchmark.roofline import copied_gbytes, matrix_gflops, work_of
 from segmv3.benchmark.timing import Progress, Times, in_turns
 from segmv3.config import LRASPP, SGD, LRASPPDecoder, MobileNetV3, Model, TrainingPrecision
 from segmv3.errors import is_out_of_memory

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmv3.benchmark import timing
-from segmv3.benchmark.floor import matrix_gflops, work_of
 from segmv3.benchmark.memory import peak_memory
 from segmv3.benchmark.nets import Place, chosen, fresh, open_fresh, settling
 from segmv3.benchmark.pictures import drive, streets
 from segmv3.benchmark.receipt import Conditions, receipt, write_receipt
+from segmv3.benchmark.roofline import matrix_gflops, work_of
 from segmv3.benchmark.timing import BusyError, Others, Times, in_turns, refuse_busy, time_in_turns
 from segmv3.errors import ModelError, ResourceError
 from segmv3.models.count import gmacs

@@ -13,10 +13,10 @@ from segmv3.config import Data
 from segmv3.convert.receipt import receipt_path, verify_receipt
 from segmv3.convert.targets import find_target
 from segmv3.errors import CheckpointError, DataError, ModelError, OutputError, Segmv3Error
-from segmv3.exporting import pictures, proved
+from segmv3.exporting import pictures, writing
 from segmv3.exporting.pictures import labelled, photographs
-from segmv3.exporting.proved import default_path
-from segmv3.exporting.proved import write_proved as export
+from segmv3.exporting.writing import default_path
+from segmv3.exporting.writing import write_proved as export
 from segmv3.labels import read_classes
 from segmv3.models.zoo import create_model
 from segmv3.runtime.machine import cpu_flags
@@ -25,10 +25,10 @@ from segmv3.runtime.parity import DisagreementError
 
 @pytest.fixture(autouse=True)
 def _small_sizes(monkeypatch):
-    monkeypatch.setattr(proved, "_OTHER_SIZES", ((64, 128), (41, 75)))
+    monkeypatch.setattr(writing, "_OTHER_SIZES", ((64, 128), (41, 75)))
     monkeypatch.setattr(pictures, "_DRAWN_SIZE", (64, 128))
-    monkeypatch.setattr(proved, "_TIMED_SIZE", (64, 128))
-    monkeypatch.setattr(proved, "_ROUNDS", 2)
+    monkeypatch.setattr(writing, "_TIMED_SIZE", (64, 128))
+    monkeypatch.setattr(writing, "_ROUNDS", 2)
 
 
 def save_net(path, name="lraspp_small_d8", classes=None):
@@ -133,8 +133,8 @@ def test_an_export_that_disagrees_leaves_nothing(weights, tmp_path, monkeypatch)
     path = tmp_path / "net.onnx"
     export(weights, "onnx", path)
     before = listing(tmp_path)
-    opened = proved._open
-    monkeypatch.setattr(proved, "_open", lambda *arguments: Spoilt(opened(*arguments)))
+    opened = writing._open
+    monkeypatch.setattr(writing, "_open", lambda *arguments: Spoilt(opened(*arguments)))
     with pytest.raises(DisagreementError, match=r"the onnx export of .* disagrees with PyTorch at 64x128") as stop:
         export(weights, "onnx", path, overwrite=True)
     assert stop.value.exit_code == 2 and "\n" not in str(stop.value) and "limit 0.0001" in str(stop.value)
@@ -149,7 +149,7 @@ def test_whatever_stops_it_leaves_nothing(error, weights, tmp_path, monkeypatch)
     def stop(*_):
         raise error
 
-    monkeypatch.setattr(proved, "_compare", stop)
+    monkeypatch.setattr(writing, "_compare", stop)
     before = listing(tmp_path)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else DataError):
         export(weights, "onnx", tmp_path / "net.onnx")

@@ -19,7 +19,7 @@ from segmv3.convert.base import Target, check_target
 from segmv3.convert.receipt import files_of, receipt_path
 from segmv3.convert.targets import NAMES, find_target, target_of
 from segmv3.errors import CheckpointError, ModelError, OutputError
-from segmv3.exporting import proved
+from segmv3.exporting import writing
 from segmv3.images import write_png
 from segmv3.models.zoo import create_model
 
@@ -49,9 +49,9 @@ def target_named(name: str) -> Target:
 
 @pytest.fixture(autouse=True)
 def _small_sizes(monkeypatch):
-    monkeypatch.setattr(proved, "_OTHER_SIZES", ((64, 128), (41, 75)))
-    monkeypatch.setattr(proved, "_TIMED_SIZE", (64, 128))
-    monkeypatch.setattr(proved, "_ROUNDS", 1)
+    monkeypatch.setattr(writing, "_OTHER_SIZES", ((64, 128), (41, 75)))
+    monkeypatch.setattr(writing, "_TIMED_SIZE", (64, 128))
+    monkeypatch.setattr(writing, "_ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ config = Config(
 COMMANDS = """
 import time
 from segmv3.cli import main
-from segmv3.exporting import proved
-proved._OTHER_SIZES, proved._TIMED_SIZE, proved._ROUNDS = (), (64, 128), 1
+from segmv3.exporting import writing
+writing._OTHER_SIZES, writing._TIMED_SIZE, writing._ROUNDS = (), (64, 128), 1
 start = time.monotonic()
 for command in (
     "export w.safetensors --to onnx -o a.onnx --images pictures",

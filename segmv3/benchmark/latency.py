@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segmv3.benchmark.floor import Work, copied_gbytes, matrix_gflops, work_of
 from segmv3.benchmark.memory import Peak, peak_memory
 from segmv3.benchmark.nets import AnyBackend, AnyPrecision, Place, open_fresh, open_weights
 from segmv3.benchmark.pictures import Size
+from segmv3.benchmark.roofline import Work, copied_gbytes, matrix_gflops, work_of
 from segmv3.benchmark.timing import Progress, Times, in_turns
 from segmv3.images import UInt8Array, read_image, write_png
 from segmv3.media.draw import overlay, with_legend

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from segmv3.benchmark.floor import Work, copied_gbytes
 from segmv3.benchmark.pictures import drive
+from segmv3.benchmark.roofline import Work, copied_gbytes
 from segmv3.benchmark.timing import Progress, Times, time_in_turns
 from segmv3.images import UInt8Array, read_image, write_png
 from segmv3.media.encoding import VideoWriter

@@ -12,8 +12,8 @@ from segmv3.convert.graph import Output
 from segmv3.convert.targets import find_target
 from segmv3.errors import ConfigError
 from segmv3.exporting.pictures import labelled, photographs
-from segmv3.exporting.proved import Exported as Exported
-from segmv3.exporting.proved import write_proved
+from segmv3.exporting.writing import Exported as Exported
+from segmv3.exporting.writing import write_proved
 from segmv3.models.nets import Part
 from segmv3.runtime.device import use_device
 

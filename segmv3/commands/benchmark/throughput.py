@@ -52,9 +52,9 @@ class Throughput(Measurement, Trusting):
 def run(arguments: list[str]) -> None:
     options = _checked(parse(Throughput, "segmv3 benchmark throughput", arguments))
     with measuring("throughput", options, arguments) as session:
-        from segmv3.benchmark.floor import work_of
         from segmv3.benchmark.latency import Case
         from segmv3.benchmark.pictures import streets
+        from segmv3.benchmark.roofline import work_of
         from segmv3.benchmark.throughput import time_batches, time_folder, time_video
         from segmv3.models.zoo import net
 
