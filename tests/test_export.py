@@ -16,11 +16,14 @@ from segmv3.errors import CheckpointError, DataError, ModelError, OutputError, S
 from segmv3.exporting import pictures, writing
 from segmv3.exporting.pictures import labelled, photographs
 from segmv3.exporting.writing import default_path
-from segmv3.exporting.writing import write_proved as export
 from segmv3.labels import read_classes
 from segmv3.models.zoo import create_model
 from segmv3.runtime.machine import cpu_flags
 from segmv3.runtime.parity import DisagreementError
+
+
+def export(weights, to, path, pictures=None, **options):
+    return segmv3.export(weights, path, target=to, images=pictures, **options)
 
 
 @pytest.fixture(autouse=True)

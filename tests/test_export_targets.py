@@ -14,12 +14,11 @@ import pytest
 import torch
 
 import segmv3
-from segmv3.config import Data
 from segmv3.convert.base import Target, check_target
 from segmv3.convert.receipt import files_of, receipt_path
 from segmv3.convert.targets import NAMES, find_target, target_of
 from segmv3.errors import CheckpointError, ModelError, OutputError
-from segmv3.exporting import writing
+from segmv3.exporting import pictures, writing
 from segmv3.images import write_png
 from segmv3.models.zoo import create_model
 
@@ -77,7 +76,9 @@ def photographs(tmp_path_factory):
 @pytest.mark.parametrize("name", ALL)
 def test_a_file_is_proved_and_computes_what_pytorch_computes(name, weights, photographs, tmp_path):
     target = target_named(name)
-    done = segmv3.export(weights, tmp_path / f"net{target.suffix}", target=target, images=str(photographs), limit=2)
+    done = segmv3.export(
+        weights, tmp_path / f"net{target.suffix}", target=target, images=pictures.photographs(str(photographs), 2)
+    )
     assert done.files == target.files(done.path) and all(file.is_file() for file in done.files)
     assert {(found.size, found.images) for found in done.agreement.sizes} == {((64, 128), 2), ((41, 75), 2)}
     receipt = json.loads(receipt_path(done.path).read_text())
@@ -98,7 +99,7 @@ def test_a_file_is_proved_and_computes_what_pytorch_computes(name, weights, phot
 def test_a_fixed_size_and_every_output(name, output, weights, photographs, tmp_path):
     target = target_named(name)
     path = tmp_path / f"net{target.suffix}"
-    options = {"images": str(photographs), "limit": 1, "output_kind": output, "size": (64, 96)}
+    options = {"images": pictures.photographs(str(photographs), 1), "output_kind": output, "size": (64, 96)}
     assert segmv3.export(weights, path, target=target, **options).facts["size"] == [64, 96]
     predict = segmv3.load(path, targets=[target], trust=True)
     assert (predict.output, predict.size) == (output, (64, 96))
@@ -231,9 +232,3 @@ def test_what_is_no_target_is_one_line(weights, tmp_path):
     with pytest.raises(ModelError, match="it lacks"):
         segmv3.load(tmp_path / "net.half", targets=[NoOpen()])
     assert check_target(Twin()) == Twin()
-
-
-def test_images_are_named_once(weights, photographs):
-    data = Data(dataset="folder", root=photographs)
-    with pytest.raises(segmv3.errors.ConfigError, match="choose one of them"):
-        segmv3.export(weights, target="onnx", images=str(photographs), data=data)

@@ -12,12 +12,13 @@ import tyro
 from segmv3.commands.options import OwnParts, parse, refuse_limit
 from segmv3.config import Layout
 from segmv3.convert.targets import NAMES
+from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.config import Data
     from segmv3.exporting import Exported
+    from segmv3.exporting.pictures import Pictures
     from segmv3.screen import Screen
 
     Target = str
@@ -79,9 +80,15 @@ def run(arguments: list[str]) -> None:
     options = parse(Export, "segmv3 export", arguments)
     options.import_parts()
     refuse_limit(options.limit)
+    if options.size and min(options.size) < 1:
+        raise ConfigError(f"--size is {options.size[0]} {options.size[1]}; height and width must be at least 1")
+    if options.images and options.data.root:
+        raise ConfigError("--images and --data.root are two ways to name images; choose one of them")
     from segmv3.exporting import export
+    from segmv3.runtime import use_device
     from segmv3.screen import Screen
 
+    use_device("cpu", options.threads)
     console = Screen()
     with console.status("find the images") as status:
         exported = export(
@@ -90,23 +97,24 @@ def run(arguments: list[str]) -> None:
             target=options.to,
             output_kind=options.output_kind,
             size=options.size,
-            images=options.images,
-            data=_data(options),
-            split=options.split,
-            limit=options.limit,
+            images=_pictures(options),
             overwrite=options.overwrite,
-            threads=options.threads,
             command=shlex.join(["segmv3", "export", *arguments]),
             say=lambda text: status.update(console.render_str(text)),
         )
     _report(exported, console)
 
 
-def _data(options: Export) -> Data | None:
+def _pictures(options: Export) -> Pictures | None:
     from segmv3.data.sources import data_in
+    from segmv3.exporting import labelled, photographs
 
-    root = options.data.root
-    return data_in(root, options.data.dataset) if root else None
+    if options.images:
+        return photographs(options.images, options.limit)
+    if root := options.data.root:
+        whole = options.to.endswith("int8")
+        return labelled(data_in(root, options.data.dataset), options.split, options.limit, whole=whole)
+    return None
 
 
 def _report(exported: Exported, console: Screen) -> None:

@@ -1,8 +1,8 @@
 """What an exported file says of itself, wherever its format keeps such text."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 from segmv3.checkpoint import Card, package_version, source_commit
 from segmv3.convert.graph import Output
@@ -10,6 +10,7 @@ from segmv3.errors import CheckpointError
 from segmv3.labels import Classes, Color
 from segmv3.models.nets import Model, net_from_dict
 from segmv3.models.segmenter import Segmenter
+from segmv3.records import from_json, typed
 from segmv3.settings import to_dict
 
 KEY = "segmv3"
@@ -85,42 +86,28 @@ def describe(
 def from_text(text: str, path: object) -> Metadata:
     """Read what `Metadata.to_text` wrote.
 
-    Args: path: of the file that holds it, for the message.
-    Raises: CheckpointError when it is something else.
+    Args:
+        text: of the file.
+        path: the file, for the message.
+
+    Raises:
+        CheckpointError: it is something else.
     """
     try:
         if len(text) > _LONGEST:
             raise ValueError("too long")
-        values = json.loads(text)
+        values = from_json(text.encode())
         if values.pop("format") != _FORMAT:
             raise CheckpointError(f"{path} was exported by another version of segmv3; export it again")
-        values["size"] = values["size"] and _pair(values["size"])
-        values["names"] = tuple(values["names"])
-        values["colors"] = tuple((int(r), int(g), int(b)) for r, g, b in values["colors"])
-        metadata = Metadata(**values)
-        _check(metadata)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        if unknown := values.keys() - {each.name for each in fields(Metadata)}:
+            raise ValueError(f"it has an unknown {unknown.pop()!r:.40}")
+        metadata = typed(values, Metadata)
+        if metadata.size and min(metadata.size) < 1:
+            raise ValueError("its size is no size")
+        if not all(name.isprintable() for name in metadata.names):
+            raise ValueError("a class name is no text")
+        _ = metadata.classes  # their rules hold
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path} says nothing of use about itself ({reason}); export it again") from None
     return metadata
-
-
-def _pair(size: list[int]) -> tuple[int, int]:
-    height, width = size
-    if min(height, width) < 1 or type(height) is not int or type(width) is not int:
-        raise ValueError("its size is no size")
-    return height, width
-
-
-def _check(metadata: Metadata) -> None:
-    """Raises: ValueError or TypeError for values of another kind."""
-    if metadata.output not in get_args(Output) or metadata.precision not in get_args(FilePrecision):
-        raise ValueError("its output or precision is unknown")
-    if not all(isinstance(name, str) and name.isprintable() for name in metadata.names):
-        raise ValueError("a class name is no text")
-    texts = (metadata.source, metadata.source_sha256, metadata.commit, metadata.version)
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("its source is no text")
-    if not isinstance(metadata.model, dict) or not isinstance(metadata.facts, dict):
-        raise TypeError("its settings are none")
-    _ = metadata.classes  # their rules hold

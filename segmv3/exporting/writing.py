@@ -15,21 +15,20 @@ import numpy as np
 import torch
 
 from segmv3.checkpoint import check_net
-from segmv3.convert import base
-from segmv3.convert.base import Say, Target, refuse_missing
+from segmv3.convert.base import Arithmetic, Say, Size, Target, open_file, refuse_missing
 from segmv3.convert.graph import Output
 from segmv3.convert.metadata import KEY, Metadata, describe
 from segmv3.convert.receipt import files_of, receipt_path, to_text
 from segmv3.convert.targets import find_target, target_of
 from segmv3.errors import ModelError, OutputError
-from segmv3.exporting.pictures import Pictures, drawn
+from segmv3.exporting.pictures import Pictures, drawn, photographs
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array
 from segmv3.models.nets import Part
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import net_name
 from segmv3.runtime.autotune import median_times
-from segmv3.runtime.backends import Arithmetic, Backend, Size, TorchBackend
+from segmv3.runtime.backends import Backend, TorchBackend
 from segmv3.runtime.machine import cpu_flags, has_bf16, machine
 from segmv3.runtime.parity import LIMITS, Agreement, DisagreementError, compare, refuse
 from segmv3.weights.opening import open_segmenter
@@ -58,64 +57,65 @@ class Exported:
         return sum(file.stat().st_size for file in self.files) / 1e6
 
 
-def default_path(source: str, target: str | Target) -> Path:
-    """The source's name with the target's suffix, in the current folder."""
-    writer = find_target(target)
-    stem = Path(source).stem if Path(source).is_file() else Path(source).name
-    return Path(f"{stem}{'-int8' if writer.precision == 'int8' else ''}{writer.suffix}")
-
-
-def write_proved(
-    source: Path | str,
-    target: str | Target,
-    output_path: Path | None = None,
+def export(
+    weights: Path | str,
+    output: Path | str | None = None,
     *,
-    output: Output = "low-logits",
+    target: str | Target,
+    output_kind: Output = "low-logits",
     size: Size | None = None,
-    pictures: Pictures | None = None,
+    images: str | Path | Pictures | None = None,
     overwrite: bool = False,
     parts: Sequence[Part] = (),
     command: str = "",
     say: Say = lambda _: None,
 ) -> Exported:
-    """Do what `segmv3.export` does, with the pictures that prove it: `drawn()` by default.
+    """Write weights as a file for another runtime, and prove that it computes what PyTorch computes in fp32.
 
-    The file is written into a folder beside its place, opened by its own runtime and compared; only then it is moved.
-    Where it disagrees nothing is left, and what was there before stays.
+    Args:
+        weights: a weight file or a published name.
+        output: the file; by default the name of the weights with the target's suffix, in the current folder.
+        target: one of `segmv3.convert.targets.NAMES`, such as "onnx", or a target of your own.
+        output_kind: what comes out of the net in the file.
+        size: the only height and width that the file will take, None for any.
+        images: file, folder, glob or list to compare on, and to calibrate int8 on; `segmv3.exporting.labelled` for a
+            data set; by default two drawn scenes.
+        overwrite: replace the file and its receipt.
+        parts: classes of the net's head and backbone where they are not segmv3's own.
+        command: for the receipt.
+        say: is told what is done next.
+
+    Raises:
+        CheckpointError: weights that cannot be used.
+        ModelError: a net, size or package that does not allow it; DisagreementError, one of it, with the numbers.
+        DataError: images that cannot be read.
+        OutputError, ResourceError: a file that cannot be written. What was there before stays.
     """
     target = find_target(target)
-    path = output_path or default_path(str(source), target)
+    path = Path(output) if output else default_path(str(weights), target)
     _refuse_path(path, target, overwrite)
     refuse_missing(target)
-    pictures = pictures or drawn()
-    if target_of(Path(source), [target]):
-        raise ModelError(f"{source} is an exported file; name the weights that it was made from")
+    pictures = images if isinstance(images, Pictures) else photographs(str(images)) if images else drawn()
+    if target_of(Path(weights), [target]):
+        raise ModelError(f"{weights} is an exported file; name the weights that it was made from")
     say("open the weights")
-    model, card = open_segmenter(source, parts)
+    model, card = open_segmenter(weights, parts)
     target.refuse(model, size)
     if pictures.classes:
-        check_net(card, model, model.config, pictures.classes, Path(source))
-    metadata = describe(model, card, output, size, source=Path(source).name, precision=target.precision)
-    reference = TorchBackend(model, device=torch.device("cpu"), fold=False)
-    make_folder(path.parent)
+        check_net(card, model, model.config, pictures.classes, Path(weights))
+    metadata = describe(model, card, output_kind, size, source=Path(weights).name, precision=target.precision)
+    work = _Work(target, model, metadata, pictures, say)
     with _folder_beside(path) as folder:
-        part = folder / path.name
-        _write(target, model, metadata, part, pictures, say)
-        say("compare with PyTorch")
-        backend = _open(target, part, metadata, metadata.precision)
-        agreement = _compare(reference, backend, pictures, size, say)
-        refuse(agreement, metadata.precision, f"the {target.name} export of {source}")
-        facts = _facts(source, model, metadata, target, pictures, agreement, command)
-        if target.baseline:
-            say("measure the latency before and after")
-            facts |= _before_and_after(target, model, metadata, folder / "before", backend, pictures, agreement)
-        if type(target).read is Target.read:  # the format has no place for it
-            facts[KEY] = metadata.to_text()
-        receipt = receipt_path(part)
-        write_bytes(receipt, to_text(part, facts, target).encode())
-        del backend  # Windows moves no open file
-        _move([*reversed(files_of(part, target)), receipt], path.parent)
+        agreement, facts = work.prove(folder / path.name, str(weights), command)
+        _move([*reversed(files_of(folder / path.name, target)), receipt_path(folder / path.name)], path.parent)
     return Exported(path, files_of(path, target), receipt_path(path), facts, agreement)
+
+
+def default_path(source: str, target: str | Target) -> Path:
+    """The source's name with the target's suffix, in the current folder."""
+    writer = find_target(target)
+    stem = Path(source).stem if Path(source).is_file() else Path(source).name
+    return Path(f"{stem}{'-int8' if writer.precision == 'int8' else ''}{writer.suffix}")
 
 
 def _refuse_path(path: Path, target: Target, overwrite: bool) -> None:
@@ -129,21 +129,91 @@ def _refuse_path(path: Path, target: Target, overwrite: bool) -> None:
             raise OutputError(f"{file} exists; choose another --output or add --overwrite")
 
 
-def _write(target: Target, model: Segmenter, metadata: Metadata, path: Path, pictures: Pictures, say: Say) -> None:
-    if not target.calibrated:
-        say(f"convert to {target.name}")
-        target.write(model, metadata, path)
-    elif not pictures.calibration:
-        raise ModelError(f"--to {target.name} is calibrated on real images; add --images SOURCE or --data.root DIR")
-    else:
-        target.write(model, metadata, path, [read() for read in pictures.calibration], say)
-    if target.precision == "int8" and not target.is_safe(path):
-        raise DisagreementError("the int8 file has weights beyond 7 bits, which processors without VNNI cut off")
+@dataclass(frozen=True)
+class _Work:
+    """One export: what is written, and what proves it."""
+
+    target: Target
+    model: Segmenter
+    metadata: Metadata
+    pictures: Pictures
+    say: Say
+
+    def prove(self, path: Path, source: str, command: str) -> tuple[Agreement, dict[str, Any]]:
+        """Write the file, compare it in its own runtime with the net as it was trained, and write the receipt."""
+        target, metadata = self.target, self.metadata
+        reference = TorchBackend(self.model, device=torch.device("cpu"), fold=False)
+        self.write(path)
+        self.say("compare with PyTorch")
+        backend = _open(target, path, metadata, metadata.precision)
+        agreement = _compare(reference, backend, self.pictures, metadata.size, self.say)
+        refuse(agreement, metadata.precision, f"the {target.name} export of {source}")
+        facts = self.facts(source, command, agreement)
+        if target.baseline:
+            self.say("measure the latency before and after")
+            facts |= self.before_and_after(target.baseline, path.parent / "before", backend, agreement)
+        if type(target).read is Target.read:  # the format has no place for it
+            facts[KEY] = metadata.to_text()
+        write_bytes(receipt_path(path), to_text(path, facts, target).encode())
+        return agreement, facts
+
+    def write(self, path: Path) -> None:
+        """Convert, and calibrate where the target asks for it."""
+        target = self.target
+        if not target.calibrated:
+            self.say(f"convert to {target.name}")
+        elif not self.pictures.calibration:
+            raise ModelError(f"--to {target.name} is calibrated on real images; add --images SOURCE or --data.root DIR")
+        images = [read() for read in self.pictures.calibration] if target.calibrated else []
+        target.write(self.model, self.metadata, path, images, self.say)
+        if target.precision == "int8" and not target.is_safe(path):
+            raise DisagreementError("the int8 file has weights beyond 7 bits, which processors without VNNI cut off")
+
+    def facts(self, source: str, command: str, agreement: Agreement) -> dict[str, Any]:
+        """What the receipt of every target holds."""
+        metadata = self.metadata
+        return {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "source": {"name": source, "sha256": metadata.source_sha256},
+            "net": net_name(self.model.config),
+            "to": self.target.name,
+            "output": metadata.output,
+            "size": list(metadata.size) if metadata.size else None,
+            "precision": metadata.precision,
+            "reference": "PyTorch, fp32, as trained",
+            "images": self.pictures.origin,
+            "drawn": self.pictures.drawn,
+            "limits": asdict(LIMITS[metadata.precision]),
+            "agreement": agreement.to_dict(),
+            "machine": machine(),
+        }
+
+    def before_and_after(self, before: Target, folder: Path, backend: Backend, agreement: Agreement) -> dict[str, Any]:
+        """Latency and mIoU of the file, and of the one that its baseline writes."""
+        folder.mkdir()
+        path, own = folder / f"net{before.suffix}", self.target.precision
+        metadata = replace(self.metadata, precision=before.precision)
+        before.write(self.model, metadata, path)
+        others: dict[str, Backend] = {}
+        for name in before.precisions(before.precision, before.runtimes[0]):
+            if name != "bf16" or has_bf16():
+                others[name] = _open(before, path, metadata, name)
+        size = metadata.size or _TIMED_SIZE
+        times = median_times(others | {own: backend}, _resized(self.pictures.read[0]()[0], size), _ROUNDS)
+        slower = [f"slower than {name} here" for name in others if times[own] > times[name]]
+        return {
+            "processors": {"compared_on": cpu_flags()} | dict(self.target.processors),
+            "calibration": {"images": len(self.pictures.calibration), "from": self.pictures.calibration_origin},
+            "latency_ms": {"size": list(size)} | {name: round(value, 2) for name, value in times.items()},
+            "miou": {before.precision: agreement.miou_reference, own: agreement.miou_candidate},
+            "verdict": slower or ["faster than " + " and ".join(others) + " here"],
+        }
 
 
 def _open(target: Target, path: Path, metadata: Metadata, precision: Arithmetic) -> Backend:
     """The file in its own runtime."""
-    return base.open_file(target, path, metadata, precision, torch.get_num_threads())
+    return open_file(target, path, metadata, precision, torch.get_num_threads())
 
 
 def _compare(reference: Backend, candidate: Backend, pictures: Pictures, size: Size | None, say: Say) -> Agreement:
@@ -174,69 +244,10 @@ def _resized(image: UInt8Array, size: Size, interpolation: int = cv2.INTER_LINEA
     return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=interpolation), np.uint8)
 
 
-def _facts(
-    source: Path | str,
-    model: Segmenter,
-    metadata: Metadata,
-    target: Target,
-    pictures: Pictures,
-    agreement: Agreement,
-    command: str,
-) -> dict[str, Any]:
-    """What the receipt of every target holds."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "source": {"name": str(source), "sha256": metadata.source_sha256},
-        "net": net_name(model.config),
-        "to": target.name,
-        "output": metadata.output,
-        "size": list(metadata.size) if metadata.size else None,
-        "precision": metadata.precision,
-        "reference": "PyTorch, fp32, as trained",
-        "images": pictures.origin,
-        "drawn": pictures.drawn,
-        "limits": asdict(LIMITS[metadata.precision]),
-        "agreement": agreement.to_dict(),
-        "machine": machine(),
-    }
-
-
-def _before_and_after(
-    target: Target,
-    model: Segmenter,
-    metadata: Metadata,
-    folder: Path,
-    backend: Backend,
-    pictures: Pictures,
-    agreement: Agreement,
-) -> dict[str, Any]:
-    """Latency and mIoU of the file, and of the one that its baseline writes."""
-    before = target.baseline
-    assert before
-    folder.mkdir()
-    path = folder / f"net{before.suffix}"
-    metadata = replace(metadata, precision=before.precision)
-    before.write(model, metadata, path)
-    precisions = before.precisions(before.precision, before.runtimes[0])
-    others: dict[str, Backend] = {
-        name: _open(before, path, metadata, name) for name in precisions if name != "bf16" or has_bf16()
-    }
-    size, own = metadata.size or _TIMED_SIZE, target.precision
-    times = median_times(others | {own: backend}, _resized(pictures.read[0]()[0], size), _ROUNDS)
-    slower = [f"slower than {name} here" for name in others if times[own] > times[name]]
-    return {
-        "processors": {"compared_on": cpu_flags()} | dict(target.processors),
-        "calibration": {"images": len(pictures.calibration), "from": pictures.calibration_origin},
-        "latency_ms": {"size": list(size)} | {name: round(value, 2) for name, value in times.items()},
-        "miou": {before.precision: agreement.miou_reference, own: agreement.miou_candidate},
-        "verdict": slower or ["faster than " + " and ".join(others) + " here"],
-    }
-
-
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A folder on the same disk, gone afterwards with all that is left in it."""
+    make_folder(path.parent)
     try:
         folder = tempfile.TemporaryDirectory(prefix=".segmv3-export-", dir=path.parent, ignore_cleanup_errors=True)
     except OSError as error:
