@@ -59,7 +59,7 @@ class Config(Experiment):
     def rules(self) -> list[Rule]:
         if not isinstance(self.loss, Criterion):
             kind = type(self.loss).__name__
-            return [(False, "loss", f"{kind} is no loss; derive it from segmv3.training.losses.Criterion")]
+            return [(False, "loss", f"{kind} is no loss; derive it from segmv3.config.Criterion")]
         return [
             *super().rules(),
             *data_rules(self.data),

@@ -17,7 +17,7 @@ from segmv3.data.facts import read_pairs
 from segmv3.data.loader import TrainSamples
 from segmv3.data.packed import open_training
 from segmv3.data.sampling import draws_of
-from segmv3.errors import DataError, Segmv3Warning
+from segmv3.errors import ConfigError, DataError, Segmv3Warning
 from segmv3.evaluation.counting import confusion_matrix
 from segmv3.evaluation.labelling import single_scale
 from segmv3.evaluation.scores import scores
@@ -109,6 +109,10 @@ class SegmentationTask:
 
         loss = self.config.loss.build(len(self.classes), device, pixels)
         self.terms = [*loss, *self.config.distill.build(len(self.classes), self.teacher)]
+        names = [term.name for term in self.terms]
+        if twice := {name for name in names if names.count(name) > 1}:
+            kind = type(self.config.loss).__name__
+            raise ConfigError(f"loss: {kind} has two terms of the name {min(twice)!r}; give each its own")
 
     def build(self, batch_size: int) -> Segmenter:
         net = create_model(self.config.model, len(self.classes))
