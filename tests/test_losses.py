@@ -47,8 +47,8 @@ def check(low, labels, **options):
     torch.testing.assert_close(found[1].double(), expected[1].double(), rtol=1e-6, atol=0)
     [ours], [theirs] = (torch.autograd.grad(total, low) for total in (found[0], expected[0]))
     assert ours.dtype == low.dtype and ours.shape == low.shape
-    largest = max(float(theirs.abs().max()), 1e-3)
-    assert (ours - theirs).abs().max() <= 1e-5 * largest
+    # a gradient is a probability less one where the net is sure: float32 knows it to an absolute 1e-7
+    assert (ours - theirs).abs().max() <= 1e-5 * float(theirs.abs().max()) + 1.2e-7
     return ours
 
 
