@@ -147,9 +147,14 @@ def _ratio(found: NDArray[Any], missed: NDArray[Any], false: NDArray[Any]) -> ND
 # --- the script ---
 
 
+def is_truth(label: Path) -> bool:
+    """Whether the script reads a label file as ground truth."""
+    return label.stem.endswith("_labelIds")
+
+
 def refuse_unscorable(labels: Sequence[Path]) -> None:
     """Raises: DataError when the script could not read these files as its ground truth."""
-    wrong = next((path for path in labels if not path.stem.endswith("_labelIds")), None)
+    wrong = next((path for path in labels if not is_truth(path)), None)
     if wrong:
         raise DataError(f"--official needs Cityscapes' *_labelIds.png as ground truth, found {wrong}; leave it out")
 

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,10 +29,10 @@ from segmv3.data.loader import read_ahead
 from segmv3.data.sources import source_of
 from segmv3.errors import DataError, OutputError, Segmv3Warning, shortened
 from segmv3.files import append_line, make_folder, write_bytes
-from segmv3.images import UInt8Array, read_ids, read_image, write_png
+from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import IGNORE, cityscapes_label_ids
 from segmv3.metrics import ConfusionMatrix
-from segmv3.official import script_scores, tables
+from segmv3.official import is_truth, prediction_file, script_scores, write_prediction
 from segmv3.records import from_json, read_regular
 
 Size = tuple[int, int]
@@ -40,8 +40,6 @@ Progress = Callable[[int, int], None]
 
 IMAGE_SIZE: Size = (1024, 2048)
 _MAX_BYTES = 50_000_000  # of one PNG; 1024x2048 bytes are 2 MB before compression
-_RECORD = "submission.jsonl"
-_PREDICTIONS = "predictions"
 
 
 # --- what is asked for ---
@@ -125,33 +123,26 @@ def write_predictions(
     Raises: OutputError when the folder holds other files, or predictions made otherwise.
     """
     make_folder(output)
-    folder, record = output / _PREDICTIONS, output / _RECORD
+    folder, record = output / "predictions", output / "submission.jsonl"
     header = {"split": target.split, "dataset": target.title, **settings}
     there = _files(folder) if folder.is_dir() else []
     finished = _finished(record, header, overwrite=overwrite)
-    foreign = sorted(set(there) - {_relative(name) for name in target.images})
+    wanted = {prediction_file(Path(_city(name)), name).as_posix() for name in target.images}
+    foreign = sorted({*there} - wanted)
     if foreign or (there and finished is None and not overwrite):
         first = (foreign or there)[0]
         raise OutputError(f"{folder} holds files of another origin (first: {first}); choose another --output")
-    kept = {
-        name: facts
-        for name, facts in (finished or {}).items()
-        if name in target.images and _is_finished(folder / _relative(name), target.images[name], facts)
-    }
+    kept = {name: facts for name, facts in (finished or {}).items() if _is_finished(folder, name, target, facts)}
     lines = [json.dumps(header, sort_keys=True), *(json.dumps(facts) for facts in kept.values())]
     write_bytes(record, ("\n".join(lines) + "\n").encode())
-    label_ids, todo = tables().label_ids, [name for name in target.images if name not in kept]
-    for city in {_relative(name).rpartition("/")[0] for name in todo}:
+    todo = [name for name in target.images if name not in kept]
+    for city in {_city(name) for name in todo}:
         make_folder(folder / city)
-
-    def read(index: int) -> UInt8Array:
-        return read_image(target.images[todo[index]])
-
     if progress:
         progress(len(kept), len(target.images))
-    for number, (name, image) in enumerate(zip(todo, read_ahead(read, range(len(todo))), strict=True), 1):
-        path = folder / _relative(name)
-        write_png(path, label_ids[predict(image)])
+    images = read_ahead(lambda index: read_image(target.images[todo[index]]), range(len(todo)))
+    for number, (name, image) in enumerate(zip(todo, images, strict=True), 1):
+        path = write_prediction(folder / _city(name), name, predict(image))
         facts = {"name": name, "sha256": _sha256(path), "image_bytes": target.images[name].stat().st_size}
         append_line(record, json.dumps(facts))
         if progress:
@@ -159,8 +150,8 @@ def write_predictions(
     return folder, len(kept)
 
 
-def _relative(name: str) -> str:
-    return f"{name.split('_')[0]}/{name}_pred_labelIds.png"
+def _city(name: str) -> str:
+    return name.split("_")[0]
 
 
 def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> dict[str, dict[str, Any]] | None:
@@ -174,7 +165,10 @@ def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> di
         lines = read_regular(record).decode(errors="replace").splitlines()
     except ValueError as error:
         raise OutputError(f"{record} {error}; choose another --output") from None
-    entries = [entry for line in lines if isinstance(entry := _parsed(line), dict)]
+    entries = []
+    for line in lines:
+        with suppress(ValueError):
+            entries += [entry] if isinstance(entry := from_json(line), dict) else []
     was = entries[0] if entries and "name" not in entries[0] else {}
     differing = {key: (was.get(key), header.get(key)) for key in {*was, *header} if was.get(key) != header.get(key)}
     if not differing:
@@ -185,22 +179,17 @@ def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> di
     raise OutputError(f"{record.parent} holds predictions made with {text}; choose another --output or add --overwrite")
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return from_json(line)
-    except ValueError:
-        return None
-
-
 def _short(value: Any) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else shortened(text)
 
 
-def _is_finished(path: Path, image: Path, facts: Mapping[str, Any]) -> bool:
+def _is_finished(folder: Path, name: str, target: Target, facts: Mapping[str, Any]) -> bool:
     """Whether a prediction is byte for byte what was written, and its image is as long as it was then."""
-    same_image = facts.get("image_bytes") == image.stat().st_size
-    return same_image and path.is_file() and facts.get("sha256") == _sha256(path)
+    if name not in target.images or facts.get("image_bytes") != target.images[name].stat().st_size:
+        return False
+    path = prediction_file(folder / _city(name), name)
+    return path.is_file() and facts.get("sha256") == _sha256(path)
 
 
 def _sha256(path: Path) -> str:
@@ -268,12 +257,9 @@ def check_submission(source: Path, target: Target, *, progress: Progress | None 
             found |= present
             if progress:
                 progress(number, len(chosen))
-    if never := sorted(found - evaluated):
-        ids_text = ", ".join(map(str, never))
-        warnings.warn(
-            Segmv3Warning(f"data: {source} has ids that are never right ({ids_text}): such pixels count as missed"),
-            stacklevel=2,
-        )
+    if never := ", ".join(map(str, sorted(found - evaluated))):
+        text = f"data: {source} has ids that are never right ({never}): such pixels count as missed"
+        warnings.warn(Segmv3Warning(text), stacklevel=2)
     return Check(len(chosen), tuple(sorted(found)))
 
 
@@ -308,8 +294,7 @@ def _opened(source: Path) -> Iterator[dict[str, Path]]:
         raise DataError(f"{source} is not a zip that can be opened ({error}); write it again") from None
     with archive:
         names = [info.filename for info in archive.infolist() if not info.is_dir()]
-        twice = next((name for name, count in Counter(names).items() if count > 1), None)
-        if twice:
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
             raise DataError(f"{source} has {twice} twice; keep one of them")
         for info in archive.infolist():
             if info.flag_bits & 1:
@@ -389,8 +374,7 @@ def open_truth(data: Data, split: str) -> Dataset:
     Raises: DataError when there is none, or none of label ids.
     """
     dataset = open_dataset(data, split)
-    other = next((pair for pair in dataset.pairs if not pair.label.stem.endswith("_labelIds")), None)
-    if other:
+    if other := next((pair for pair in dataset.pairs if not is_truth(pair.label)), None):
         raise DataError(f"{other.label} is not what the official script reads: it needs *_gtFine_labelIds.png")
     return dataset
 
@@ -401,7 +385,7 @@ def dry_run(folder: Path, dataset: Dataset, *, progress: Progress | None = None)
     Args: dataset: as `open_truth` returns it.
     Raises: DataError when the script refuses a file.
     """
-    predictions = [folder / _relative(pair.name) for pair in dataset.pairs]
+    predictions = [prediction_file(folder / _city(pair.name), pair.name) for pair in dataset.pairs]
     confusion, table = ConfusionMatrix(len(dataset.classes)), cityscapes_label_ids()
     for path, pair in zip(predictions, dataset.pairs, strict=True):
         truth = pair.table.to_train_ids(read_ids(pair.label), pair.label)
