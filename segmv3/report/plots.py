@@ -356,7 +356,10 @@ def _matrix_labels(axes: Axes, names: list[str], theme: Theme) -> None:
     style(axes, theme, grid="", x="prediction", y="truth")
     axes.tick_params(colors=theme.ink, pad=3.5, top=False, labeltop=True, labelbottom=False)
     axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=45 if len(names) <= 24 else 90)
+    if len(names) <= 24:  # slanted, from the middle of the column on
+        axes.set_xticks(range(len(names)), names, fontsize=size, rotation=45, ha="left", rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(len(names)), names, fontsize=size, rotation=90)
     axes.xaxis.label.set_fontweight("bold")
     axes.yaxis.label.set_fontweight("bold")
     axes.xaxis.set_label_position("top")
