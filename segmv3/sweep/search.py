@@ -36,7 +36,7 @@ from segmv3.errors import (
 from segmv3.files import alone, is_temporary, make_folder, write_bytes
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
 from segmv3.sweep.space import Space, as_text, flags, with_values
-from segmv3.sweep.study import FrozenTrial, Trial, TrialState, next_trial, open_study, values_of
+from segmv3.sweep.study import FrozenTrial, Trial, TrialPruned, TrialState, next_trial, open_study, values_of
 from segmv3.training.loop import train
 from segmv3.training.progress import RunConsole
 from segmv3.training.run import FREE, Run, refuse_others
@@ -45,10 +45,6 @@ _MOST_FAILURES = 3
 """So many failed trials in a row end the command: what they have in common is not the values."""
 _PAGE_SECONDS = 60.0
 """Pause between two versions of the page while trials run."""
-
-
-class _Pruned(Exception):
-    """Leaves the run of a trial that the pruner gave up."""
 
 
 def sweep(
@@ -96,25 +92,17 @@ def sweep(
         _check(folder, settings)
         if not (folder / "settings.json").is_file():
             write_bytes(folder / "settings.json", as_text(settings, indent=2).encode())
-        facts = {
-            "net": task.net_name,
-            "dataset": task.val_set.title,
-            "split": task.val_set.split,
-            "metric": task.metric.key,
-            "metric_name": task.metric.name,
-            **{name: settings[name] for name in ("space", "pruner", "seed")},
-        }
-        train_quietly = partial(train, device=device, threads=threads, quiet=True)
+        facts = {"net": task.net_name, "dataset": task.val_set.title, "split": task.val_set.split}
+        facts |= {"metric": task.metric.key, "metric_name": task.metric.name}
+        facts |= {name: settings[name] for name in ("space", "pruner", "seed")}
+        quietly = partial(train, device=device, threads=threads, quiet=True)
         try:
-            return _Search(
-                config, space, folder, facts, console, train_quietly, partial(_command, file, base)
-            ).complete()
+            return _Search(config, space, folder, facts, console, quietly, partial(_command, file, base)).complete()
         except KeyboardInterrupt:  # between two trials; inside one the run saves itself
             raise Interrupted(f"{folder} keeps what was finished; the same command goes on", signal.SIGINT) from None
         except OSError as error:  # of Optuna's record; our own files have errors of their own
-            raise ResourceError(
-                f"{folder} cannot be written ({error.strerror or error}); the same command goes on"
-            ) from None
+            reason = error.strerror or error
+            raise ResourceError(f"{folder} cannot be written ({reason}); the same command goes on") from None
 
 
 def _settings(config: Config, space: Space, task: Any) -> dict[str, Any]:
@@ -209,7 +197,7 @@ class _Search:
                     watch(entry["step"], entry[self.facts["metric"]])
             best = self.train(config, run.folder, on_evaluation=watch)
             self.study.tell(trial, best[self.facts["metric"]])
-        except _Pruned as pruned:
+        except TrialPruned as pruned:
             traceback.clear_frames(pruned.__traceback__)  # else the workers live on until the garbage collector comes
             self.study.tell(trial, state=TrialState.PRUNED)
         except (ConfigError, ModelError, NumericsError, CheckpointError, OutOfMemoryError) as error:
@@ -234,7 +222,7 @@ class _Search:
                 told[step] = score
             self.console.status(f"trial {trial.number} step {step:,} {score:.2f} %  {self._bestas_text()}")
             if len(told) > self.space.prune_after and step < config.schedule.steps and trial.should_prune():
-                raise _Pruned
+                raise TrialPruned
 
         return watch
 

@@ -14,6 +14,7 @@ from segmv3.sweep.space import Choices, Space, as_text
 
 try:
     import optuna
+    from optuna import TrialPruned as TrialPruned
     from optuna import distributions
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial as FrozenTrial
@@ -52,18 +53,11 @@ def values_of(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_study(folder: Path, space: Space) -> optuna.Study:
-    """The study of a folder; to be called by the one process that uses it.
-
-    Args:
-        folder: where its record is, or will be.
-        space: what is searched.
-
-    Returns:
-        A study with the trials so far.
+    """The study of a folder with the trials so far; to be called by the one process that uses it.
 
     Raises:
-        OutputError: the record cannot be written.
-        CheckpointError: it cannot be read, or is of another search.
+        OutputError: its record cannot be written.
+        CheckpointError: its record cannot be read, or is of another search.
     """
     journal = folder / "study.journal"
     if journal.exists() and not journal.is_file():
@@ -104,12 +98,10 @@ class _Notes:
 
 def _refuse_foreign(trial: FrozenTrial, known: Distributions) -> None:
     """Raises: ValueError for a trial that this sweep cannot have made."""
+    trial._validate()
     own = {name: known.get(name) for name in trial.distributions} == trial.distributions
     if not own or (len(trial.distributions) < len(known) and trial.state != TrialState.RUNNING):
         raise ValueError(f"trial {trial.number} is of another space")
-    for name, param in trial.params.items():
-        if not known[name]._contains(known[name].to_internal_repr(param)):
-            raise ValueError(f"trial {trial.number}: {name} is outside of its space")
     told = [[step, score] for step, score in trial.intermediate_values.items()]
     notes = typed({**trial.user_attrs, "told": told}, _Notes, f"trial {trial.number}")
     if notes.same_as is not None and not 0 <= notes.same_as < trial.number:
@@ -117,15 +109,7 @@ def _refuse_foreign(trial: FrozenTrial, known: Distributions) -> None:
 
 
 def next_trial(study: optuna.Study, space: Space) -> Trial:
-    """The trial that ran when the sweep was stopped, else a new one.
-
-    Args:
-        study: as `open_study` returns it.
-        space: what is searched.
-
-    Returns:
-        A trial that has a value for every setting.
-    """
+    """The trial that ran when the sweep was stopped, else a new one, with a value for every setting."""
     trials = study.get_trials(deepcopy=False)
     running = next((each for each in trials if each.state == TrialState.RUNNING), None)
     # a sampler that lived on would draw the same values again after a restart: each trial has its own
