@@ -44,6 +44,12 @@ weights average, export, models, data mini-city, data check, data pack
 MODULES = ("segmv3.decode", "segmv3.inference", "segmv3.metrics")
 """Documented beside the names of `segmv3.__all__`."""
 
+PARTS = """
+segmv3.config.Head segmv3.config.Backbone segmv3.data.sources.Source segmv3.config.Criterion
+segmv3.training.losses.Term segmv3.training.losses.Seen segmv3.convert.base.Target
+"""
+"""What parts of one's own derive from or use."""
+
 _CODE = re.compile(r"(```.*?^\s*```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
@@ -61,7 +67,13 @@ def main() -> None:
             target.write_text(resolved(source, place, places), encoding="utf-8")
         else:
             shutil.copyfile(source, target)
-    generated = {"commands": commands_page, "settings": settings_page, "configs": configs_page, "api": api_page}
+    generated = {
+        "commands": commands_page,
+        "settings": settings_page,
+        "configs": configs_page,
+        "api": api_page,
+        "parts": parts_page,
+    }
     (PAGES / "reference").mkdir(exist_ok=True)
     for name, page in generated.items():
         (PAGES / "reference" / f"{name}.md").write_text("\n".join(page()), encoding="utf-8")
@@ -184,6 +196,12 @@ def api_page() -> Iterator[str]:
     for module in MODULES:
         import_module(module)
         yield f"::: {module}\n"
+
+
+def parts_page() -> Iterator[str]:
+    """What a part of one's own derives from."""
+    yield "# Parts of your own\n\n[Extend segmv3](../how-to/extend.md) shows how they are used.\n"
+    yield from (f"::: {name}\n" for name in PARTS.split())
 
 
 if __name__ == "__main__":
