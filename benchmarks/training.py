@@ -210,7 +210,7 @@ def _size(net: str) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a case; no times where it cannot be used, and why in `reason`."""
+    """The times of a case. None where it cannot be used; `reason` says why."""
 
     case: Case
     reason: str = ""
@@ -219,7 +219,7 @@ class Row:
     memory: float | None = None
     """MiB, the most that a step needs: of the GPU, or of a process that does nothing else."""
     gflop: float = 0.0
-    """Of a step, were the convolutions all it does."""
+    """GFLOP of a step, if it did nothing but convolutions."""
     floor: float | None = None
     """Seconds that a step would take at the speed of a matrix product or of a copy in memory, whichever is longer."""
     bound: str = ""
@@ -236,7 +236,7 @@ class Row:
 
     @property
     def hours(self) -> float:
-        """That a run of `LONG_RUN` steps would take, were it never to wait for data."""
+        """Hours of a run of `LONG_RUN` steps that never waits for data."""
         return LONG_RUN * self.times.median / 3600 if self.times else float("nan")
 
     def facts(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.shared import Root, columns, milliseconds, refuse_repeat, show
+from benchmarks.commands import Root
+from segmv3.commands.benchmark.shared import columns, milliseconds, refuse_repeat, show
 from segmv3.commands.options import parse, refuse_limit
 from segmv3.errors import ConfigError
 

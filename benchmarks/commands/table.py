@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.shared import WIDTH, Root
+from benchmarks.commands import Root
+from segmv3.commands.benchmark.shared import WIDTH
 from segmv3.commands.options import parse, refuse_existing, refuse_limit
 from segmv3.config import Device, Precision
 from segmv3.errors import CheckpointError, ConfigError, DataError

@@ -1,1 +1,1 @@
-"""Our numbers beside other projects': the table of accuracy and cost, and how long scoring takes."""
+"""Speed on this machine: latency by stages, and throughput. The races are in `benchmarks/` of a clone."""

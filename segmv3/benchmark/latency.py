@@ -19,7 +19,7 @@ from segmv3.runtime import Predictor
 from segmv3.runtime.predictor import STAGES as OF_PREDICTOR
 
 STAGES = ("decode file", *OF_PREDICTOR, "draw", "encode")
-"""Reading the file into pixels; the predictor's own; colours and legend over the image; the PNG of that."""
+"""A file is read, the predictor works in its own stages, the labels are drawn over the image, the PNG is written."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a case."""
+    """The times of a case, and what they are compared with."""
 
     case: Case
     name: str
@@ -53,14 +53,14 @@ class Row:
     stages: Mapping[str, Times]
     total: Times
     labelling: Times
-    """From pixels to labels: the stages of the predictor."""
+    """Time from pixels to labels: the sum of the predictor's stages."""
     memory: Peak | None
     work: Work | None
-    """Of nets whose settings are known."""
+    """Operations and memory traffic. None for a file whose settings are not known."""
     gflops: float | None
-    """What a matrix product reaches here in this arithmetic."""
+    """GFLOP/s of a matrix product on this machine in the same arithmetic."""
     bandwidth: float
-    """GB/s of a copy in memory here, read and written bytes counted."""
+    """GB/s of a copy in memory on this machine. Bytes that are read and bytes that are written both count."""
 
     @property
     def overhead(self) -> float:
@@ -147,7 +147,7 @@ def time_stages(
 
 
 def short_names(sources: Sequence[str]) -> dict[str, str]:
-    """The end of each path: its last part, and where that is another's too, as many folders as tell them apart."""
+    """Shorten each path to its last part. Where two would be equal, keep as many folders as tell them apart."""
 
     def end(source: str, count: int) -> str:
         return Path(*Path(source).parts[-count:]).as_posix()

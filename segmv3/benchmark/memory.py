@@ -1,4 +1,4 @@
-"""Peak memory of one implementation: that of a process that does nothing else."""
+"""Peak memory of one implementation, measured in a process that does nothing else."""
 
 import resource
 import signal
@@ -18,7 +18,7 @@ class Peak:
     """MiB of resident memory of a process."""
 
     before: float
-    """With Python, torch and segmv3, but no net."""
+    """After Python, torch and segmv3 are loaded, without a net."""
     peak: float
 
     def facts(self) -> dict[str, int]:
@@ -48,7 +48,7 @@ def _peak(work: Callable[[], object]) -> Peak:
 
 
 def _resident() -> float:
-    """MiB, the most so far."""
+    """The peak so far, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux: getrusage would also tell of the process that this one was started by
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

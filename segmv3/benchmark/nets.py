@@ -1,4 +1,4 @@
-"""Nets to be timed: with trained weights as users open them, or fresh ones that calculate with the same magnitudes."""
+"""Nets to be timed: trained weights as users open them, or fresh weights whose activations are as large."""
 
 import hashlib
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ _SETTLING: Size = (448, 896)  # mmsegmentation's pooling window needs 392 rows a
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything of a run is opened; the same in this process and in the one that measures memory."""
+    """The device and threads of a run. The process that measures memory uses the same."""
 
     device: Literal["cpu", "cuda"]
     threads: int

@@ -14,11 +14,11 @@ from segmv3.runtime.machine import machine
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which a benchmark began. Made when the timing starts."""
+    """What else the machine did when the timing began."""
 
     command: str
     used_by_others: float | None
-    """Cores, just before."""
+    """Cores that other programs used just before."""
     others: Others = field(default_factory=Others)
 
 

@@ -1,4 +1,4 @@
-"""The least time that a net can take on a machine: its multiplications, and the bytes that it has to move."""
+"""The roofline of a net: the least time that its multiplications and its memory traffic take on this machine."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -53,7 +53,7 @@ def work_of(net: Model, size: tuple[int, int], classes: int = 19) -> Work:
 
 @cache
 def matrix_gflops(precision: str, device: str = "cpu") -> float | None:
-    """What a large matrix product reaches here, in GFLOP/s; None for arithmetic that torch has no product of."""
+    """Measure a large matrix product, in GFLOP/s. None for arithmetic in which torch has no product."""
     if precision not in _TYPES:
         return None
     side = _SIDE[device]
@@ -69,7 +69,7 @@ def matrix_gflops(precision: str, device: str = "cpu") -> float | None:
 
 @cache
 def copied_gbytes(device: str = "cpu") -> float:
-    """What copying a large block of memory reaches here, in GB/s, read and written bytes counted."""
+    """Measure a copy of a large block of memory, in GB/s. Bytes read and bytes written both count."""
     source = torch.zeros(_COPIED[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = time_in_turns({"copy": partial(_finished, target.copy_, source)}, 5)["copy"]

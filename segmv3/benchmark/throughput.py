@@ -23,18 +23,18 @@ _FPS = 25
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast something was done."""
+    """The rate of one kind of work."""
 
     name: str
     images: int
-    """In one timed pass."""
+    """Images of one timed pass."""
     times: Times
     of: str = ""
     """The rate that this one is a share of."""
     memory: float | None = None
     """MiB of GPU memory at the peak."""
     floor: float | None = None
-    """Seconds that one pass's bytes would take at the speed of a copy; known for a GPU."""
+    """Seconds that the bytes of one pass take at the speed of a copy. Known for a GPU only."""
 
     @property
     def per_second(self) -> float:

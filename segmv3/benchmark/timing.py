@@ -20,14 +20,14 @@ Progress = Callable[[int, int, Any, Any], None]
 """Called after each call that counts, with (calls done, calls in all, key of what was called, what was measured)."""
 
 _BUSY = 0.1
-"""Share of the cores that other programs may use: more is seen in every median."""
+"""Share of the cores that other programs may use. More changes every median."""
 _LEAST_TURNS = 3
 _LONG = 1.0
-"""Seconds after which a call no longer notices what ran before it."""
+"""Seconds. A longer call does not notice that its caches are cold at first."""
 
 
 class BusyError(Segmv3Error):
-    """The machine has other work, so that what is measured would say little."""
+    """Other programs use the machine, so that a measurement would say little."""
 
     area = "benchmark"
 
@@ -175,7 +175,7 @@ def _cores() -> set[int]:
 
 
 def _clocks() -> tuple[float, float, float] | None:
-    """Seconds: of the clock, of our cores being busy, and of those our own and our children's."""
+    """Three times in seconds: the clock, what our cores worked, and the part of it for us and our children."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:

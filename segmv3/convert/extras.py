@@ -1,4 +1,4 @@
-"""The packages of the extra `[export]` that disturb the process they run in, kept from it.
+"""OpenVINO and NNCF, imported so that they do not disturb the process.
 
 OpenVINO and NNCF report their use to their makers. OpenVINO's CPU plugin also moves the stack that signals arrive on:
 each Core gives the thread that first compiles by it a new one and unmaps it when the Core ends, even while the thread
@@ -59,7 +59,7 @@ def import_nncf() -> ModuleType:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for what packages write to paths only, gone afterwards.
+    """A temporary folder, for packages that write to paths only.
 
     Raises: ResourceError when there is no room for it.
     """
@@ -88,7 +88,7 @@ def _imported(package: str) -> ModuleType:
 
 @contextmanager
 def _unreported() -> Iterator[None]:
-    """Both send every import and conversion to a server, unless the package that does so is missing."""
+    """Both packages report every import and conversion to a server. Without their reporter they report nothing."""
     present = sys.modules.pop(_REPORTER, None)
     sys.modules[_REPORTER] = None  # type: ignore[assignment]
     try:

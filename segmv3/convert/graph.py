@@ -16,7 +16,7 @@ INPUT = "image"
 
 
 class Graph(nn.Module):
-    """A copy of a net for inference: BN folded, normalisation inside, channels last as images have them.
+    """A copy of a net for inference. Batch norms are folded, normalisation is inside, images are channels-last.
 
     Args: model: left as it is. output: what comes out.
     """
@@ -43,7 +43,7 @@ class Graph(nn.Module):
 
 
 def needs_fixed_size(model: Segmenter) -> bool:
-    """Whether the net pools over windows: how many there are is part of its graph."""
+    """Whether the net pools over windows. Their number is part of the graph, so the size of the image is fixed."""
     return model.config.head.fixed_size
 
 

@@ -1,4 +1,4 @@
-"""int8: a converted net whose convolutions multiply bytes, scaled by what real images make of its feature maps.
+"""int8: nets whose convolutions multiply bytes. Real images tell the ranges of the feature maps.
 
 Weights get a scale for each channel, feature maps are uint8. What is computed from a pooled map (squeeze-and-excite
 and the head's gate) stays in float: one value weighs a whole channel there, and it costs next to nothing.
@@ -37,7 +37,7 @@ FEWEST_IMAGES = 8
 """Fewer images do not show the true ranges of the feature maps."""
 
 ENOUGH_IMAGES = 100
-"""More changed nothing that could be measured."""
+"""More images changed no measured number."""
 
 _LARGEST_WEIGHT = 64
 """2 * 255 * 64 fits into 16 signed bits, 2 * 255 * 65 does not."""
@@ -48,7 +48,7 @@ _PROCESSORS: Mapping[str, Any] = MappingProxyType(
         "because": "weights of 7 bits",
     }
 )
-"""A file that `is_safe` is right on those that cut off sums of 16 bits, and on those that do not."""
+"""A safe file is right on processors that cut off sums at 16 bits, and on those that do not."""
 
 Progress = Callable[[int, int], None]
 
@@ -172,7 +172,7 @@ def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progre
 
 
 def is_safe(path: Path) -> bool:
-    """Whether no sum of products in an int8 file can pass 16 bits: then it is right on processors without VNNI too.
+    """Whether all sums of an int8 file fit into 16 bits. Then it is right on processors without VNNI too.
 
     Args: path: FILE.xml or FILE.onnx, as `metadata_of` accepts it.
     """
@@ -190,7 +190,7 @@ def is_safe(path: Path) -> bool:
 
 
 class _Batches:
-    """Images as what the net takes, one at a time; read anew each time that they are gone through.
+    """One image after another as the net takes it. Quantisers go through them several times.
 
     Raises: DataError for too few images.
     """

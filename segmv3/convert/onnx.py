@@ -84,12 +84,9 @@ def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:
     """Convert a net.
 
     Args: metadata: says which output and size; its text is kept in the file's metadata_props.
-    Raises: ModelError when onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ModelError('the onnx export needs onnx and onnxruntime; pip install "segmv3[export]"') from None
+    import onnx
+
     output = metadata.output.replace("-", "_")
     axes = {} if metadata.size else {INPUT: {0: "batch", 1: "height", 2: "width"}, output: {0: "batch"}}
     with scratch_folder() as folder, warnings.catch_warnings(), torch.inference_mode():
@@ -113,7 +110,7 @@ def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:
 
 
 def with_metadata(data: bytes, metadata: Metadata) -> bytes:
-    """Put the metadata into a model; whatever rewrites a model may lose it."""
+    """Put the metadata into a model. Do it last: quantisers may lose it."""
     import onnx
 
     model = onnx.load_from_string(data)
@@ -125,7 +122,7 @@ def with_metadata(data: bytes, metadata: Metadata) -> bytes:
 
 
 def metadata_of(path: Path) -> Metadata:
-    """What an ONNX file says of itself; nothing of it is run, and no other file is opened.
+    """Read the metadata of an ONNX file. No part of it is run, and no other file is opened.
 
     Raises: CheckpointError when it is missing, damaged, no export of segmv3, or wants weights from another folder.
         ModelError when onnx is not installed.
@@ -151,7 +148,7 @@ def metadata_of(path: Path) -> Metadata:
 
 
 def _drop_identities(graph: "onnx.GraphProto") -> None:
-    """Let every layer name its weights itself; torch stores equal ones once and copies them by Identity nodes."""
+    """Remove Identity nodes. Torch stores equal weights once and copies them by such nodes."""
     same = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
     kept = [node for node in graph.node if node.op_type != "Identity"]
     for node in kept:

@@ -110,7 +110,7 @@ def to_openvino(model: Segmenter, metadata: Metadata) -> "openvino.Model":
 
 
 def with_metadata(model: "openvino.Model", metadata: Metadata) -> "openvino.Model":
-    """Keep the metadata in a model; whatever rewrites a model may lose it."""
+    """Put the metadata into a model. Do it last: quantisers may lose it."""
     model.set_rt_info(metadata.to_text(), [KEY])
     return model
 
@@ -141,7 +141,7 @@ def write(model: "openvino.Model", path: Path) -> None:
 
 
 def metadata_of(path: Path) -> Metadata:
-    """What an IR model says of itself; OpenVINO is not needed for it.
+    """Read the metadata of an IR model, without OpenVINO.
 
     Raises: CheckpointError when the file or its weights are missing, or it is no export of segmv3.
     """

@@ -84,7 +84,7 @@ def to_torch_export(model: Segmenter, metadata: Metadata) -> bytes:
 
 
 def metadata_of(path: Path) -> Metadata:
-    """What a .pt2 file says of itself; nothing of it is run.
+    """Read the metadata of a .pt2 file. No part of it is run.
 
     Raises: CheckpointError when it is missing, damaged or no export of segmv3.
     """

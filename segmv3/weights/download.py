@@ -3,6 +3,9 @@
 What is in the cache was checked before it got its name and is checked again whenever it is used. Environment:
 `SEGMV3_CACHE` moves the cache, `SEGMV3_MIRROR` replaces the place files come from, `SEGMV3_OFFLINE=1` forbids the
 network.
+
+The library pooch was looked at. It neither continues a download nor knows digests by their first digits, and it tries
+again after a 404 as after a cut connection.
 """
 
 import hashlib
@@ -62,7 +65,7 @@ def fetch(
     progress: Progress | None = None,
     say: Callable[[str], None] = print_line,
 ) -> Path:
-    """The file in the cache, after it was downloaded if need be; a download that was cut is continued.
+    """Find the file in the cache, or download it. A download that was cut is continued.
 
     Raises: CheckpointError when it can neither be found nor fetched, or is not what was published; ResourceError
         when the disk is full, OutputError when the cache cannot be written.
@@ -217,7 +220,7 @@ def _transfer(transfer: _Transfer, say: Callable[[str], None]) -> None:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether it may work a second later. What stops a connection from being made at all is a URLError."""
+    """Whether another try may succeed. A URLError, which means that no connection is made at all, is final."""
     if isinstance(error, HTTPError):
         return error.code >= 500 or error.code == http.client.TOO_MANY_REQUESTS
     return isinstance(error, ConnectionError | TimeoutError | ssl.SSLError | http.client.IncompleteRead)

@@ -27,12 +27,6 @@ WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Root:
-    root: Path | None = None
-    """The folder that holds the data set."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Measurement(OnDevice):
     """A command that times something."""
 
