@@ -187,7 +187,7 @@ class _Search:
             shutil.rmtree(run.folder)  # killed before there was a state to go on from
         if not run.folder.exists() and self._copy_twin(trial):
             return ""
-        self.console.status(f"trial {trial.number}  {self._bestas_text()}")
+        self.console.status(f"trial {trial.number}  {self._best_text()}")
         problem = ""
         try:
             config = with_values(self.config, values_of(self.space, trial.params))
@@ -220,7 +220,7 @@ class _Search:
             if step not in told:
                 trial.report(score, step)
                 told[step] = score
-            self.console.status(f"trial {trial.number} step {step:,} {score:.2f} %  {self._bestas_text()}")
+            self.console.status(f"trial {trial.number} step {step:,} {score:.2f} %  {self._best_text()}")
             if len(told) > self.space.prune_after and step < config.schedule.steps and trial.should_prune():
                 raise TrialPruned
 
@@ -250,7 +250,7 @@ class _Search:
     def _say(self, number: int) -> None:
         self.console.say(headline(self._results()[number]))
 
-    def _bestas_text(self) -> str:
+    def _best_text(self) -> str:
         best = _best(self._results())
         return f"best {best['score']:.2f} % (trial {best['trial']})" if best else ""
 
@@ -305,10 +305,8 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse a folder that holds something else, or a sweep of another config or space."""
     file = folder / "settings.json"
     if not file.is_file():
-        if folder.exists() and (
-            not folder.is_dir()
-            or any(path.name != "sweep.lock" and not is_temporary(path) for path in folder.iterdir())
-        ):
+        own = folder.is_dir() and all(path.name == "sweep.lock" or is_temporary(path) for path in folder.iterdir())
+        if folder.exists() and not own:
             raise OutputError(f"{folder} is not empty and holds no sweep; choose another --output")
         return
     refuse_others(file, settings, [f"config.{name}" for name in FREE], "--output")
