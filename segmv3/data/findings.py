@@ -19,6 +19,7 @@ from segmv3.labels import IGNORE, Classes, LabelTable
 Level = Literal["error", "warning", "note"]
 
 _TINY = 64  # pixels; the deepest features of such an image are 4 x 4
+_NARROW = f"less than {_TINY} pixels wide or high"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Finding:
     items: tuple[Item, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
+        """As the result holds it."""
         files = [
-            {"path": str(item.path), "text": item.text, "partner": str(item.partner) if item.partner else None}
+            {"path": str(item.path), "text": item.text, "partner": item.partner and str(item.partner)}
             for item in self.items
         ]
         return {"level": self.level, "kind": self.kind, "split": self.split, "text": self.text, "files": files}
@@ -193,12 +195,7 @@ def _fault_findings(seen: Seen) -> Iterator[Finding]:
 
 
 _LOOKS: tuple[tuple[str, Callable[[Facts], bool], str, str], ...] = (
-    (
-        "tiny",
-        lambda facts: min(facts.size) < _TINY,
-        f"image is less than {_TINY} pixels wide or high",
-        f"images are less than {_TINY} pixels wide or high",
-    ),
+    ("tiny", lambda facts: min(facts.size) < _TINY, f"image is {_NARROW}", f"images are {_NARROW}"),
     (
         "EXIF",
         lambda facts: facts.orientation != 1,
@@ -223,45 +220,30 @@ def _look_findings(seen: Seen) -> Iterator[Finding]:
             items = tuple(Item(path, partner=seen.partners.get(path)) for path in paths)
             yield Finding("warning", kind, seen.split, count_of(len(paths), one, many), items)
 
+    images, labels = seen.images, seen.labels
     for kind, is_odd, one, many in _LOOKS:
-        yield from warn(kind, [path for path, facts in seen.images.items() if is_odd(facts)], one, many)
-    for mode in sorted({facts.mode for facts in seen.images.values()} - {"RGB"}):
-        odd = [path for path, facts in seen.images.items() if facts.mode == mode and not _is_deep(facts)]
+        yield from warn(kind, [path for path, facts in images.items() if is_odd(facts)], one, many)
+    for mode in sorted({facts.mode for facts in images.values()} - {"RGB"}):
+        odd = [path for path, facts in images.items() if facts.mode == mode and not _is_deep(facts)]
         one, many = f"image is stored as {mode}; it is read as RGB", f"images are stored as {mode}; read as RGB"
         yield from warn("mode", odd, one, many)
-    palettes = [path for path, facts in seen.labels.items() if facts.mode == "P"]
-    one, many = (
-        "label has a palette; its indices are read as ids",
-        "labels have a palette; their indices are read as ids",
-    )
-    yield from warn("palette", palettes, one, many)
-    yield from _size_findings(seen)
-    yield from _void_findings(seen)
-
-
-def _size_findings(seen: Seen) -> Iterator[Finding]:
-    sizes = Counter(facts.size for facts in seen.images.values())
+    one = "label has a palette; its indices are read as ids"
+    palettes = [path for path, facts in labels.items() if facts.mode == "P"]
+    yield from warn("palette", palettes, one, "labels have a palette; their indices are read as ids")
+    sizes = Counter(facts.size for facts in images.values())
     if len(sizes) > 1:
         usual = sizes.most_common(1)[0][0]
-        items = tuple(
-            Item(path, f"{path} is {_size(facts.size)}") for path, facts in seen.images.items() if facts.size != usual
-        )
+        odd_sizes = {path: _size(facts.size) for path, facts in images.items() if facts.size != usual}
+        items = tuple(Item(path, f"{path} is {size}") for path, size in odd_sizes.items())
         text = (
             f"{count_of(len(items), 'image is', 'images are')} not {_size(usual)} like most; {len(sizes)} sizes in all"
         )
         yield Finding("warning", "mixed sizes", seen.split, text, items)
-
-
-def _void_findings(seen: Seen) -> Iterator[Finding]:
     classes = len(seen.found.classes)
-    void = [path for path, facts in seen.labels.items() if not train_counts(facts, seen.tables[path])[:classes].any()]
-    if not void:
-        return
-    if len(void) < len(seen.labels):
-        text = count_of(len(void), "label has no labelled pixel", "labels have no labelled pixel")
-        items = tuple(Item(path, partner=seen.partners.get(path)) for path in void)
-        yield Finding("warning", "void", seen.split, text, items)
-    elif seen.split == "test":
+    void = [path for path, facts in labels.items() if not train_counts(facts, seen.tables[path])[:classes].any()]
+    if len(void) < len(labels):
+        yield from warn("void", void, "label has no labelled pixel", "labels have no labelled pixel")
+    elif void and seen.split == "test":
         text = "no pixel is labelled: a test split whose labels are kept back; it can be predicted, not scored"
         yield Finding("note", "test split", seen.split, text)
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from segmv3.images import UInt8Array
-from segmv3.mini_city import figures, furniture, scenery, vehicles
+from segmv3.mini_city import figures, scenery, vehicles
 from segmv3.mini_city.canvas import SUPERSAMPLE, Camera, Canvas, FloatArray, Light, Rgb, ellipse, fractal_noise
 from segmv3.mini_city.things import SIZES, Pose, pick, scaled
 
@@ -344,16 +344,16 @@ def _footway(canvas: Canvas, rng: np.random.Generator, street: _Street) -> list[
         for _ in range(int(rng.integers(2, 5))):
             stand(figures.person, walk + float(rng.normal(0, 0.5)), float(rng.uniform(8.5, 32)))
         for z in np.arange(float(rng.uniform(10, 20)), 90, float(rng.uniform(15, 24))):
-            stand(furniture.street_lamp, kerb, float(z))
+            stand(figures.street_lamp, kerb, float(z))
         for z in rng.uniform(10.5, 24, int(rng.integers(1, 3))):
-            stand(furniture.traffic_sign, kerb + side * 0.1, float(z))
+            stand(figures.traffic_sign, kerb + side * 0.1, float(z))
         if rng.random() < 0.75:
-            stand(furniture.traffic_light, kerb, float(rng.uniform(10.5, 19)))
+            stand(figures.traffic_light, kerb, float(rng.uniform(10.5, 19)))
         for z in np.arange(float(rng.uniform(14, 40)), 100, float(rng.uniform(9, 18))):
             if street.verge > 1 and rng.random() < 0.5:
                 stand(scenery.tree, side * (street.road + street.sidewalk + 0.5), float(z), 0.8)
         if rng.random() < 0.3:
-            stand(furniture.bin_or_box, side * (street.road + street.sidewalk - 0.4), float(rng.uniform(9, 20)))
+            stand(figures.bin_or_box, side * (street.road + street.sidewalk - 0.4), float(rng.uniform(9, 20)))
         if rng.random() < 0.12:
             stand(figures.pram, walk, float(rng.uniform(9, 16)))
     for _ in range(int(rng.random() < 0.45) * int(rng.integers(1, 4))):
