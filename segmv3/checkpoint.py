@@ -45,13 +45,13 @@ class Card:
     """What a weight file says of itself."""
 
     names: tuple[str, ...]
-    """Of the classes, in the order of the logits."""
+    """Names of the classes, in the order of the logits."""
     colors: tuple[Color, ...] = ()
-    """Of the classes; a classifier has none."""
+    """Colours of the classes; a classifier has none."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Score, step, data set, config, commit, origin: whatever the training or the import knew."""
     sha256: str = ""
-    """Of the whole file, as read."""
+    """Digest of the whole file, as read."""
 
     @property
     def classes(self) -> Classes:
@@ -237,7 +237,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def package_version() -> str:
-    """Of the installed segmv3."""
+    """Version of the installed segmv3."""
     return version("segmv3")
 
 

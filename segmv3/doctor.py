@@ -40,7 +40,7 @@ class Examination:
     datasets: tuple[Dataset, ...]
     """The pairs of each split that can be read."""
     tables: dict[Path, LabelTable]
-    """By label file."""
+    """Tables by label file."""
 
     def picture(self, path: Path) -> UInt8Array | None:
         """An image, or a label in class colours (grey, with illegal ids in red): uint8 H x W x 3; None for damage."""

@@ -90,7 +90,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """As `append`, a line of text."""
+    """Append a line of text, as `append` does."""
     append(path, f"{line}\n".encode())
 
 

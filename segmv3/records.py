@@ -48,7 +48,7 @@ def read_regular(path: Path, largest: int = _LARGEST) -> bytes:
 
 
 def from_json(data: bytes | str) -> Any:
-    """As `read_json`, of what was read already."""
+    """Parse JSON as `read_json` does, from bytes or text."""
     try:
         content = json.loads(data)
     except RecursionError:

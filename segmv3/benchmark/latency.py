@@ -78,7 +78,7 @@ class Row:
         return self.work.gbytes(self.precision) if self.work else None
 
     def facts(self) -> dict[str, Any]:
-        """For a receipt."""
+        """What a receipt holds of it."""
         return {
             "net": self.case.net,
             "trained": self.case.trained,

@@ -22,7 +22,7 @@ class Peak:
     peak: float
 
     def facts(self) -> dict[str, int]:
-        """For a receipt."""
+        """What a receipt holds of it."""
         return {"before": round(self.before), "peak": round(self.peak)}
 
 

@@ -46,7 +46,7 @@ class Place:
     device: Literal["cpu", "cuda"]
     threads: int
     folder: Path
-    """For converted nets, empty at first."""
+    """Folder for converted nets, empty at first."""
     trust: bool = False
     """Open exported files that can do harm, as in `segmv3.load`."""
 

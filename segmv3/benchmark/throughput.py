@@ -41,7 +41,7 @@ class Rate:
         return self.images / self.times.median
 
     def facts(self) -> dict[str, Any]:
-        """For a receipt."""
+        """What a receipt holds of it."""
         known = {
             "share_of": self.of or None,
             "gpu_memory_mib": self.memory and round(self.memory),

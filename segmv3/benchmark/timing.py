@@ -47,7 +47,7 @@ class Times:
         return float(np.quantile(self.seconds, 0.95))
 
     def facts(self) -> dict[str, Any]:
-        """For a receipt, in milliseconds."""
+        """What a receipt holds of it, in milliseconds."""
         return {
             "median_ms": round(1000 * self.median, 3),
             "p95_ms": round(1000 * self.p95, 3),

@@ -26,7 +26,7 @@ Arithmetic = Literal["fp32", "bf16", "fp16", "int8"]
 Size = tuple[int, int]
 
 Run = Callable[[UInt8Array], Tensor | NDArray[Any]]
-"""From images, uint8 N x H x W x 3 RGB, to what the net puts out."""
+"""Runs a net: images, uint8 N x H x W x 3 RGB, to its output."""
 
 Say = Callable[[str], None]
 """Is told what is done next."""
@@ -36,9 +36,9 @@ class Target:
     """One kind of exported file. `name`, `suffix`, `write` and `open` are needed; the rest has defaults."""
 
     name: ClassVar[str] = ""
-    """Of `segmv3 export --to NAME` and in the receipt."""
+    """NAME of `segmv3 export --to NAME`, also in the receipt."""
     suffix: ClassVar[str] = ""
-    """Of the file, with its dot."""
+    """Suffix of the file, with its dot."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Packages that writing needs."""
     extra: ClassVar[str] = ""
@@ -54,7 +54,7 @@ class Target:
     baseline: ClassVar["Target | None"] = None
     """The target whose latency is measured beside this one."""
     processors: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """For the receipt: on which processors the file is right, and why."""
+    """Processors on which the file is right, and why; for the receipt."""
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """All files of an export, the one that is named first."""
@@ -123,7 +123,7 @@ class Target:
         raise NotImplementedError
 
     def precisions(self, own: FilePrecision, runtime: str) -> tuple[Arithmetic, ...]:
-        """In which arithmetic a runtime can run a file of this precision."""
+        """Precisions in which a runtime can run a file of this precision."""
         return (own,)
 
     def is_safe(self, path: Path) -> bool:

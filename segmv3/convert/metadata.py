@@ -30,17 +30,17 @@ class Metadata:
     size: tuple[int, int] | None
     """Height and width that it takes; None for any."""
     names: tuple[str, ...]
-    """Of the classes, in the order of the logits."""
+    """Names of the classes, in the order of the logits."""
     colors: tuple[Color, ...]
     model: dict[str, Any]
     """The net's settings, as `segmv3.config.to_dict` makes them."""
     precision: FilePrecision = "fp32"
-    """Of the arithmetic that the file asks for."""
+    """Precision that the file asks for."""
     source: str = ""
     """Name of the weight file."""
     source_sha256: str = ""
     commit: str = ""
-    """Of the segmv3 that wrote it."""
+    """Commit of the segmv3 that wrote the file."""
     version: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the weight file knew of itself: score, data set, origin."""

@@ -20,7 +20,7 @@ from segmv3.images import NoLabelMap
 from segmv3.labels import IGNORE, Classes, LabelTable
 
 PairFacts = Sequence[tuple[Found, Found]]
-"""Of each image and its label, in the order of a split."""
+"""What was found of each image and its label, in the order of a split."""
 
 _NAMED = 5  # files that one line can name
 

@@ -43,10 +43,10 @@ class Facts:
     digest: str
     """BLAKE2b of size and pixels as read: equal for equal pictures in whatever file format."""
     mean: tuple[float, ...] = ()
-    """Of an image: each of R, G, B, 0..255."""
+    """Mean of R, G and B of an image, 0..255."""
     std: tuple[float, ...] = ()
     ids: tuple[tuple[int, int], ...] = ()
-    """Of a label: (stored id, pixels) of every id that occurs."""
+    """(stored id, pixels) of every id that occurs in a label."""
 
 
 Found = Facts | DataError

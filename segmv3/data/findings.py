@@ -65,12 +65,12 @@ class Seen:
 
     @cached_property
     def images(self) -> dict[Path, Facts]:
-        """Those that could be read, with and without partner."""
+        """Images that could be read, with and without a label."""
         return self._read([*(pair.image for pair in self.found.pairs), *self.found.lone_images])
 
     @cached_property
     def labels(self) -> dict[Path, Facts]:
-        """Those that could be read, with and without partner."""
+        """Labels that could be read, with and without an image."""
         return self._read(self.tables)
 
     def _read(self, paths: Iterable[Path]) -> dict[Path, Facts]:
@@ -78,7 +78,7 @@ class Seen:
 
     @cached_property
     def tables(self) -> dict[Path, LabelTable]:
-        """Of every label file."""
+        """The table of every label file."""
         return {pair.label: pair.table for pair in self.found.pairs} | dict(self.found.lone_labels)
 
     @cached_property
@@ -89,7 +89,7 @@ class Seen:
 
     @cached_property
     def problems(self) -> list[Problem]:
-        """Of the files one by one, pairs first."""
+        """Problems of single files, those of pairs first."""
         problems: list[Problem] = []
         for pair in self.found.pairs:
             problems += problems_of(pair, self.facts[pair.image], self.facts[pair.label])
@@ -312,7 +312,7 @@ def describe(seen: Seen) -> dict[str, Any]:
 
 
 def _mean_and_std(images: Iterable[Facts]) -> dict[str, list[float] | None]:
-    """Of R, G, B over all pixels, 0..255."""
+    """Mean and standard deviation of R, G, B over all pixels, 0..255."""
     facts = list(images)
     if not facts:
         return {"mean": None, "std": None}

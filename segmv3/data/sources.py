@@ -226,7 +226,7 @@ class Folder(FolderSource):
         return root.resolve().name
 
     def classes(self, root: Path) -> Classes:
-        """Those of the classes file."""
+        """Read the classes file."""
         nested = sorted(path.parent for mark in self.marks for path in root.glob(f"*/{mark}"))
         if nested and not any((root / mark).exists() for mark in self.marks):
             raise DataError(f"no classes.json or classes.txt in {root}; did you mean --data.root {nested[0]}?")

@@ -130,7 +130,7 @@ class Evaluation:
     precision: Precision
     """Precision of torch's autocast; an export has its own."""
     root: Path
-    """Of the data set."""
+    """Folder of the data set."""
     facts: dict[str, Any]
     """Fields of `Result`: which net it is, and what runs it."""
 

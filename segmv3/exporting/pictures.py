@@ -35,7 +35,7 @@ class Pictures:
     """Each reads one image whose values int8 is scaled by."""
     calibration_origin: str = ""
     classes: Classes | None = None
-    """Of the truths."""
+    """Classes of the truths."""
     drawn: bool = False
 
 

@@ -53,7 +53,7 @@ class Exported:
 
     @property
     def megabytes(self) -> float:
-        """Of all files together."""
+        """Size of all files together."""
         return sum(file.stat().st_size for file in self.files) / 1e6
 
 

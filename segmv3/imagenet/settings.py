@@ -30,7 +30,7 @@ class ImageFolder:
     resize: int = 256
     """Shorter side of a validation image before its centre crop."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of that resize (timm scored its own MobileNetV3 weights with bicubic, its TensorFlow ports with bilinear)."""
+    """Interpolation of that resize. timm scored its MobileNetV3 weights bicubic, its TensorFlow ports bilinear."""
     workers: int = 2
     """Processes that prepare samples; the batches are the same for any number of them."""
 

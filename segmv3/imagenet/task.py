@@ -46,7 +46,7 @@ class ClassificationTask:
         check_same_classes(self.train_set, self.val_set)
         self.terms = [class_cross_entropy(config.label_smoothing)]
         self.seen: dict[str, dict[str, str]] = {}
-        """By split, the contents that `check` saw."""
+        """The contents that `check` saw, by split."""
 
     @property
     def classes(self) -> Sequence[str]:

@@ -139,7 +139,7 @@ class _LegendStyle:
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont
     swatch: int
     indent: int
-    """From the left of a swatch to its text."""
+    """Columns from the left of a swatch to its text."""
     gap: int
     line: int
     margin: int

@@ -124,7 +124,7 @@ class Timm(Backbone):
     """Any net of the timm library that gives feature maps (`timm.list_models`), with fresh weights."""
 
     name: str = "mobilenetv4_conv_small"
-    """As `timm.create_model` takes it."""
+    """Name of the net in timm."""
     output_stride: Literal[8, 16, 32] = 32
     """Input size over deep feature size; not every net of timm takes 8 and 16."""
 

@@ -18,7 +18,7 @@ class NetFacts:
     name: str
     parameters: int
     gmacs: float
-    """At 1024 x 2048."""
+    """Multiply-adds at 1024 x 2048, in billions."""
     output_stride: int
     taps: str
     """Channels and strides of the feature maps that the head fuses."""

@@ -40,7 +40,7 @@ class Counted:
     mmacs: float
     """Multiply-adds at 224 x 224, in millions."""
     gmacs: float
-    """At 1024 x 2048, in billions."""
+    """Multiply-adds at 1024 x 2048, in billions."""
 
 
 def count_family() -> Iterator[Counted]:

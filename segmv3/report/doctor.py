@@ -49,7 +49,7 @@ class Pictures:
     read: Callable[[Path], UInt8Array | None]
     """A file as RGB, uint8 H x W x 3; None where it cannot be decoded."""
     labels: frozenset[Path]
-    """Those files that are labels: flat colours, not photographs."""
+    """The files that are labels: flat colours, not photographs."""
 
 
 # --- terminal ---
@@ -245,7 +245,7 @@ def _thumbnails(sample: LabelledImage, classes: Classes) -> tuple[UInt8Array, UI
 
 
 def _shrunk(picture: UInt8Array, *, flat: bool) -> UInt8Array:
-    """At most `_SIDE` wide and high; flat colours stay those that they were."""
+    """Shrink a picture to at most `_SIDE` columns and rows; flat colours stay as they are."""
     scale = min(_SIDE / max(picture.shape[:2]), 1.0)
     size = max(round(picture.shape[1] * scale), 1), max(round(picture.shape[0] * scale), 1)
     return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST if flat else cv2.INTER_AREA)

@@ -94,7 +94,7 @@ class _Pictures:
     worst: dict[str, list[tuple[str, Markup]]] = field(default_factory=dict)
     """(caption, address) of each, by image."""
     by_class: dict[tuple[str, str], str] = field(default_factory=dict)
-    """By (class, image)."""
+    """Pictures by (class, image)."""
     suspects: dict[Suspect, list[tuple[str, Markup]]] = field(default_factory=dict)
     present: set[int] = field(default_factory=set)
     """Train ids that occur in the pictures."""

@@ -30,7 +30,7 @@ class IouCounts:
 
     @property
     def iou(self) -> FloatArray:
-        """Of each class over all images, percent; NaN for a class that does not occur."""
+        """IoU of each class over all images, percent; NaN for a class that does not occur."""
         return iou_of(self.hits.sum(0), self.union.sum(0))
 
     @property

@@ -16,7 +16,7 @@ class RankedImage:
     miou: float
     """Mean over the classes in its truth: one stray pixel of another class must not count as a class at 0 %."""
     iou: FloatArray
-    """Of each class; NaN where the truth does not have it."""
+    """IoU of each class; NaN where the truth does not have it."""
 
 
 def ranking(result: Result) -> list[RankedImage]:
@@ -57,7 +57,7 @@ class Suspect:
     predicted: str
     pixels: int
     share: float
-    """Of the image's pixels of the class `truth`, percent."""
+    """Percent of the image's pixels of the class `truth`."""
     elsewhere: float
     """The same share over all other images, percent."""
 

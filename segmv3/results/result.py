@@ -41,7 +41,7 @@ class ClassScore:
     iou: float | None = None
     accuracy: float | None = None
     share: float | None = None
-    """Of the labelled pixels."""
+    """Share of the labelled pixels."""
     boundary_iou: float | None = None
     boundary_f_score: float | None = None
     iiou: float | None = None
@@ -115,7 +115,7 @@ class Export:
     size: Size | None = None
     """Height and width that it takes; None for any."""
     source_sha256: str
-    """Of the weights that it was made of."""
+    """Digest of the weights that the file was made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +171,12 @@ class Result(Scores):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the images."""
+        """Names of the images."""
         return tuple(image.name for image in self.per_image)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """By train id."""
+        """Names of the classes by train id."""
         return tuple(row.name for row in self.classes)
 
     @cached_property
@@ -267,7 +267,7 @@ _ORDER = tuple(
         )
     )
 )
-"""Of the keys in the file."""
+"""Order of the keys in the file."""
 
 _NAME_ONE = "name a file of segmv3 evaluate --output"
 _WRITE_AGAIN = "write it again with segmv3 evaluate --output"

@@ -101,7 +101,7 @@ class Difference:
     a: float
     b: float
     low: float
-    """Of the 95 % interval of b - a."""
+    """Lower end of the 95 % interval of b - a."""
     high: float
     images: int
     """Number of images with the class in their truth; for the mean, of all images."""

@@ -73,9 +73,9 @@ class Agreement:
     """How well candidate and reference agree."""
 
     sizes: tuple[SizeAgreement, ...]
-    """In the order in which they came."""
+    """Agreement by size, in the order in which sizes came."""
     scored_images: int = 0
-    """Those with a truth."""
+    """Images with a truth."""
     miou_reference: float | None = None
     """Percent, over the images with a truth; None without any."""
     miou_candidate: float | None = None
@@ -88,7 +88,7 @@ class Agreement:
         return self.miou_reference - self.miou_candidate
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self) | {"sizes": [asdict(size) | {"size": list(size.size)} for size in self.sizes]}
 
 

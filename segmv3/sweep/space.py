@@ -49,7 +49,7 @@ class Space:
     """What a sweep may choose, and how it searches."""
 
     settings: Mapping[str, Choices | Range]
-    """By field path with dots and underscores."""
+    """What to try, by field path with dots and underscores."""
     trials: int = 20
     """Runs altogether, pruned and failed ones included."""
     hours: float | None = None

@@ -17,15 +17,15 @@ class Trained:
     metric: str
     """The score by which the best weights were chosen, such as "miou"."""
     score: float
-    """Of the best weights, percent."""
+    """Score of the best weights, percent."""
     step: int
-    """At which they were found."""
+    """Step at which they were found."""
     weights: Path
     """The file of the best weights."""
     report: Path
     """The page about the run."""
     folder: Path
-    """Of the run."""
+    """Folder of the run."""
     metrics: dict[str, Any]
     """All scores of the best weights with their conditions, as in metrics.json."""
 

@@ -62,7 +62,7 @@ class SegmentationTask:
         self.train_set, self.val_set = open_training(config.data), open_dataset(config.data, "val")
         self.terms: list[Term] = []
         self.seen: dict[str, dict[str, Any]] = {}
-        """By split, the contents that `check` saw."""
+        """The contents that `check` saw, by split."""
         self.teacher = open_teacher(config, self.classes)
         rules = config.loss.rules(len(self.classes))
         refuse_settings(*((holds, f"loss.{name}", wrong) for holds, name, wrong in rules))

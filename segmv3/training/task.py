@@ -47,7 +47,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Of the names of the files: data sets with the same one give the same batches."""
+        """Digest of the files' names. Data sets with the same digest give the same batches."""
 
 
 class Task(Protocol):

@@ -189,7 +189,7 @@ class _Transfer:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """To http and https only, and never from https to http: a published digest may be as short as 8 digits."""
+    """Follows redirects to http and https, never from https to http: a published digest may have only 8 digits."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if not newurl.startswith("https://" if req.type == "https" else ("https://", "http://")):
@@ -227,7 +227,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """In a few words."""
+    """Describe an error in a few words."""
     if isinstance(error, HTTPError):
         return " ".join(f"HTTP {error.code} {error.reason}".split())[:120]
     reason = error.reason if isinstance(error, URLError) else error

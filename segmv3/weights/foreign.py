@@ -43,7 +43,7 @@ class Foreign:
     """What a weight file of another project holds."""
 
     tensors: dict[str, Tensor]
-    """On the CPU, contiguous, under the names of the file."""
+    """Tensors on the CPU, contiguous, under the names of the file."""
     meta: dict[str, Any]
     """What lay beside the tensors, as JSON types; "container" names the entry that the tensors were taken from."""
     sha256: str
@@ -362,7 +362,7 @@ class _Paddle(pickle._Unpickler):
         return self._SYMBOLS[symbol]
 
     def load_build(self) -> None:
-        """Only stand-ins take a state; on anything else this opcode sets attributes."""
+        """Refuse a state for anything but a stand-in: this opcode sets attributes."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], _Inert):
             raise _Refused("is damaged (it gives a state to a plain value)")

@@ -54,9 +54,9 @@ class Format:
     variants: Callable[[], tuple[Variant, ...]]
     modules: Callable[[Model | Classifier], Names]
     leaves: Mapping[str, str] = field(default_factory=dict)
-    """Their words for PyTorch's weight, bias, running_mean and running_var."""
+    """The project's words for PyTorch's weight, bias, running_mean and running_var."""
     prepare: Callable[[Tensors], Tensors] = dict
-    """From their tensors to tensors that mean the same under PyTorch's conventions; names stay."""
+    """Converts the project's tensors to PyTorch's conventions; names stay."""
     optional: str = r"num_batches_tracked$"
     """segmv3's tensors that the file need not have; they become zero."""
     unused: str = r"num_batches_tracked$"

@@ -37,7 +37,7 @@ class Imported:
     unused: tuple[str, ...] = ()
     """Tensors of the file that the net has no place for, such as averaged copies; not BN's step counts."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """For the model card: format, variant, file, sha256, licence, score where known."""
+    """Format, variant, file, sha256, licence, and score where known; for the model card."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What a file of ours says of itself beside that."""
     notes: tuple[str, ...] = ()
