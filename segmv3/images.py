@@ -28,6 +28,8 @@ UInt8Array = NDArray[np.uint8]
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".webp", ".bmp", ".tif", ".tiff"}  # .jfif: as browsers save
 )
+PHONE_SUFFIXES = {".avif": "PIL._avif", ".heic": "pillow_heif", ".heif": "pillow_heif"}
+"""Of photographs of phones, and the module that decodes them. `segmv3 predict` takes them; no data set has them."""
 NOTES = frozenset(
     {".txt", ".md", ".rst", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".html", ".log", ".pdf"}
     | {".db", ".ini", ".py", ".sh", ".part", ".lock"}
@@ -44,7 +46,8 @@ def _pixel_limit() -> int:
 
 MAX_PIXELS = _pixel_limit()
 """No larger picture is decoded: a PNG of 20 kB can ask for gigabytes. The variable SEGMV3_MAX_PIXELS sets another."""
-_MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than a picture of that many pixels fills
+MAX_BYTES = 12 * MAX_PIXELS
+"""Of a file: more than a picture of that many pixels fills."""
 if Image.MAX_IMAGE_PIXELS is not None and MAX_PIXELS > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow's limit inside of TIFF
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
@@ -56,6 +59,8 @@ _FORMATS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] 
     (b"BM", BmpImagePlugin.BmpImageFile),
     *((start, TiffImagePlugin.TiffImageFile) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
 )
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 # Of a PNG, what its pixels are made of and which way is up. All else is left out: profiles and texts of any size.
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf"})
 _TURNING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
@@ -78,8 +83,8 @@ def read_file(path: Path) -> bytes:
         about = os.fstat(stream.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise DataError(f"{path} is a pipe or a device, not a file")
-        if about.st_size > _MAX_BYTES:
-            raise DataError(f"{path} holds {about.st_size:,} bytes: over the limit of {_MAX_BYTES:,}")
+        if about.st_size > MAX_BYTES:
+            raise DataError(f"{path} holds {about.st_size:,} bytes: over the limit of {MAX_BYTES:,}")
         return stream.read()
 
 
@@ -201,9 +206,7 @@ def _read(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, I
     JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
     """
     size = f"file of {len(data):,} bytes"
-    kind = next((kind for start, kind in _FORMATS if data.startswith(start)), None)
-    if kind is None or (data[:4] == b"RIFF" and data[8:12] != b"WEBP"):
-        raise DataError(f"{path} cannot be opened as an image (not a PNG, JPEG, WEBP, BMP or TIFF); replace it")
+    kind = _decoder(data, path)
     if data[:4] == b"RIFF":
         _check_size(path, *_webp_size(data))  # opened, it takes the memory of its canvas
     if data.startswith(_PNG):
@@ -224,6 +227,46 @@ def _read(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, I
     if frames > 1:
         _say_first(path, frames, "pages" if image.format == "TIFF" else "frames")
     return None, image
+
+
+def _decoder(data: bytes, path: Path) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
+    """What of Pillow opens a file, by its first bytes."""
+    if data[:4] == b"RIFF":
+        kind = WebPImagePlugin.WebPImageFile if data[8:12] == b"WEBP" else None
+    else:
+        kind = next((kind for start, kind in _FORMATS if data.startswith(start)), None)
+    if kind is None and data[4:8] == b"ftyp":
+        kind = _modern(data, path)
+    if kind is None:
+        raise DataError(f"{path} cannot be opened as an image (not a PNG, JPEG, WEBP, BMP or TIFF); replace it")
+    return kind
+
+
+def _modern(data: bytes, path: Path) -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
+    """The decoder of an AVIF or HEIC file; None where it is a video."""
+    brands = {data[at : at + 4] for at in (8, *range(16, min(int.from_bytes(data[:4], "big"), 64), 4))}
+    if brands & _AVIF:
+        from PIL import features
+
+        if not features.check("avif"):
+            raise ResourceError(f"{path} is an AVIF, which this Pillow does not read; pip install -U pillow")
+        from PIL import AvifImagePlugin
+
+        return AvifImagePlugin.AvifImageFile
+    if brands & _HEIC:
+        try:
+            from pillow_heif.as_plugin import HeifImageFile
+        except ImportError:
+            raise ResourceError(f'{path} is an HEIC: pip install "segmv3[heic]"') from None
+        return HeifImageFile
+    return None
+
+
+def is_image(start: bytes) -> bool:
+    """Whether a file that begins like this is a picture, by its first 64 bytes."""
+    boxed = start[4:8] == b"ftyp" and start[8:12] in _AVIF | _HEIC
+    riff = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    return boxed or riff or any(start.startswith(each) for each, _ in _FORMATS if each != b"RIFF")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -259,7 +302,7 @@ _TURNED: dict[int, Callable[[UInt8Array], UInt8Array]] = {  # by EXIF's number
 }
 
 
-def read_image(path: Path | str) -> UInt8Array:
+def read_image(path: Path | str, data: bytes | None = None) -> UInt8Array:
     """Decode an image file completely.
 
     Grey, palette, CMYK, YCbCr and 16-bit images become 8-bit RGB, alpha is dropped, EXIF rotation is applied. Of an
@@ -274,7 +317,7 @@ def read_image(path: Path | str) -> UInt8Array:
         ResourceError: memory runs out.
     """
     path = Path(path)
-    pixels, image = _read(read_file(path), path, color=True)
+    pixels, image = _read(read_file(path) if data is None else data, path, color=True)
     if image is None:
         return cast(UInt8Array, pixels)
     with _blamed_on(path, "has unreadable EXIF data", "; replace it"):

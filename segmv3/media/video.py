@@ -31,7 +31,8 @@ class VideoReader:
 
     Args:
         path: the file; with `container`, a name for messages.
-        container: what PyAV opened already, where the video is no file.
+        container: what PyAV opened already, where the video came from elsewhere.
+        stored: the file that holds it even so.
 
     Of several video streams the one is read that FFmpeg would take; a line names the others.
 
@@ -43,14 +44,15 @@ class VideoReader:
     many frames a file announces is no evidence: such counts are often wrong.
     """
 
-    def __init__(self, path: Path | str, container: Any = None) -> None:
+    def __init__(self, path: Path | str, container: Any = None, *, stored: Path | None = None) -> None:
         self.path: Path | str = path if container else Path(path)
+        self._file = stored if container else Path(path)
         self.frames_read = 0
         self._damaged = self._begun = False
         self._empty: set[int] = set()  # ticks of an AVI that repeat the frame before
-        self._container, self._is_file = container or _open(Path(path)), container is None
+        self._container = container or _open(Path(path))
         try:
-            self._stream = _video_stream(self._container, self.path)
+            self._stream = video_stream(self._container, self.path)
             decoded = self._decode()
             first = next(decoded, None)
             if first is None:
@@ -63,6 +65,7 @@ class VideoReader:
             self.close()
             raise
         self.fps = float(self._rate)
+        self._stored: tuple[int, int] | None = (first.width, first.height)  # until a change is told
         self._start = (first.pts or 0) * self._stream.time_base
         self._frames = chain([first], decoded)
 
@@ -87,16 +90,16 @@ class VideoReader:
     def sound(self) -> Sound | None:
         """What is heard with the pictures, to be copied; None where nothing is, or where it can be read only once."""
         streams = self._container.streams.audio
-        if not streams or not self._is_file:
+        if not streams or not self._file:
             return None
-        return Sound(Path(self.path), streams[0].codec_context.name, self._start)
+        return Sound(self._file, streams[0].codec_context.name, self._start)
 
     def __iter__(self) -> Iterator[UInt8Array]:
         return (frame for frame, _ in self.timed())
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
         """Each frame and when it is shown, in seconds since the first."""
-        avi = self._is_file and self._container.format.name == "avi"
+        avi = self._file and self._container.format.name == "avi"
         clock = _Clock(1 / self._rate, "mpeg" in self._container.format.name)
         unit, tick, pixels = self._stream.time_base, 0, None
         for frame in self._frames:
@@ -105,6 +108,7 @@ class VideoReader:
                     yield self._handed_out(pixels), clock.at(tick * unit)
                 tick += 1
             pixels = self._view.pixels(frame)
+            self._note_size(frame)
             time = tick if avi else frame.pts
             yield self._handed_out(pixels), clock.at(None if time is None else time * unit)
             tick += 1
@@ -112,6 +116,14 @@ class VideoReader:
             yield self._handed_out(pixels), clock.at(tick * unit)
             tick += 1
         self._complain()
+
+    def _note_size(self, frame: Any) -> None:
+        if self._stored and (frame.width, frame.height) != self._stored:
+            old, new = (f"{width}x{height}" for width, height in (self._stored, (frame.width, frame.height)))
+            _warn(
+                f"{self.path}: the frames are {new} from number {self.frames_read + 1:,} on; they are scaled to {old}"
+            )
+            self._stored = None
 
     def _handed_out(self, pixels: UInt8Array) -> UInt8Array:
         self.frames_read += 1
@@ -140,8 +152,8 @@ class VideoReader:
         import av
 
         packets = self._container.demux(self._stream)
-        avi = self._is_file and self._container.format.name == "avi"
-        ticks = avi_ticks(Path(self.path), self._stream.index) if avi else 0
+        avi = self._file and self._container.format.name == "avi"
+        ticks = avi_ticks(self._file, self._stream.index) if self._file and avi else 0
         tick = 0
         while True:
             try:
@@ -178,7 +190,7 @@ class VideoReader:
     def _complain(self) -> None:
         """Say after the last frame what is missing."""
         held = f"result holds {self.frames_read:,} frames"
-        if self._is_file and breaks_off(Path(self.path)):
+        if self._file and breaks_off(self._file):
             announced = self.announced_frames or 0
             if announced > self.frames_read:
                 held = f"only {self.frames_read:,} of the announced {announced:,} frames could be read; {held}"
@@ -214,22 +226,36 @@ class _Clock:
 
 
 def _open(path: Path) -> Any:
-    av = import_av()
+    import_av()
     if not path.exists():
         raise VideoError(f"{path} does not exist")
     if path.is_dir():
         raise VideoError(f"{path} is a folder, not a video")
     if not path.is_file():
         raise VideoError(f"{path} is a pipe or a device, not a file; save it as a file first")
+    return open_video(local(path), path, "file")  # a file cannot lead to the net
+
+
+def open_video(source: Any, title: Path | str, protocols: str = "none") -> Any:
+    """A container of PyAV.
+
+    Args:
+        source: what PyAV opens: a path, or an object to read from.
+        title: what messages call it.
+        protocols: what its contents may lead to, as FFmpeg names it.
+
+    Raises: VideoError when it is no video.
+    """
+    av = import_av()
     try:
-        return av.open(local(path), options={"protocol_whitelist": "file"})  # a file cannot lead to the net
+        return av.open(source, options={"protocol_whitelist": protocols})
     except MemoryError:
         raise
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{path} cannot be opened as a video ({reason(error)}); it is damaged or not one") from None
+        raise VideoError(f"{title} cannot be opened as a video ({reason(error)}); it is damaged or not one") from None
 
 
-def _video_stream(container: Any, path: Path | str) -> Any:
+def video_stream(container: Any, path: Path | str) -> Any:
     """The stream FFmpeg would take: the default one with most pixels. Not threaded by frame: an error would also take
     its neighbours."""
     streams = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED_PICTURE]

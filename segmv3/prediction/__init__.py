@@ -5,20 +5,21 @@ Reading, prediction and writing overlap: the net runs in the caller's thread, th
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Error
 from segmv3.files import expanded, make_folder
-from segmv3.images import UInt8Array, read_image
+from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.media.encoding import FORMATS
-from segmv3.media.video import VideoReader
+from segmv3.media.live import LiveReader
 from segmv3.pipeline import read_ahead, work_behind
 from segmv3.prediction.contract import Job, Kind, Shot, Sink
 from segmv3.prediction.results import KINDS
-from segmv3.prediction.sources import ImageSource, VideoSource, find_source
+from segmv3.prediction.sources import FrameSource, PictureSource, Source, find_source
 
 Predict = Callable[[UInt8Array], UInt8Array]
 """uint8 H x W x 3, RGB -> labels, uint8 H x W, an array of its own. Called from one thread, in order."""
@@ -39,7 +40,7 @@ class PartialResultError(Segmv3Error):
 
 
 def predict_source(
-    source: str,
+    source: str | Source,
     predict: Predict,
     classes: Classes | Callable[[], Classes],
     output: Path,
@@ -57,7 +58,8 @@ def predict_source(
     `output` is left out.
 
     Args:
-        source: an image, folder, glob pattern, .txt list or video; see `segmv3.prediction.sources.find_source`.
+        source: what `segmv3.prediction.sources.find_source` takes: a file, folder, pattern, list, camera or address; or
+            what it gives, or an object of one's own with the same members.
         predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W.
         classes: the net's classes, or how to get them once nothing is left to refuse.
         save: names of `KINDS`, or kinds of one's own.
@@ -76,10 +78,12 @@ def predict_source(
     if video not in FORMATS:
         raise ConfigError(f"cannot write videos as {video!r}; choose from {', '.join(FORMATS)}")
     kinds, job = _kinds(save), Job(classes, Path(output), overwrite, video)
-    _refuse_own_folder(source, job.output)
-    found = find_source(source, leave_out=job.output)
-    run = _predict_video if isinstance(found, VideoSource) else _predict_images
-    return run(found, predict, kinds, job, progress or _silent)  # type: ignore[arg-type]
+    if isinstance(source, str):
+        _refuse_own_folder(source, job.output)
+        source = find_source(source, leave_out=job.output)
+    if hasattr(source, "open"):
+        return _predict_video(source, predict, kinds, job, progress or _silent)
+    return _predict_images(source, predict, kinds, job, progress or _silent)
 
 
 def _kinds(save: Sequence[str | Kind]) -> list[Kind]:
@@ -126,7 +130,7 @@ def _open_net(job: Job) -> None:
 
 
 def _predict_images(
-    images: ImageSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
+    images: PictureSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
 ) -> list[Path]:
     sinks = [kind.of_images(job, images.names) for kind in kinds]
     targets = [target for sink in sinks for target in sink.targets]
@@ -148,7 +152,7 @@ def _predict_images(
 
     try:
         with (
-            read_ahead(map(_read, images.paths)) as read,
+            read_ahead(images.pictures()) as read,
             work_behind(finish, _label(images.names, read, predict), threads=_PNG_THREADS, waiting=0) as finished,
         ):
             for done, outcome in enumerate(finished, 1):
@@ -173,14 +177,6 @@ def _noted(sinks: Sequence[Sink], outcome: list[list[Path]]) -> list[Path]:
     for sink, made in zip(sinks, outcome, strict=True):
         sink.note(made)
     return [path for made in outcome for path in made]
-
-
-def _read(path: Path) -> UInt8Array | DataError:
-    """Read an image. An error is returned, not raised, so that the other images are still read."""
-    try:
-        return read_image(path)
-    except DataError as error:
-        return error
 
 
 def _label(
@@ -208,12 +204,12 @@ def _image_error(failures: Sequence[_Failure], total: int, output: Path) -> Segm
 
 
 def _predict_video(
-    video: VideoSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
+    video: FrameSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
 ) -> list[Path]:
     sinks = [kind.of_video(job, video.name) for kind in kinds]
     targets = [target for sink in sinks for target in sink.targets]
-    _refuse_conflicts([video.path], targets, job.overwrite)
-    with VideoReader(video.path) as frames, ExitStack() as files:
+    _refuse_conflicts(video.paths, targets, job.overwrite)
+    with video.open() as frames, ExitStack() as files:
         _open_net(job)
         make_folder(job.output)
         for sink in sinks:
@@ -229,9 +225,14 @@ def _predict_video(
 
         announced = frames.announced_frames
         try:
-            with read_ahead(frames.timed()) as read, work_behind(finish, shots(read)) as finished:
+            with _read(frames) as read, work_behind(finish, shots(read)) as finished:
                 for done, _ in enumerate(finished, 1):
                     progress(done, announced)
         finally:
             _finished(sinks)
     return targets
+
+
+def _read(frames: Any) -> AbstractContextManager[Iterator[tuple[UInt8Array, Fraction]]]:
+    """Frames of a file ahead of the net; live ones when they are asked for, so that none waits and grows old."""
+    return nullcontext(frames.timed()) if isinstance(frames, LiveReader) else read_ahead(frames.timed())

@@ -1,34 +1,82 @@
-"""What a user names as SOURCE, turned into work: images with names for their results, or one video."""
+"""What a user names as SOURCE, turned into work: images with names for their results, or the frames of one video."""
 
 import glob
-import os
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from segmv3.errors import DataError, Segmv3Warning, shortened
-from segmv3.files import expanded, files_below
-from segmv3.images import NOTES, read_file
-from segmv3.images import SUFFIXES as IMAGE_SUFFIXES
+from segmv3.errors import ConfigError, DataError, ResourceError
+from segmv3.files import expanded
+from segmv3.images import MAX_BYTES, PHONE_SUFFIXES, UInt8Array, is_image, read_image
+from segmv3.media import addresses, live, pipes
+from segmv3.media.live import LiveReader
+from segmv3.media.video import VideoReader
+from segmv3.prediction import listing
+from segmv3.prediction.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ImageSource, listed, surroundings
 
-VIDEO_SUFFIXES = frozenset(  # what cameras, phones and recorders write, and FFmpeg opens by itself
-    {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpv", ".m1v", ".m2v", ".vob"}
-    | {".ts", ".m2t", ".m2ts", ".mts", ".trp", ".tod", ".dv", ".mxf", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2"}
-    | {".ogv", ".ogm", ".nut", ".ivf", ".h264", ".h265", ".hevc", ".mjpeg", ".mjpg", ".y4m", ".gif"}
-)
 _LIST_SUFFIX = ".txt"
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """Image files, in the order they are worked on."""
+class PictureSource(Protocol):
+    """Pictures, each with a name and a size of its own."""
 
-    paths: tuple[Path, ...]
-    names: tuple[str, ...]
-    """One per path and all different: where its results go below the output folder, without a suffix. "/"
-    separates folders. Two files `a.jpg` and `a.png` side by side are named by their full file names."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One per picture and all different: where its results go below the output folder, without a suffix."""
+        ...
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Files that results must not replace."""
+        ...
+
+    def pictures(self) -> Iterable[UInt8Array | DataError]:
+        """Uint8 H x W x 3, RGB; or why there is none: the others are still to be read."""
+        ...
+
+
+class FrameSource(Protocol):
+    """A video, a camera or a stream: frames of one size, each with a time."""
+
+    @property
+    def name(self) -> str:
+        """How its results are named, without a suffix."""
+        ...
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Files that results must not replace."""
+        ...
+
+    def open(self) -> AbstractContextManager[Any]:
+        """Its frames, as `segmv3.media.video.VideoReader` gives them, or `segmv3.media.live.LiveReader`."""
+        ...
+
+
+Source = PictureSource | FrameSource
+"""What `predict_source` works on; one of a user's own is an object with the same members."""
+
+
+@dataclass(frozen=True)
+class HeldImage:
+    """One picture that is no file: it came through a pipe or from the net."""
+
+    name: str
+    data: bytes
+    origin: str
+    paths: tuple[Path, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name alone."""
+        return (self.name,)
+
+    def pictures(self) -> Iterator[UInt8Array | DataError]:
+        """The picture."""
+        yield read_image(self.origin, self.data)
 
 
 @dataclass(frozen=True)
@@ -42,16 +90,54 @@ class VideoSource:
         """How its results are named, without a suffix."""
         return self.path.stem
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
 
-def find_source(source: str, *, leave_out: Path | None = None) -> ImageSource | VideoSource:
-    """Find what SOURCE stands for; nothing is decoded.
+    def open(self) -> VideoReader:
+        """Its frames."""
+        return VideoReader(self.path)
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """Frames that come from elsewhere than a file."""
+
+    name: str
+    opener: Callable[[], AbstractContextManager[Any]]
+    paths: tuple[Path, ...] = ()
+
+    def open(self) -> AbstractContextManager[Any]:
+        """Its frames."""
+        return self.opener()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user wrote as SOURCE."""
+
+    text: str
+    path: Path
+    leave_out: Path | None
+    raw: tuple[int, int] | None
+
+    @property
+    def is_device(self) -> bool:
+        return self.path.is_char_device() and self.path.name.startswith("video")
+
+
+def find_source(source: str, *, leave_out: Path | None = None, raw: tuple[int, int] | None = None) -> Source:
+    """Find what SOURCE stands for; nothing is decoded. What exists as a file or folder is that.
 
     Args:
         source: an image, a folder (searched with its subfolders, sorted; dot files are ignored), a glob
-            pattern, a .txt file with one image path a line (relative to the current folder, or else to that
-            of the file; `#` starts a comment line), or a video.
+            pattern, a sequence such as `frame_%04d.png`, a .txt file with one image path a line (relative to the
+            current folder, or else to that of the file; `#` starts a comment line), a video, the number of a camera,
+            an address, "screen", or "-" for standard input.
         leave_out: a folder below the searched one that is not entered: where results go, so that a second
             run does not take the results of the first for images.
+        raw: width and height of bare RGB frames on standard input.
 
     Raises: DataError when there is nothing there or nothing that can be read.
     Warns: Segmv3Warning when a folder or pattern also holds pictures or videos that are left out.
@@ -63,179 +149,98 @@ def find_source(source: str, *, leave_out: Path | None = None) -> ImageSource | 
         path.exists()
     except OSError as error:
         raise DataError(f"{source[:60]}... cannot be looked up ({error.strerror})") from None
-    if path.is_dir():
-        return _from_folder(path, leave_out)
-    if path.exists():
-        return _from_file(path)
-    if glob.has_magic(source):
-        return _from_pattern(str(path))
-    if path.is_symlink():
-        raise DataError(f"{path} is a link to nowhere")
-    if "://" in source:
-        raise DataError(f"{source} is an address; save it as a file first ({_SUPPORTED})")
-    raise DataError(f"{source} does not exist ({_surroundings(path)})")
+    asked = _Asked(source, path, leave_out, raw)
+    if raw and source != "-":
+        raise ConfigError("--raw is for frames on standard input; name - as the source")
+    return next(opener for matches, opener in _OPENERS if matches(asked))(asked)
 
 
-def _from_file(path: Path) -> ImageSource | VideoSource:
-    suffix = path.suffix.lower()
+def _missing(asked: _Asked) -> Source:
+    if asked.path.is_symlink():
+        raise DataError(f"{asked.path} is a link to nowhere")
+    raise DataError(f"{asked.text} does not exist ({surroundings(asked.path)})")
+
+
+def _from_file(asked: _Asked) -> Source:
+    path, suffix = asked.path, asked.path.suffix.lower()
     if not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder; {_SUPPORTED}")
     if suffix in VIDEO_SUFFIXES:
         return VideoSource(path)
     if suffix == _LIST_SUFFIX:
-        return _from_list(path)
+        return listing.inlisted(path)
     if suffix in IMAGE_SUFFIXES:
         return ImageSource((path,), (path.stem,))
+    if suffix in PHONE_SUFFIXES:
+        advice = "pip install -U pillow" if suffix == ".avif" else 'pip install "segmv3[heic]"'
+        raise ResourceError(f"{path} needs a decoder that is not installed: {advice}")
     raise DataError(f"{path} is of a type that cannot be read; {_SUPPORTED}")
 
 
-def _from_folder(folder: Path, leave_out: Path | None) -> ImageSource:
-    files, others = _files_below(folder, leave_out)
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        raise DataError(f"{folder} holds no images (looked for {_list(IMAGE_SUFFIXES)}; {_census(files)})")
-    _warn_of_left_out(folder, files, others)
-    return _images(images, folder)
+def _from_camera(asked: _Asked) -> Source:
+    device = int(asked.text) if asked.text.isdigit() else str(asked.path)
+    title = f"camera {device}"
+    name = f"camera{device}" if isinstance(device, int) else asked.path.name
+    return OpenedSource(name, lambda: LiveReader(title, lambda: live.camera(device)))
 
 
-def _from_pattern(pattern: str) -> ImageSource | VideoSource:
-    matches = [Path(match) for match in sorted(_matches("", Path(pattern).parts))]
-    files = [path for path in matches if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if len(files) == 1 and files[0].suffix.lower() in VIDEO_SUFFIXES:
-        return VideoSource(files[0])
-    if not images:
-        raise DataError(f"{pattern} matches no images (looked for {_list(IMAGE_SUFFIXES)}; {_census(files)})")
-    odd = sum(not (path.is_file() or path.is_dir()) for path in matches)
-    _warn_of_left_out(pattern, files, Counter({"no regular file": odd}))
-    return _images(images, _common_folder(images))
+def _from_screen(asked: _Asked) -> Source:
+    return OpenedSource("screen", lambda: LiveReader("screen", live.screen))
 
 
-def _matches(done: str, parts: Sequence[str]) -> list[str]:
-    """What a pattern matches: each part of it is a name first, then a pattern, then one whose brackets are no more
-    than brackets."""
-    if not parts:
-        return glob.glob(done, recursive=True)  # noqa: PTH207 (may be absolute)
-    part = parts[0]
-    for choice in dict.fromkeys((glob.escape(part), part, part.replace("[", "[[]"))):
-        way = os.path.join(done, choice)  # noqa: PTH118
-        is_there = next(glob.iglob(way, recursive=True), None) is not None  # noqa: PTH207
-        if is_there and (found := _matches(way, parts[1:])):
-            return found
-    return []
+def _from_address(asked: _Asked) -> Source:
+    """A picture is here at once; a video of known length is downloaded when it is opened; the rest is live."""
+    address = asked.text
+    scheme, name = address.partition("://")[0].lower(), addresses.name_of(address)
+
+    def follow() -> AbstractContextManager[Any]:
+        return LiveReader(addresses.shown(address), lambda: live.stream(address))
+
+    if scheme in addresses.STREAMS:
+        return OpenedSource(name, follow)
+    if scheme not in addresses.WEB:
+        raise DataError(f"{addresses.shown(address)} is no address that is read; {_SUPPORTED}")
+    answer = addresses.ask(address, MAX_BYTES)
+    if answer.image:
+        return HeldImage(name, answer.image, addresses.shown(address))
+    if not answer.endless:
+        return OpenedSource(name, lambda: pipes.kept(lambda folder: addresses.download(address, folder), address))
+    return OpenedSource(name, follow)
 
 
-def _from_list(list_file: Path) -> ImageSource:
-    data = read_file(list_file)
-    try:  # a name that is not UTF-8 is a name; as PowerShell writes, there are two bytes a letter
-        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = data.decode("utf-16") if wide else data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{list_file} cannot be read as a text file of image paths ({error})") from None
-    entries = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    wanted = [(number, entry) for number, entry in entries if entry and not entry.startswith("#")]
-    if not wanted:
-        raise DataError(f"{list_file} names no images; it should hold one image path a line")
-    images = dict.fromkeys(_listed(list_file, number, entry) for number, entry in wanted)
-    return _images(list(images), _common_folder(images))
+def _from_input(asked: _Asked) -> Source:
+    """A picture is read at once, an MP4 kept in a file: its index may come last. Other videos are read as they come."""
+    pipe, name = pipes.standard_input(), "stdin"
+    if size := asked.raw:
+        return OpenedSource(name, lambda: pipes.RawReader(pipe, size))
+    head = pipe.peek(64)
+    if is_image(head):
+        return HeldImage(name, pipe.read(MAX_BYTES), pipes.INPUT)
+    if head[4:8] == b"ftyp":
+        return OpenedSource(name, lambda: pipes.kept(lambda folder: pipes.save(pipe, folder), pipes.INPUT))
+    return OpenedSource(name, lambda: pipes.read_pipe(pipe))
 
 
-def _listed(list_file: Path, number: int, entry: str) -> Path:
-    """The image that one line of a list file names."""
-    written, entry = expanded(entry), shortened(entry, 200)
-    for path in (written, list_file.parent / written):
-        if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                known = _list(IMAGE_SUFFIXES)
-                raise DataError(f"{list_file} line {number}: {entry} is not an image ({known})")
-            return path
-    where = "" if written.is_absolute() else f" in {Path.cwd()} or {list_file.parent.resolve()}"
-    raise DataError(f"{list_file} line {number}: {shortened(entry, 200)} does not exist{where}")
-
-
-def _files_below(folder: Path, leave_out: Path | None) -> tuple[list[Path], Counter[str]]:
-    """Every file below a folder, sorted, and how many others there are of a kind: hidden images, pipes and devices.
-
-    Links to nowhere with an image's name are among the files, so that whoever reads them says so.
-    """
-    unwanted = None if leave_out is None else Path(os.path.realpath(leave_out))
-    unwanted = None if unwanted == folder.resolve() else unwanted
-    files, others, outside = list[Path](), Counter[str](), dict[Path, bool]()
-    for found, what in files_below(folder):
-        path = Path(found)
-        if path.parent not in outside:
-            real = path.parent.resolve()
-            outside[path.parent] = unwanted is None or not (real == unwanted or unwanted in real.parents)
-        is_image = path.suffix.lower() in IMAGE_SUFFIXES
-        if not outside[path.parent] or path.name.startswith("._"):
-            continue
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            others["hidden"] += is_image
-        elif what == "file" or (is_image and what != "no file"):
-            files.append(path)
-        else:
-            others["no regular file" if what == "no file" else what] += 1
-    return sorted(files), others
-
-
-def _images(paths: list[Path], folder: Path) -> ImageSource:
-    """Name images by their way below `folder`: the shortest name that no other image could also claim."""
-    root = _absolute(folder)
-    full = [_absolute(path).relative_to(root).as_posix() for path in paths]
-    short = [name.removesuffix(path.suffix) for name, path in zip(full, paths, strict=True)]
-    # Counted without regard to case: results may land on a file system that does not tell A from a.
-    claims = Counter(name.casefold() for name in short) + Counter({name.casefold() for name in full})
-    names = (s if claims[s.casefold()] == 1 else f for s, f in zip(short, full, strict=True))
-    return ImageSource(tuple(paths), tuple(names))
-
-
-def _common_folder(paths: Iterable[Path]) -> Path:
-    return Path(os.path.commonpath([_absolute(path.parent) for path in paths]))
-
-
-def _absolute(path: Path) -> Path:
-    """Without `..`, links kept: `Path.resolve` would lead a linked image out of its folder."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
-
-
-def _warn_of_left_out(where: Path | str, files: list[Path], others: Counter[str]) -> None:
-    kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
-    left_out = Counter({kind: count for kind, count in kinds.items() if kind not in IMAGE_SUFFIXES | NOTES})
-    left_out = +(left_out + others)
-    if left_out:
-        text = f"data: {where}: left out {_counts(left_out)}; only {_list(IMAGE_SUFFIXES)} are taken"
-        alone = ", and a video must be named alone" if VIDEO_SUFFIXES & left_out.keys() else ""
-        warnings.warn(text + alone, Segmv3Warning, stacklevel=2)
-
-
-def _census(files: list[Path]) -> str:
-    """`found 3 .mp4, 1 .txt`."""
-    return "found " + (_counts(Counter(path.suffix.lower() or "without suffix" for path in files)) or "nothing")
-
-
-def _counts(kinds: Counter[str]) -> str:
-    shown = [f"{count:,} {kind}" for kind, count in kinds.most_common(5)]
-    return ", ".join(shown) + (", ..." if len(kinds) > 5 else "")
-
-
-def _surroundings(path: Path) -> str:
-    """What there is in the nearest existing folder above a path that does not exist."""
-    folder = next(parent for parent in _absolute(path).parents if parent.is_dir())
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        return f"{folder} cannot be listed: {error.strerror}"
-    if not names:
-        return f"{folder} is empty"
-    more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
-    return f"{folder} holds {', '.join(names[:4])}{more}"
-
-
-def _list(suffixes: Iterable[str]) -> str:
-    return " ".join(sorted(suffixes))
+def _from_pattern(asked: _Asked) -> Source:
+    found = listing.by_pattern(str(asked.path))
+    return VideoSource(found) if isinstance(found, Path) else found
 
 
 _SUPPORTED = (
-    f"supported are images ({_list(IMAGE_SUFFIXES)}), folders and glob patterns of images, "
-    f"a .txt file of image paths, and videos ({_list(VIDEO_SUFFIXES)})"
+    f"supported are images ({listed(IMAGE_SUFFIXES)}), folders, glob patterns and sequences (%04d) of images, "
+    f"a .txt file of image paths, videos ({listed(VIDEO_SUFFIXES)}), the number of a camera, addresses "
+    f"({' '.join(f'{scheme}://' for scheme in (*addresses.WEB, *addresses.STREAMS))}), screen, and - for standard input"
 )
+_OPENERS: tuple[tuple[Callable[[_Asked], object], Callable[[_Asked], Source]], ...] = (
+    (lambda asked: asked.text == "-", _from_input),
+    (lambda asked: asked.path.is_dir(), lambda asked: listing.in_folder(asked.path, asked.leave_out)),
+    (lambda asked: asked.is_device, _from_camera),
+    (lambda asked: asked.path.exists(), _from_file),
+    (lambda asked: asked.text.isascii() and asked.text.isdigit(), _from_camera),
+    (lambda asked: asked.text == "screen", _from_screen),
+    (lambda asked: "://" in asked.text, _from_address),
+    (lambda asked: re.search(r"%0?\d*d", asked.path.name), lambda asked: listing.in_sequence(asked.path)),
+    (lambda asked: glob.has_magic(asked.text), _from_pattern),
+    (lambda asked: True, _missing),
+)
+"""What a text is, and how it is opened; the first that fits."""

@@ -1,0 +1,147 @@
+"""Pictures and videos at addresses. Nothing here is called but for an address that the user named as the source."""
+
+import ssl
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from segmv3.errors import DataError, VideoError
+from segmv3.files import write_error
+from segmv3.images import is_image
+from segmv3.media.containers import import_av, reason
+
+WEB = ("http", "https")
+STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp")
+_PROTOCOLS = ",".join((*WEB, *STREAMS, "tls", "httpproxy", "crypto", "data"))  # what comes from the net reads no files
+PATIENCE = 10  # seconds without a byte
+_PLAYLISTS = (b"#EXTM3U", b"<MPD", b"<?xml")
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<body")
+
+
+def shown(address: str) -> str:
+    """An address without a password."""
+    parts = urlsplit(address)
+    return address.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1)
+
+
+def name_of(address: str) -> str:
+    """How results of an address are named: by the last part of its path, else by its host."""
+    parts = urlsplit(address)
+    last = Path(unquote(parts.path)).stem or parts.hostname or parts.scheme
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in last)[:100].lstrip(".") or "stream"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a web server gives for an address.
+
+    Attributes:
+        image: the whole file, where it is a picture.
+        endless: whether it is a stream: a playlist, or without an end that is known.
+        multipart: whether it is a row of pictures, as cameras send it.
+    """
+
+    image: bytes | None
+    endless: bool
+    multipart: bool
+
+
+def ask(address: str, most: int) -> Answer:
+    """Look at what a web server gives.
+
+    Args:
+        address: begins with http:// or https://.
+        most: largest picture that is taken, in bytes.
+
+    Raises:
+        DataError: nothing is there, or a web page; or the certificate is not trusted.
+    """
+    response, head = _request(address)
+    with response:
+        kind = response.headers.get_content_type()
+        start = head.lstrip().lower()
+        if start.startswith(_PAGES) or (kind == "text/html" and not is_image(head)):
+            raise DataError(f"{shown(address)} is a web page; name the address of the picture or video itself")
+        if is_image(head):
+            data = head + response.read(most)
+            if len(data) > most:
+                raise DataError(f"{shown(address)} is a picture of more than {most:,} bytes")
+            return Answer(data, False, False)
+        playlist = head.lstrip().startswith(_PLAYLISTS)
+        multipart = kind.startswith("multipart/")
+        return Answer(None, playlist or multipart or not _length(response.headers), multipart)
+
+
+def download(address: str, folder: Path) -> Path:
+    """Save a file of a known length. One that breaks off is kept: its reader says so.
+
+    Raises: DataError as `ask`; ResourceError when the disk is full.
+    """
+    response, head = _request(address)
+    path = folder / "video"
+    with response, path.open("wb") as file:
+        try:
+            file.write(head)
+            while part := _part(response):
+                file.write(part)
+        except OSError as error:
+            raise write_error(error, path, _length(response.headers)) from None
+    return path
+
+
+def _part(response: Any) -> bytes:
+    try:
+        return response.read(1 << 20)
+    except (OSError, HTTPException):  # the connection is gone
+        return b""
+
+
+def _request(address: str) -> tuple[Any, bytes]:
+    """An open answer, and its first bytes."""
+    try:
+        response = urlopen(Request(address, headers={"User-Agent": "segmv3"}), timeout=PATIENCE)
+        return response, response.read1(512)
+    except HTTPError as error:
+        raise DataError(f"{shown(address)} answers {error.code} ({error.reason})") from None
+    except (OSError, ValueError, HTTPException) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise DataError(f"{shown(address)} is not trusted ({cause.verify_message})") from None
+        if isinstance(cause, ssl.SSLError):
+            raise DataError(f"{shown(address)}: no secure connection ({cause.reason or cause})") from None
+        why = reason(cause) if isinstance(cause, BaseException) else str(cause)
+        raise DataError(f"{shown(address)} cannot be reached ({why})") from None
+
+
+def _length(headers: HTTPMessage) -> int:
+    said = headers.get("Content-Length", "")
+    return int(said) if said.isascii() and said.isdigit() else 0
+
+
+def open_address(address: str) -> Any:
+    """A stream, opened by PyAV. It ends in an error when nothing comes for ten seconds.
+
+    Raises: OSError when it cannot be opened now; VideoError when what is there is no video.
+    """
+    av = import_av()
+    options = {"protocol_whitelist": _PROTOCOLS}
+    if address.startswith("https"):
+        options |= {"tls_verify": "1"} | ({"ca_file": file} if (file := ssl.get_default_verify_paths().cafile) else {})
+    if address.startswith("rtsp"):
+        options["rtsp_flags"] = "prefer_tcp"  # over UDP pictures come torn
+    try:
+        return av.open(address, options=options, timeout=(PATIENCE, PATIENCE))
+    except MemoryError:
+        raise
+    except av.error.InvalidDataError:
+        raise VideoError(f"{shown(address)} sends no video that can be read") from None
+    except av.error.ExitError:
+        raise TimeoutError(f"nothing came for {PATIENCE} s") from None
+    except (av.error.HTTPClientError, av.error.ProtocolNotFoundError) as error:
+        raise VideoError(f"{shown(address)} cannot be opened ({reason(error)})") from None
+    except av.error.FFmpegError as error:
+        raise OSError(reason(error)) from None
