@@ -231,10 +231,9 @@ def _read(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, I
 
 def _decoder(data: bytes, path: Path) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
     """What of Pillow opens a file, by its first bytes."""
-    if data[:4] == b"RIFF":
-        kind = WebPImagePlugin.WebPImageFile if data[8:12] == b"WEBP" else None
-    else:
-        kind = next((kind for start, kind in _FORMATS if data.startswith(start)), None)
+    kind = next((kind for start, kind in _FORMATS if data.startswith(start)), None)
+    if data[:4] == b"RIFF" and data[8:12] != b"WEBP":
+        kind = None
     if kind is None and data[4:8] == b"ftyp":
         kind = _modern(data, path)
     if kind is None:

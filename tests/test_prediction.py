@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 import segmv3
-from segmv3 import prediction
 from segmv3.errors import ConfigError, DataError, OutputError, PartialVideoError, ResourceError, VideoError
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
-from segmv3.prediction import PartialResultError, predict_source, results
+from segmv3.prediction import PartialResultError, listing, predict_source, results, sources
 from segmv3.prediction.results import KINDS
 
 CLASSES = Classes(("road", "car", "sky"), ((128, 64, 128), (0, 0, 142), (70, 130, 180)))
@@ -256,7 +255,7 @@ def test_images_are_read_and_written_while_others_are_predicted(here: Path, monk
         with changed:
             changed.notify_all()
 
-    monkeypatch.setattr(prediction, "read_image", reading)
+    monkeypatch.setattr(listing, "read_image", reading)
     monkeypatch.setattr(results, "write_png", writing)
     written = predict_source("in", predicting, CLASSES, Path("out"), save=["labels"])
     assert written == [Path(f"out/{index:03d}_labels.png") for index in range(6)]
@@ -521,7 +520,7 @@ def test_frames_are_read_and_written_while_others_are_predicted(here: Path, monk
             assert changed.wait_for(lambda: counts["written"] >= index, SOON)
         return predict(image)
 
-    monkeypatch.setattr(prediction, "VideoReader", Reader)
+    monkeypatch.setattr(sources, "VideoReader", Reader)
     monkeypatch.setattr(results, "VideoWriter", Writer)
     predict_source("d.mp4", predicting, CLASSES, Path("out"))
     assert counts == {"read": 12, "written": 12}

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from segmv3.errors import DataError, Segmv3Warning
+from segmv3.prediction import listing
+from segmv3.prediction.listing import IMAGE_SUFFIXES
 from segmv3.prediction.sources import ImageSource, VideoSource, find_source
+
+KNOWN = listing.listed(IMAGE_SUFFIXES)
 
 
 @pytest.fixture
@@ -121,9 +125,9 @@ def test_names_never_leave_the_output_folder(here: Path) -> None:
 
 
 def test_left_out_pictures_and_videos_are_announced(here: Path) -> None:
-    put("in/a.png", "in/b.heic", "in/c.heic", "in/d.mp4", "in/readme.md")
+    put("in/a.png", "in/b.jxl", "in/c.jxl", "in/d.mp4", "in/readme.md")
     Path("in/notes").symlink_to("nowhere")
-    said = r"^data: in: left out 2 \.heic, 1 \.mp4, 1 link to nowhere; only \.bmp .*, and a video must be named alone$"
+    said = r"^data: in: left out 2 \.jxl, 1 \.mp4, 1 link to nowhere; only \..*, and a video must be named alone$"
     with pytest.warns(Segmv3Warning, match=said):
         assert images("in") == {"in/a.png": "a"}
 
@@ -177,21 +181,21 @@ def test_nothing_there(here: Path) -> None:
     assert complaint("in/a.png").endswith(f"({here}/in holds b.png, c.png, d.png, e.png and 2 more)")
     assert complaint("no/such/a.png").endswith(f"({here} holds in)")
     assert complaint("~/no-such-folder-here").startswith("data: ~/no-such-folder-here does not exist (")
-    assert complaint("  ").startswith("data: no source was named; supported are images (.bmp .jfif ")
-    assert complaint("https://a.b/c.jpg").startswith(
-        "data: https://a.b/c.jpg is an address; save it as a file first (supported are images (.bmp"
+    assert complaint("  ").startswith(f"data: no source was named; supported are images ({KNOWN}), ")
+    assert complaint("sftp://me:secret@a.b/c.jpg").startswith(
+        f"data: sftp://a.b/c.jpg is no address that is read; supported are images ({KNOWN}), "
     )
 
 
 def test_nothing_to_use(here: Path) -> None:
     put("in/a.mp4", "in/b.mp4", "in/c.txt", "in/d")
-    looked = "(looked for .bmp .jfif .jif .jpe .jpeg .jpg .png .tif .tiff .webp; found 2 .mp4, "
+    looked = f"(looked for {KNOWN}; found 2 .mp4, "
     assert complaint("in") == f"data: in holds no images {looked}1 .txt, 1 without suffix)"
     assert complaint("in/*.mp4") == f"data: in/*.mp4 matches no images {looked.removesuffix(', ')})"
     assert complaint("in/*.jpg").endswith("; found nothing)")
     put("paper.pdf")
     told = complaint("paper.pdf")
-    assert told.startswith("data: paper.pdf is of a type that cannot be read; supported are images (.bmp ")
+    assert told.startswith("data: paper.pdf is of a type that cannot be read; supported are images (")
     assert ".mp4" in told and ".txt" in told
 
 
@@ -202,7 +206,7 @@ def test_nothing_to_use(here: Path) -> None:
         (b"/no/a.png\n", "l.txt line 1: /no/a.png does not exist"),
         (
             b"a.png\nv.mp4\n",
-            "l.txt line 2: v.mp4 is not an image (.bmp .jfif .jif .jpe .jpeg .jpg .png .tif .tiff .webp)",
+            f"l.txt line 2: v.mp4 is not an image ({KNOWN})",
         ),
         (b"# nothing\n\n", "l.txt names no images; it should hold one image path a line"),
     ],

@@ -21,7 +21,9 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Label an image, a list of images (.txt), a folder, a glob or a video."""
 
     source: tyro.conf.Positional[str]
-    """What to label."""
+    """What to label: an image, a folder, a quoted glob, a sequence (frame_%04d.png), a .txt list of images, a video, the
+    number of a camera (0), an address (rtsp://, rtmp://, http://, https:// and others), screen, or - for standard
+    input."""
     weights: str | None = None
     """Weight file, name of `segmv3 weights list`, or a file that segmv3 export wrote. By default the best published
     net for streets, downloaded once."""
@@ -34,6 +36,8 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Replace results of an earlier run."""
     steady: bool = False
     """For frames of one video: average over time where the picture does not move, so that labels flicker less."""
+    raw: tuple[int, int] | None = None
+    """Width and height of bare RGB frames that come through standard input (-)."""
     video: Literal["webm", "mp4", "av1"] = "webm"
     """How videos are written: webm is VP9, mp4 is H.264, which every phone plays, av1 is AV1 in MP4. Sound is copied
     where the file can hold it: AAC in MP4, Opus in WebM."""
@@ -48,6 +52,7 @@ def run(arguments: list[str]) -> None:
     options.import_parts()
     from segmv3.images import UInt8Array
     from segmv3.prediction import predict_source
+    from segmv3.prediction.sources import find_source
     from segmv3.screen import Screen
 
     console = Screen()
@@ -90,7 +95,7 @@ def run(arguments: list[str]) -> None:
     with console.progress() as progress:
         bar = progress.add_task("predict", total=None)
         written = predict_source(
-            options.source,
+            find_source(options.source, raw=options.raw) if options.raw else options.source,
             label,
             lambda: net().classes,
             options.output,

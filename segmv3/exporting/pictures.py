@@ -14,7 +14,8 @@ from segmv3.evaluation.counting import open_labelled
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import Classes
 from segmv3.mini_city import render_scene
-from segmv3.prediction.sources import ImageSource, find_source
+from segmv3.prediction.listing import ImageSource
+from segmv3.prediction.sources import find_source
 from segmv3.runtime.backends import Size
 
 _USUAL_IMAGES = 16

@@ -27,7 +27,7 @@ from segmv3.media.frames import View
 from segmv3.media.video import video_stream
 
 Feed = Callable[[], Iterator[Callable[[], UInt8Array]]]
-"""Opens a source and gives what comes, each picture as a call that makes its pixels: of a dropped one nobody makes them.
+"""Opens a source and gives what comes, each picture as a call that makes its pixels: for a dropped one it is not made.
 After its end, or an exception, it is called again, unless the first call ends with a Segmv3Error: that is for good."""
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)

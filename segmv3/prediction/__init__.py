@@ -81,7 +81,7 @@ def predict_source(
     if isinstance(source, str):
         _refuse_own_folder(source, job.output)
         source = find_source(source, leave_out=job.output)
-    if hasattr(source, "open"):
+    if isinstance(source, FrameSource):
         return _predict_video(source, predict, kinds, job, progress or _silent)
     return _predict_images(source, predict, kinds, job, progress or _silent)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from segmv3.errors import ConfigError, DataError, ResourceError
 from segmv3.files import expanded
@@ -38,6 +38,7 @@ class PictureSource(Protocol):
         ...
 
 
+@runtime_checkable
 class FrameSource(Protocol):
     """A video, a camera or a stream: frames of one size, each with a time."""
 
