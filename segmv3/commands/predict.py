@@ -21,9 +21,8 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Label an image, a list of images (.txt), a folder, a glob or a video."""
 
     source: tyro.conf.Positional[str]
-    """What to label: an image, a folder, a quoted glob, a sequence (frame_%04d.png), a .txt list of images, a video, the
-    number of a camera (0), an address (rtsp://, rtmp://, http://, https:// and others), screen, or - for standard
-    input."""
+    """What to label: an image, a folder, a quoted glob, a sequence (frame_%04d.png), a .txt list of images, a video,
+    the number of a camera (0), an address (rtsp://, rtmp://, http://, https://), screen, or - for standard input."""
     weights: str | None = None
     """Weight file, name of `segmv3 weights list`, or a file that segmv3 export wrote. By default the best published
     net for streets, downloaded once."""

@@ -1,6 +1,7 @@
 """Pictures and videos at addresses. Nothing here is called but for an address that the user named as the source."""
 
 import ssl
+from base64 import b64encode
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -9,7 +10,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from segmv3.errors import DataError, VideoError
+from segmv3.errors import DataError, VideoError, shortened
 from segmv3.files import write_error
 from segmv3.images import is_image
 from segmv3.media.containers import import_av, reason
@@ -22,10 +23,16 @@ _PLAYLISTS = (b"#EXTM3U", b"<MPD", b"<?xml")
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body")
 
 
-def shown(address: str) -> str:
+def _bare(address: str) -> str:
     """An address without a password."""
-    parts = urlsplit(address)
-    return address.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1)
+    scheme, rest = address.split("://", 1)
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def shown(address: str) -> str:
+    """An address for messages: without a password, and not longer than a line."""
+    return shortened(_bare(address), 200)
 
 
 def name_of(address: str) -> str:
@@ -102,8 +109,12 @@ def _part(response: Any) -> bytes:
 
 def _request(address: str) -> tuple[Any, bytes]:
     """An open answer, and its first bytes."""
+    headers, parts = {"User-Agent": "segmv3"}, urlsplit(address)
+    if "@" in parts.netloc:  # urllib takes what stands there for a part of the host
+        secret = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
+        headers["Authorization"] = f"Basic {b64encode(secret).decode()}"
     try:
-        response = urlopen(Request(address, headers={"User-Agent": "segmv3"}), timeout=PATIENCE)
+        response = urlopen(Request(_bare(address), headers=headers), timeout=PATIENCE)
         return response, response.read1(512)
     except HTTPError as error:
         raise DataError(f"{shown(address)} answers {error.code} ({error.reason})") from None

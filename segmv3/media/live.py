@@ -74,14 +74,14 @@ class LiveReader:
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
         """The newest frame each time one is asked for, once it is there, and when it came."""
-        came, pixels = self._begun, self._first
-        self._first = None
+        pixels, self._first, milliseconds = self._first, None, 0
         while True:
             assert pixels is not None
             self.frames_read += 1
-            yield pixels, Fraction(round((came - self._begun) * 1000), 1000)
+            yield pixels, Fraction(milliseconds, 1000)
             came, make = self._take()
             pixels = self._fitted(make())
+            milliseconds = max(milliseconds + 1, round((came - self._begun) * 1000))  # no two at the same time
 
     def _take(self) -> tuple[float, Callable[[], UInt8Array]]:
         """Wait for a frame, in steps: a signal can come between them."""

@@ -125,7 +125,7 @@ class _Asked:
 
     @property
     def is_device(self) -> bool:
-        return self.path.is_char_device() and self.path.name.startswith("video")
+        return bool(re.fullmatch(r"/dev/video\d+", self.text))
 
 
 def find_source(source: str, *, leave_out: Path | None = None, raw: tuple[int, int] | None = None) -> Source:
