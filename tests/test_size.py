@@ -6,7 +6,7 @@ from pathlib import Path
 
 import segmv3
 
-WHEEL_LINES = 29_900
+WHEEL_LINES = 30_700
 """Of Python in the wheel; the aim is 18,500."""
 FILE_LINES = 624
 """Of the longest file; the aim is 400."""
