@@ -153,7 +153,7 @@ def _write_page(folder: Path, evaluation: Evaluation, result: Result, console: S
 
         def samples_of(names: Sequence[str]) -> Iterator[Sample]:
             for done, image in enumerate(evaluation.labelled(names), 1):
-                yield Sample(image.pair.name, image.image, image.truth, image.prediction)
+                yield Sample(*image)
                 progress("draw the page", done, len(names))
 
         page = write_evaluation_page(folder, result, evaluation.dataset.classes, samples_of)

@@ -20,6 +20,8 @@ from segmv3.results.calibration import Calibration
 
 Instances = NDArray[np.uint16]
 
+Keep = Callable[[str, UInt8Array, UInt8Array, UInt8Array], object]
+
 
 # --- the data ---
 
@@ -83,64 +85,6 @@ class ImageCounts:
     calibration: Calibration | None = None
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """An image with its ground truth and what a net says."""
-
-    index: int
-    """Index in the data set."""
-    pair: Pair
-    image: UInt8Array
-    """uint8 H x W x 3, RGB."""
-    truth: UInt8Array
-    """uint8 H x W train ids, 255 = ignore."""
-    prediction: UInt8Array
-    """uint8 H x W train ids."""
-    confidence: NDArray[np.float32] | None
-    """Probability of the class of each pixel, H x W; None where nobody asked for it."""
-    instances: Instances | None
-
-
-def label_images(
-    labels_of: LabelsFunction | ConfidentFunction,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    precision: Precision = "fp32",
-    indices: Sequence[int] | None = None,
-    instances: bool = False,
-) -> Iterator[Labelled]:
-    """Run a net over a split, one image at a time.
-
-    Args:
-        labels_of: the net, as `segmv3.evaluation.labelling` makes it.
-        dataset: an open split.
-        device: where the images go.
-        precision: of torch's autocast.
-        indices: the images, all by default.
-        instances: read the `*_instanceIds.png` of each label too.
-
-    Yields:
-        One image after the other, in the order of `indices`.
-
-    Raises:
-        DataError: names a file that cannot be read.
-    """
-
-    def read(index: int) -> tuple[int, UInt8Array, UInt8Array, Instances | None]:
-        image, truth = dataset.read(index)
-        return index, image, truth, _instances_of(dataset.pairs[index], truth) if instances else None
-
-    for index, image, truth, objects in read_ahead(read, range(len(dataset)) if indices is None else indices):
-        pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with torch.inference_mode(), autocast:
-            found = labels_of(pixels.contiguous(memory_format=torch.channels_last))
-        labels, confidence = (found, None) if isinstance(found, torch.Tensor) else found
-        sure = None if confidence is None else confidence[0].cpu().numpy()
-        yield Labelled(index, dataset.pairs[index], image, truth, labels[0].cpu().numpy(), sure, objects)
-
-
 def count_images(
     labels_of: LabelsFunction | ConfidentFunction,
     dataset: Dataset,
@@ -150,7 +94,7 @@ def count_images(
     indices: Sequence[int] | None = None,
     boundary: bool = False,
     instances: bool = False,
-    keep: Callable[[Labelled], object] | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[ImageCounts]:
     """Run a net over a split and count its pixels, at the size of the ground truth.
 
@@ -162,7 +106,7 @@ def count_images(
         indices: the images, all by default.
         boundary: count for `BoundaryCounts` too.
         instances: count for the instance-weighted IoU too; every label needs its `*_instanceIds.png`.
-        keep: called with each image.
+        keep: called with the name, the image, the ground truth and the prediction of each image.
 
     Yields:
         The counts of one image after the other, in the order of `indices`.
@@ -170,24 +114,32 @@ def count_images(
     Raises:
         DataError: names a file that cannot be read, or a label that the prediction does not fit.
     """
+
+    def read(index: int) -> tuple[int, UInt8Array, UInt8Array, Instances | None]:
+        image, truth = dataset.read(index)
+        return index, image, truth, _instances_of(dataset.pairs[index], truth) if instances else None
+
     classes = len(dataset.classes)
-    labelled = label_images(
-        labels_of, dataset, device=device, precision=precision, indices=indices, instances=instances
-    )
-    for each in labelled:
+    for index, image, truth, objects in read_ahead(read, range(len(dataset)) if indices is None else indices):
+        pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.inference_mode(), autocast:
+            found = labels_of(pixels.contiguous(memory_format=torch.channels_last))
+        labels, *confidence = (found,) if isinstance(found, torch.Tensor) else found
+        pair, prediction = dataset.pairs[index], labels[0].cpu().numpy()
         confusion, outline, calibration = ConfusionMatrix(classes), None, None
-        _count(confusion, each.prediction, each.truth, each.pair)
+        _count(confusion, prediction, truth, pair)
         if boundary:
             outline = BoundaryCounts(classes)
-            outline.update(each.prediction, each.truth)
-        if each.confidence is not None:
-            known, calibration = each.truth != IGNORE, Calibration()
-            calibration.add(each.confidence[known], (each.prediction == each.truth)[known])
+            outline.update(prediction, truth)
+        if confidence:
+            known, calibration = truth != IGNORE, Calibration()
+            calibration.add(confidence[0][0].cpu().numpy()[known], (prediction == truth)[known])
         if keep:
-            keep(each)
-        weighted = None if each.instances is None else official.instance_counts(each.prediction, each.instances)
-        size = (each.truth.shape[0], each.truth.shape[1])
-        yield ImageCounts(each.index, each.pair.name, size, confusion.sparse(), outline, weighted, calibration)
+            keep(pair.name, image, truth, prediction)
+        weighted = None if objects is None else official.instance_counts(prediction, objects)
+        size = (truth.shape[0], truth.shape[1])
+        yield ImageCounts(index, pair.name, size, confusion.sparse(), outline, weighted, calibration)
 
 
 def _count(confusion: ConfusionMatrix, prediction: UInt8Array, truth: UInt8Array, pair: Pair) -> None:

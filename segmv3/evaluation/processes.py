@@ -10,7 +10,7 @@ import torch
 
 from segmv3.errors import Interrupted, ResourceError, Segmv3Error
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -20,29 +20,25 @@ class Processes:
     rank: int = 0
     count: int = 1
 
-    def broadcast(self, value: Result) -> Result:
-        """The first process's value."""
-        if self.count == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box)
-        return box[0]
-
-    def gather(self, value: Result) -> list[Result]:
-        """Every process's value, on the first process; an empty list on the others."""
+    def share(self, value: Value) -> list[Value]:
+        """Every process's value, on every process."""
         if self.count == 1:
             return [value]
-        values: list[Any] | None = [None] * self.count if self.rank == 0 else None
-        torch.distributed.gather_object(value, values)
-        return values or []
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
 
-    def agree(self, action: Callable[[], Result]) -> Result:
-        """Do something on every process.
+    def agree(self, action: Callable[[], Value]) -> Value:
+        """Do something on every process, and stop all of them where one fails.
 
-        Raises: on the first process, the first error that any of them met; SystemExit with the same code on the
-            others, so that it is printed once and nobody waits for one that has left.
+        Args:
+            action: what to do.
+
+        Raises:
+            Segmv3Error: on the first process: the first error that any of them met.
+            SystemExit: on the others, with its code. The error is printed once, and nobody waits for one that left.
         """
-        outcome: Result | None = None
+        outcome: Value | None = None
         error: Segmv3Error | None = None
         try:
             outcome = action()
@@ -50,11 +46,7 @@ class Processes:
             raise
         except Segmv3Error as met:
             error = met
-        errors: list[Segmv3Error | None] = [error]
-        if self.count > 1:
-            errors = [None] * self.count
-            torch.distributed.all_gather_object(errors, error)
-        first = next((met for met in errors if met), None)
+        first = next((met for met in self.share(error) if met), None)
         if first and self.rank == 0:
             raise first
         if first:
@@ -69,7 +61,11 @@ ALONE = Processes()
 def processes(device: torch.device) -> Iterator[Processes]:
     """Join the processes that torchrun started, over gloo; with CUDA each takes the GPU of its local rank.
 
-    Raises: ResourceError when there are fewer GPUs than processes.
+    Args:
+        device: where the net runs.
+
+    Raises:
+        ResourceError: there are fewer GPUs than processes.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:

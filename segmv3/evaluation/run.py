@@ -22,11 +22,10 @@ from segmv3.data.loader import shard
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
 from segmv3.evaluation.counting import (
     ImageCounts,
-    Labelled,
+    Keep,
     count_images,
     has_instances,
     is_cityscapes,
-    label_images,
     merge,
     open_labelled,
 )
@@ -42,6 +41,7 @@ from segmv3.evaluation.labelling import (
 from segmv3.evaluation.processes import ALONE, Processes, processes
 from segmv3.evaluation.scores import scores_of_images
 from segmv3.evaluation.settings import Settings, Size
+from segmv3.images import UInt8Array
 from segmv3.results.result import Export, Result
 from segmv3.results.uncertainty import FEWEST_IMAGES, bootstrap_miou
 from segmv3.runtime import Predictor, use_device
@@ -167,40 +167,46 @@ class Evaluation:
         """
         tell = progress or (lambda what, done, total: None)
         with _predictions_folder(group, wanted=self.settings.official) as folder:
-            shares = group.gather(group.agree(lambda: self._share(group, folder, tell)))
-            result = group.agree(lambda: self._result(shares, folder, tell) if shares else None)
-        found = group.broadcast(result)
+            shares = group.share(group.agree(lambda: self._share(group, folder, tell)))
+            result = group.agree(lambda: self._result(shares, folder, tell) if group.rank == 0 else None)
+        found = group.share(result)[0]
         assert found
         return found
 
-    def labelled(self, names: Sequence[str]) -> Iterator[Labelled]:
-        """Some images with what the net says of them.
+    def labelled(self, names: Sequence[str]) -> Iterator[tuple[str, UInt8Array, UInt8Array, UInt8Array]]:
+        """Run the net over some images again.
 
         Args:
             names: of the images, in the wanted order.
+
+        Yields:
+            Name, image, ground truth and prediction of one image after the other.
         """
         places = {pair.name: place for place, pair in enumerate(self.dataset.pairs)}
-        indices = [places[name] for name in names]
-        return label_images(self.labels_of, self.dataset, device=self.device, precision=self.precision, indices=indices)
+        kept: list[tuple[str, UInt8Array, UInt8Array, UInt8Array]] = []
+        for _ in self._counts([places[name] for name in names], lambda *each: kept.append(each)):
+            yield kept.pop()
+
+    def _counts(self, indices: Sequence[int], keep: Keep, **also: bool) -> Iterator[ImageCounts]:
+        return count_images(
+            self.labels_of,
+            self.dataset,
+            device=self.device,
+            precision=self.precision,
+            indices=indices,
+            keep=keep,
+            **also,
+        )
 
     def _share(self, group: Processes, folder: Path | None, progress: Progress) -> list[ImageCounts]:
         """The counts of the images that are this process's."""
         mine = shard(self.count, group.rank, group.count)
 
-        def keep(image: Labelled) -> None:
+        def keep(name: str, *pixels: UInt8Array) -> None:
             if folder:
-                official.write_prediction(folder, image.pair.name, image.prediction)
+                official.write_prediction(folder, name, pixels[-1])
 
-        counts = count_images(
-            self.labels_of,
-            self.dataset,
-            device=self.device,
-            precision=self.precision,
-            indices=mine,
-            boundary=self.settings.boundary,
-            instances=has_instances(self.dataset),
-            keep=keep,
-        )
+        counts = self._counts(mine, keep, boundary=self.settings.boundary, instances=has_instances(self.dataset))
         images = []
         for image in counts:
             images.append(image)
@@ -243,7 +249,7 @@ def _predictions_folder(group: Processes, *, wanted: bool) -> Iterator[Path | No
     if not wanted:
         yield None
         return
-    folder = group.broadcast(Path(tempfile.mkdtemp(prefix="segmv3-official-")) if group.rank == 0 else Path())
+    folder = group.share(Path(tempfile.mkdtemp(prefix="segmv3-official-")) if group.rank == 0 else Path())[0]
     try:
         yield folder
     finally:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from segmv3.errors import DataError
 from segmv3.metrics import Triplet
-from segmv3.records import from_json, read_json, typed
+from segmv3.records import from_json, read_regular, typed
 from segmv3.results.calibration import CalibrationScores
 from segmv3.results.counts import IntArray, IouCounts, confusion_of, rows_of, sparse_counts
 
@@ -185,16 +185,14 @@ class Result(Scores):
         return sparse_counts([rows_of(image.counts) for image in self.per_image], len(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
-        content = _plain(self)
-        del content["source"]
-        null = ["size", "miou_interval", "origin"]
-        null += ["input_size", "input_scale"] if self.input_size or self.input_scale else []
-        null += ["memory_gb"] if self.fps else []
+        hidden = {"source"}
+        null = {"size", "miou_interval", "origin"}
+        null |= {"input_size", "input_scale"} if self.input_size or self.input_scale else set()
+        null |= {"memory_gb"} if self.fps else set()
         if not self.per_image:  # the scores alone, as an evaluation during training has them
-            del content["per_image"]
-            null = []
-        content = dict.fromkeys(null) | content
-        return {key: content[key] for key in _ORDER if key in content}
+            hidden, null = {"source", "per_image"}, set()
+        content = {key: value for key, value in _plain(self, null).items() if key not in hidden}
+        return {key: content[key] for key in (*_FIRST, *content) if key in content}
 
     def to_json(self) -> str:
         """The content of a result file: indented JSON, with each image on one line."""
@@ -218,26 +216,6 @@ class Result(Scores):
             content = from_json(text)
         except ValueError as error:
             raise DataError(f"{source} {error}; {_NAME_ONE}") from None
-        return cls._checked(content, source)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read and check a result file.
-
-        Args:
-            path: a file that `segmv3 evaluate --output` wrote.
-
-        Raises:
-            DataError: as `from_json`, and for a file that is missing.
-        """
-        try:
-            content = read_json(path)
-        except ValueError as error:
-            raise DataError(f"{path} {error}; {_NAME_ONE}") from None
-        return cls._checked(content, str(path))
-
-    @classmethod
-    def _checked(cls, content: Any, source: str) -> Self:
         needed = ("dataset", "split", "classes", "confusion_matrix")
         if not isinstance(content, dict) or any(key not in content for key in needed):
             raise DataError(f"{source} is no result file; {_NAME_ONE}")
@@ -258,16 +236,25 @@ class Result(Scores):
         )
         return replace(result, per_image=per_image, source=source)
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a result file.
 
-_ORDER = tuple(
-    dict.fromkeys(
-        (
-            *("dataset", "split", "images", "images_in_split", "scales", "flip"),
-            *(field.name for kind in (Scores, Result) for field in dataclasses.fields(kind)),
-        )
-    )
-)
-"""Order of the keys in the file."""
+        Args:
+            path: a file that `segmv3 evaluate --output` wrote.
+
+        Raises:
+            DataError: as `from_json`, and for a file that is missing.
+        """
+        try:
+            text = read_regular(path)
+        except ValueError as error:
+            raise DataError(f"{path} {error}; {_NAME_ONE}") from None
+        return cls.from_json(text, str(path))
+
+
+_FIRST = ("dataset", "split", "images", "images_in_split", "scales", "flip")
+"""Keys at the beginning of the file; the others are in the order of the fields."""
 
 _NAME_ONE = "name a file of segmv3 evaluate --output"
 _WRITE_AGAIN = "write it again with segmv3 evaluate --output"
@@ -276,11 +263,12 @@ _WRITE_AGAIN = "write it again with segmv3 evaluate --output"
 # --- to and from JSON types ---
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, null: Collection[str] = ()) -> Any:
+    """A dataclass or number as JSON types. `null`: the fields that may be None; the others are then left out."""
     if dataclasses.is_dataclass(value):
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
         keeps_null = not isinstance(value, Scores | ClassScore | CategoryScore)
-        return {name: _nested(each) for name, each in pairs if each is not None or keeps_null}
+        return {name: _nested(each) for name, each in pairs if each is not None or keeps_null or name in null}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
