@@ -1,14 +1,13 @@
 """Scoring weights on a split: what `segmv3 evaluate` does, as a function."""
 
 import hashlib
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -166,7 +165,9 @@ class Evaluation:
             OfficialError: the Cityscapes script finds other scores.
         """
         tell = progress or (lambda what, done, total: None)
-        with _predictions_folder(group, wanted=self.settings.official) as folder:
+        writes = self.settings.official and group.rank == 0
+        with TemporaryDirectory(prefix="segmv3-official-") if writes else nullcontext() as own:
+            folder = group.share(Path(own) if own else None)[0]
             shares = group.share(group.agree(lambda: self._share(group, folder, tell)))
             result = group.agree(lambda: self._result(shares, folder, tell) if group.rank == 0 else None)
         found = group.share(result)[0]
@@ -207,7 +208,7 @@ class Evaluation:
                 official.write_prediction(folder, name, pixels[-1])
 
         counts = self._counts(mine, keep, boundary=self.settings.boundary, instances=has_instances(self.dataset))
-        images = []
+        images: list[ImageCounts] = []
         for image in counts:
             images.append(image)
             progress(f"evaluate {self.settings.split}", len(images), len(mine))
@@ -241,20 +242,6 @@ class Evaluation:
         truths = [pair.label for pair in self.dataset.pairs[: len(predictions)]]
         said = official.script_scores(predictions, truths, partial(progress, "Cityscapes script"))
         return official.agreement(said, result.to_dict())
-
-
-@contextmanager
-def _predictions_folder(group: Processes, *, wanted: bool) -> Iterator[Path | None]:
-    """One temporary folder for the predictions of all processes; None when nobody needs them."""
-    if not wanted:
-        yield None
-        return
-    folder = group.share(Path(tempfile.mkdtemp(prefix="segmv3-official-")) if group.rank == 0 else Path())[0]
-    try:
-        yield folder
-    finally:
-        if group.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- what is opened before the first image ---

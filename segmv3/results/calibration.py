@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from segmv3.labels import IGNORE
-
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -57,26 +55,6 @@ class Calibration:
         self.pixels: IntArray = np.zeros(bins, np.int64)
         self.correct: IntArray = np.zeros(bins, np.int64)
         self.confidence_sum: FloatArray = np.zeros(bins, np.float64)
-
-    def update(self, probabilities: ArrayLike, truth: ArrayLike) -> None:
-        """Count one image.
-
-        Args:
-            probabilities: float classes x H x W.
-            truth: integer H x W train ids, 255 = ignore.
-
-        Raises:
-            ValueError: the sizes differ, an id is outside the classes, or as `add`.
-        """
-        probabilities, truth = np.asarray(probabilities), np.asarray(truth)
-        if probabilities.ndim != 3 or probabilities.shape[1:] != truth.shape:
-            raise ValueError(f"probabilities are {probabilities.shape}, truth is {truth.shape}")
-        labelled = truth != IGNORE
-        classes = len(probabilities)
-        if wrong := sorted(set(np.unique(truth[labelled]).tolist()) - set(range(classes))):
-            raise ValueError(f"truth has ids {wrong[:8]}; expected 0-{classes - 1} or {IGNORE}")
-        right = probabilities.argmax(0) == truth
-        self.add(probabilities.max(0)[labelled], right[labelled])
 
     def add(self, confidence: ArrayLike, correct: ArrayLike) -> None:
         """Count labelled pixels by the probability of their winning class and whether it is right.

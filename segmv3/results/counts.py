@@ -39,15 +39,6 @@ class IouCounts:
         return float(mean_of(self.iou))
 
 
-def iou_counts(confusions: IntArray) -> IouCounts:
-    """Take what IoU needs out of confusion matrices.
-
-    Args:
-        confusions: int64 images x classes (truth) x classes (prediction).
-    """
-    return IouCounts(np.diagonal(confusions, axis1=1, axis2=2).copy(), confusions.sum(2), confusions.sum(1))
-
-
 def rows_of(counts: Sequence[Triplet]) -> IntArray:
     """Triplets of an image as int64 n x 3."""
     return np.array(counts, np.int64).reshape(-1, 3)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from segmv3.errors import DataError
-from segmv3.results.counts import FloatArray, IntArray, IouCounts, iou_counts, iou_of, mean_of
+from segmv3.results.counts import FloatArray, IouCounts, iou_of, mean_of
 from segmv3.results.result import Result
 
 Interval = tuple[float, float]
@@ -27,25 +27,25 @@ FEWEST_IMAGES = 6
 # --- bootstrap ---
 
 
-def bootstrap_miou(counts: IouCounts | IntArray, *, resamples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap_miou(counts: IouCounts, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """95 % interval of mIoU, percent: as many images are drawn with replacement, their counts summed, and so on.
 
     A class that is absent (from truth and prediction) in a resample is left out of that resample's mean, as it
     is left out of the score itself.
 
     Args:
-        counts: of each image, or confusion matrices int64 images x classes x classes.
+        counts: of each image.
         resamples: how often the images are drawn.
         seed: the same seed gives the same interval.
 
     Returns:
         The 2.5 and 97.5 percentiles; NaN when nothing was counted.
     """
-    low, high = _percentiles(mean_of(_resampled([_counts(counts)], resamples, seed)[0]))
+    low, high = _percentiles(mean_of(_resampled([counts], resamples, seed)[0]))
     return float(low), float(high)
 
 
-def bootstrap_iou(counts: IouCounts | IntArray, *, resamples: int = 1000, seed: int = 0) -> list[Interval]:
+def bootstrap_iou(counts: IouCounts, *, resamples: int = 1000, seed: int = 0) -> list[Interval]:
     """95 % interval of each class's IoU, percent, over the resamples that the class occurs in.
 
     Args:
@@ -56,12 +56,8 @@ def bootstrap_iou(counts: IouCounts | IntArray, *, resamples: int = 1000, seed: 
     Returns:
         The 2.5 and 97.5 percentiles of each class; NaN for an absent class.
     """
-    low, high = _percentiles(_resampled([_counts(counts)], resamples, seed)[0])
+    low, high = _percentiles(_resampled([counts], resamples, seed)[0])
     return list(zip(low.tolist(), high.tolist(), strict=True))
-
-
-def _counts(counts: IouCounts | IntArray) -> IouCounts:
-    return counts if isinstance(counts, IouCounts) else iou_counts(counts)
 
 
 def _resampled(results: Sequence[IouCounts], resamples: int, seed: int) -> list[FloatArray]:
