@@ -44,6 +44,9 @@ weights average, export, models, data mini-city, data check, data pack
 MODULES = ("segmv3.decode", "segmv3.inference", "segmv3.metrics")
 """Documented beside the names of `segmv3.__all__`."""
 
+SHOWN = {"configs": "Config files", "examples": "Examples of own parts", "demo": "Demo programs"}
+"""Folders whose programs are shown on a page each, with its title."""
+
 PARTS = """
 segmv3.config.Head segmv3.config.Backbone segmv3.data.sources.Source segmv3.config.Criterion
 segmv3.training.losses.Term segmv3.training.losses.Seen segmv3.convert.base.Target
@@ -67,16 +70,10 @@ def main() -> None:
             target.write_text(resolved(source, place, places), encoding="utf-8")
         else:
             shutil.copyfile(source, target)
-    generated = {
-        "commands": commands_page,
-        "settings": settings_page,
-        "configs": configs_page,
-        "api": api_page,
-        "parts": parts_page,
-    }
+    pages = {"commands": commands_page(), "settings": settings_page(), "api": api_page(), "parts": parts_page()}
     (PAGES / "reference").mkdir(exist_ok=True)
-    for name, page in generated.items():
-        (PAGES / "reference" / f"{name}.md").write_text("\n".join(page()), encoding="utf-8")
+    for name, page in (pages | {folder: code_page(folder) for folder in SHOWN}).items():
+        (PAGES / "reference" / f"{name}.md").write_text("\n".join(page), encoding="utf-8")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     command = [
         sys.executable,
@@ -116,8 +113,9 @@ def resolved(source: Path, place: str, places: dict[Path, str]) -> str:
         if file in places:
             way = os.path.relpath(places[file], Path(place).parent)
             return f"{picture}[{text}]({way}{hash_}{anchor})"
-        if file.suffix == ".py" and (ROOT / "configs") in file.parents:
-            return f"[{text}]({os.path.relpath('reference/configs.md', Path(place).parent)}#{file.stem})"
+        folder = file.relative_to(ROOT).parts[0]
+        if file.suffix == ".py" and folder in SHOWN:
+            return f"[{text}]({os.path.relpath(f'reference/{folder}.md', Path(place).parent)}#{file.stem})"
         return text  # a file or folder of the repository that is no page
 
     def formula(found: re.Match[str]) -> str:
@@ -177,10 +175,10 @@ def _row(flag: Flag) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def configs_page() -> Iterator[str]:
-    """The config files themselves."""
-    yield "# Config files\n\nEach is one experiment: `segmv3 train FILE`. They lie in `configs` of a clone.\n"
-    for path in sorted((ROOT / "configs").rglob("*.py"), key=lambda path: (path.parent != ROOT / "configs", path)):
+def code_page(folder: str) -> Iterator[str]:
+    """The files of a folder themselves."""
+    yield f"# {SHOWN[folder]}\n\nThese files lie in `{folder}` of a clone.\n"
+    for path in sorted((ROOT / folder).rglob("*.py"), key=lambda path: (path.parent != ROOT / folder, path)):
         code = path.read_text(encoding="utf-8").rstrip()
         yield f"## {path.stem}\n\n`{path.relative_to(ROOT)}`\n\n```python\n{code}\n```\n"
 
