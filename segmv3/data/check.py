@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segmv3.data.datasets import Dataset, Pair
 from segmv3.data.facts import Facts, Found, Progress, checksum, read_files, read_pairs
+from segmv3.data.listing import sizes_differ
 from segmv3.errors import DataError
 from segmv3.images import NoLabelMap
 from segmv3.labels import IGNORE, Classes, LabelTable
@@ -54,17 +55,14 @@ def problems_in(dataset: Dataset, progress: Progress | None = None) -> list[Prob
 
 def refuse(problems: Sequence[Problem], *splits: str) -> None:
     """Raises: DataError, one line for all problems, when there are any."""
-    if problems:
-        raise DataError(_together(problems, splits))
-
-
-def _together(problems: Sequence[Problem], splits: Sequence[str]) -> str:
+    if not problems:
+        return
     first = problems[0].text
     if len(problems) == 1:
-        return first
+        raise DataError(first)
     names = ", ".join(problem.path.name for problem in problems[:_NAMED])
     more = f" and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
-    return (
+    raise DataError(
         f"{len(problems):,} files in {' and '.join(map(repr, splits))} cannot be used: {names}{more}. "
         f"The first: {first.removesuffix('.')}. `segmv3 data check` shows them all."
     )
@@ -72,11 +70,8 @@ def _together(problems: Sequence[Problem], splits: Sequence[str]) -> str:
 
 def problems_of(pair: Pair, image: Found, label: Found) -> list[Problem]:
     """What keeps a pair from being trained on or scored."""
-    problems = [
-        damage(path, found)
-        for path, found in ((pair.image, image), (pair.label, label))
-        if isinstance(found, DataError)
-    ]
+    sides = ((pair.image, image), (pair.label, label))
+    problems = [damage(path, found) for path, found in sides if isinstance(found, DataError)]
     if isinstance(label, Facts):
         try:
             pair.table.to_train_ids(np.array([stored for stored, _ in label.ids], np.uint8), pair.label)
@@ -85,14 +80,7 @@ def problems_of(pair: Pair, image: Found, label: Found) -> list[Problem]:
     if isinstance(image, Facts) and isinstance(label, Facts) and image.size != label.size:
         turned = image.orientation > 4 and image.size == label.size[::-1]
         reason = "; EXIF data turn the image, and the label was made for the unturned one" if turned else ""
-        problems.append(
-            Problem(
-                "sizes differ",
-                pair.image,
-                f"{pair.image} is {image.size[1]}x{image.size[0]} but its label {pair.label} is "
-                f"{label.size[1]}x{label.size[0]}; they must have the same size{reason}",
-            )
-        )
+        problems.append(Problem("sizes differ", pair.image, sizes_differ(pair, image.size, label.size) + reason))
     return problems
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segmv3.config import Data
 from segmv3.data.listing import Pair as Pair
-from segmv3.data.listing import Split, first_existing_parent, grouped, only, visible_files, warn_of
+from segmv3.data.listing import Split, first_existing_parent, grouped, only, sizes_differ, visible_files, warn_of
 from segmv3.data.sources import source_of, train_ids
 from segmv3.errors import DataError
 from segmv3.images import UInt8Array, read_ids, read_image
@@ -42,10 +42,7 @@ class Dataset:
         image = read_image(pair.image)
         labels = pair.table.to_train_ids(read_ids(pair.label), pair.label)
         if image.shape[:2] != labels.shape:
-            raise DataError(
-                f"{pair.image} is {image.shape[1]}x{image.shape[0]} but its label {pair.label} is "
-                f"{labels.shape[1]}x{labels.shape[0]}; they must have the same size"
-            )
+            raise DataError(sizes_differ(pair, image.shape, labels.shape))
         return image, labels
 
     def fingerprint(self) -> str:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from segmv3.data.datasets import Dataset
 from segmv3.errors import DataError, Segmv3Error
 from segmv3.files import cache_folder, write_bytes
-from segmv3.images import UInt8Array, read_ids, read_image
+from segmv3.images import read_ids, read_image
 
 Kind = Literal["image", "label"]
 Progress = Callable[[int, int], None]
@@ -57,9 +57,6 @@ Files = tuple[Path | None, Path | None]
 """An image and its label; one of them is None where the other has no partner."""
 
 
-# --- reading ---
-
-
 def read_pairs(dataset: Dataset, progress: Progress | None = None) -> list[tuple[Found, Found]]:
     """The facts of every (image, label) of a split, in its order."""
     files = [(pair.image, pair.label) for pair in dataset.pairs]
@@ -72,8 +69,12 @@ def read_files(files: Sequence[Files], progress: Progress | None = None) -> list
     Only facts are remembered. What could not be read is tried again the next time: the reason may have been the
     memory or the disk.
 
-    Args: progress: called with (done, to read) after each of those that had to be read.
-    Returns: for each (image, label) what was found, None in the place of None.
+    Args:
+        files: (image, label) each.
+        progress: called with (done, to read) after each of those that had to be read.
+
+    Returns:
+        For each (image, label) what was found, None in the place of None.
     """
     memory = _Memory()
     found: list[tuple[Found | None, Found | None]] = [
@@ -82,10 +83,7 @@ def read_files(files: Sequence[Files], progress: Progress | None = None) -> list
 
     def read(index: int) -> tuple[Found | None, Found | None]:
         (image, label), (known_image, known_label) = files[index], found[index]
-        return (
-            known_image or _read(image, _image_facts),
-            known_label or _read(label, _label_facts),
-        )
+        return known_image or _read(image, "image"), known_label or _read(label, "label")
 
     todo = [i for i, known in enumerate(found) if any(p and not f for p, f in zip(files[i], known, strict=True))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -104,32 +102,27 @@ def read_files(files: Sequence[Files], progress: Progress | None = None) -> list
     return found
 
 
-def _read(path: Path | None, facts_of: Callable[[Path], Facts]) -> Found | None:
+def _read(path: Path | None, kind: Kind) -> Found | None:
     if path is None:
         return None
     try:
         path.stat()
+        return _facts(path, kind)
     except OSError as error:
         return DataError(f"{path} cannot be read ({error.strerror}); is it a link to nowhere?")
-    try:
-        return facts_of(path)
     except DataError as error:
         return error
 
 
-def _image_facts(path: Path) -> Facts:
-    pixels = read_image(path)
-    mean, std = cv2.meanStdDev(pixels)
-    return _facts(path, pixels, mean=tuple(mean.ravel().tolist()), std=tuple(std.ravel().tolist()))
-
-
-def _label_facts(path: Path) -> Facts:
-    pixels = read_ids(path)
-    counts = np.bincount(pixels.ravel(), minlength=256)
-    return _facts(path, pixels, ids=tuple((int(i), int(counts[i])) for i in np.flatnonzero(counts)))
-
-
-def _facts(path: Path, pixels: UInt8Array, **more: Any) -> Facts:
+def _facts(path: Path, kind: Kind) -> Facts:
+    more: dict[str, Any] = {}
+    if kind == "image":
+        pixels = read_image(path)
+        more = {k: tuple(v.ravel().tolist()) for k, v in zip(("mean", "std"), cv2.meanStdDev(pixels), strict=True)}
+    else:
+        pixels = read_ids(path)
+        counts = np.bincount(pixels.ravel(), minlength=256)
+        more = {"ids": tuple((int(i), int(counts[i])) for i in np.flatnonzero(counts))}
     with Image.open(path) as image:  # its header only
         turned = image.getexif().get(ExifTags.Base.Orientation, 1)
         orientation = turned if type(turned) is int else 1

@@ -29,6 +29,14 @@ class Pair:
     table: LabelTable
 
 
+def sizes_differ(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> str:
+    """What to say of a pair whose files have these (height, width)."""
+    return (
+        f"{pair.image} is {image[1]}x{image[0]} but its label {pair.label} is {label[1]}x{label[0]}; "
+        "they must have the same size"
+    )
+
+
 @dataclass(frozen=True)
 class Split:
     """What lies on the disk for one split, whether it fits together or not."""
