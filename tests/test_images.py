@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from segmv3 import images
 from segmv3.errors import ConfigError, DataError, OutputError, ResourceError, Segmv3Warning
-from segmv3.images import read_ids, read_image, write_png
+from segmv3.images import is_image, read_ids, read_image, write_png
 
 PICTURE = paint(0, (24, 32), 4)[0]
 
@@ -345,3 +345,38 @@ def test_unusual_png_files_are_left_to_pillow(tmp_path):
     turned[274] = 6
     Image.new("RGB", (4, 4)).save(path, exif=turned)
     assert images._read(path.read_bytes(), path, color=True)[1] is not None
+
+
+@pytest.mark.parametrize(("suffix", "package"), [("avif", "PIL._avif"), ("heic", "pillow_heif")])
+def test_photographs_of_phones_are_read_upright_or_refused(tmp_path, suffix, package):
+    decoder = pytest.importorskip(package)
+    if suffix == "heic":
+        decoder.register_heif_opener()
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[:30], pixels[30:, :50], pixels[30:, 50:] = (200, 30, 30), (30, 200, 30), (30, 30, 200)
+    path = tmp_path / f"photo.{suffix}"
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        Image.fromarray(pixels).save(tmp_path / "p.jpg", quality=95, exif=exif.tobytes())
+        Image.fromarray(pixels).save(path, quality=95, exif=exif.tobytes())
+        upright = read_image(tmp_path / "p.jpg").astype(int)
+        shown = read_image(path)
+        assert shown.shape == upright.shape and np.abs(shown - upright).mean() < 4, turn
+    data = path.read_bytes()
+    assert is_image(data[:64])
+    for damaged in (data[: len(data) * 2 // 3], data[:40] + bytes(400)):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"photo\.\w+ (is damaged|cannot be opened as an image) \("):
+            read_image(path)
+
+
+def test_a_video_is_no_picture_and_a_missing_decoder_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypisom\0\0\0\0mp42" + bytes(99))
+    with pytest.raises(DataError, match="cannot be opened as an image"):
+        read_image(path)
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1" + bytes(99))
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    with pytest.raises(ResourceError, match=r'a\.heic is an HEIC: pip install "segmv3\[heic\]"$'):
+        read_image(path)
