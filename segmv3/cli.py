@@ -38,7 +38,7 @@ usage: segmv3 COMMAND ...
   evaluate CONFIG --weights FILE                     score weights on a split
   compare A.json B.json                              two result files, class by class, with intervals
   submit CONFIG --weights FILE --output DIR          files for the Cityscapes test server, checked
-  predict SOURCE --weights FILE --output DIR         label an image, a list, a folder, a glob or a video
+  predict SOURCE --weights FILE --output DIR         label images, a video, a camera or a stream
   classify train CONFIG [--run DIR]                  train a backbone on ImageNet, or any folder of pictures
   classify evaluate --weights FILE --data.root DIR   top-1 and top-5
   classify predict IMAGE ... --weights FILE          what is in a picture

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OnDevice, Trusting, OwnParts):
-    """Label an image, a list of images (.txt), a folder, a glob or a video."""
+    """Label images, a video, a camera, a stream or the screen."""
 
     source: tyro.conf.Positional[str]
     """What to label: an image, a folder, a quoted glob, a sequence (frame_%04d.png), a .txt list of images, a video,
