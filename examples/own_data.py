@@ -1,4 +1,4 @@
-"""A data source of one's own: each image has its mask beside it, `0.jpg` and `0_mask.png`.
+"""A data source of your own: each image has its mask beside it, `0.jpg` and `0_mask.png`.
 
 `segmv3 train examples/own_data_config.py` trains on it, `segmv3 data check examples/own_data_config.py` examines it.
 """

@@ -1,4 +1,4 @@
-"""A head of one's own: `segmv3 train examples/own_head_config.py` trains it on mini-city.
+"""A head of your own: `segmv3 train examples/own_head_config.py` trains it on mini-city.
 
 Then `segmv3 predict street.png --weights FILE --parts examples/own_head.py --output out` labels with it.
 """

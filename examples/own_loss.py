@@ -1,4 +1,4 @@
-"""A loss of one's own, for a config or a script: `python examples/own_loss.py` trains a few steps with it."""
+"""A loss of your own, for a config or a script: `python examples/own_loss.py` trains a few steps with it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

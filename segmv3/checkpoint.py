@@ -278,7 +278,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-    """The newest training state that can be gone on from, or None when there is none at all.
+    """The newest training state from which a run can go on, or None when there is none.
 
     Raises: CheckpointError when there are states but none is good.
     """

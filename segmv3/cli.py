@@ -1,4 +1,4 @@
-"""The `segmv3` command: which command it is, and what becomes of errors and signals.
+"""The `segmv3` command: it finds the command to run, and turns errors and signals into one line and an exit code.
 
 The commands are modules of `segmv3.commands`, imported when they are asked for. Whatever imports torch is imported
 inside them, so that `segmv3 --help` answers at once.

@@ -155,7 +155,7 @@ def _city(name: str) -> str:
 
 
 def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> dict[str, dict[str, Any]] | None:
-    """The finished files that a record tells of, by image name; None when there is none to go on with.
+    """The finished files in a record, by image name; None when there is no record to go on with.
 
     A last line cut by a crash is no finished file.
     """

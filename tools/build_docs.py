@@ -51,7 +51,7 @@ PARTS = """
 segmv3.config.Head segmv3.config.Backbone segmv3.data.sources.Source segmv3.config.Criterion
 segmv3.training.losses.Term segmv3.training.losses.Seen segmv3.convert.base.Target
 """
-"""What parts of one's own derive from or use."""
+"""What parts of your own derive from or use."""
 
 _CODE = re.compile(r"(```.*?^\s*```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
@@ -197,7 +197,7 @@ def api_page() -> Iterator[str]:
 
 
 def parts_page() -> Iterator[str]:
-    """What a part of one's own derives from."""
+    """What a part of your own derives from."""
     yield "# Parts of your own\n\n[Extend segmv3](../how-to/extend.md) shows how they are used.\n"
     yield from (f"::: {name}\n" for name in PARTS.split())
 

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: every number with what it was measured on, as JSON."""
+"""The receipt of a benchmark: every number and what it was measured on, as JSON."""
 
 import datetime
 import json

@@ -43,7 +43,7 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """Write the mean of weight files of ours: a uniform soup of runs that began with the same weights."""
+    """Write the mean of weight files: a uniform soup of runs that began with the same weights."""
 
     sources: tyro.conf.Positional[tuple[Path, ...]]
     """Two weight files or more, of the same net and classes."""

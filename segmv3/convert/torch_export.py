@@ -1,7 +1,7 @@
 """torch.export: a net as a .pt2 file, for PyTorch without this package.
 
 Reading one runs code: `torch.export.load` unpickles what is marked so (it falls back to `weights_only=False`), and
-evaluates expressions of the graph as Python. No check of ours makes a stranger's .pt2 safe. Ours hold tensors as
+evaluates expressions of the graph as Python. No check can make a stranger's .pt2 safe. segmv3's hold tensors as
 plain bytes; `segmv3.load` opens a .pt2 only beside a receipt with its SHA-256, which proves that it is whole and not
 who wrote it. `metadata_of` runs nothing.
 """

@@ -115,7 +115,7 @@ def first_existing_parent(path: Path) -> Path:
 def _nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> str:
     """An empty place, and the likeliest reason: a root too high or too deep, a packed zip, another split name."""
     text = f"found 0 {files} under {looked}"
-    if looked == root:  # a data source of one's own knows better where it looks
+    if looked == root:  # a data source of your own knows better where it looks
         return f"{text} (split '{split}')"
     inside = looked.relative_to(root)
     folders = islice((p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.is_dir()), 1000)

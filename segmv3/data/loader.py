@@ -50,9 +50,9 @@ class Photometric(NamedTuple):
 
 
 Batch = tuple[Tensor, Tensor, Photometric | None]
-"""Images uint8 N x 3 x H x W (RGB, channels_last); uint8 labels N x H x W of train ids, an eighth of the memory and of
-the way to the device that int64 would take, or the int64 N classes of whole pictures; what becomes of the colours, None
-where they never change."""
+"""Images, uint8 N x 3 x H x W (RGB, channels_last); labels; and how the colours change, None where they never do.
+
+Labels are train ids, uint8 N x H x W, an eighth of what int64 takes; for whole pictures the classes, int64 N."""
 
 Sample = tuple[Tensor, Tensor, Colors | None]
 
@@ -323,7 +323,7 @@ def waiting_advice(wait: float, data: Batching) -> str:
 
 
 def kill_workers() -> None:
-    """Multiprocessing would send its children SIGTERM, which ours ignore, and wait for ever."""
+    """Multiprocessing would send its children SIGTERM, which segmv3's workers ignore, and wait for ever."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -1,4 +1,4 @@
-"""What a config says of its data set, and which sources of one's own it may name. Nothing here imports torch."""
+"""What a config says of its data set, and which sources of your own it may name. Nothing here imports torch."""
 
 import inspect
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Layout = Literal["cityscapes", "camvid", "folder"]
 
 @runtime_checkable
 class DataSource(Protocol):
-    """A data set of one's own: an object of a subclass of `segmv3.data.sources.Source`."""
+    """A data set of your own: an object of a subclass of `segmv3.data.sources.Source`."""
 
     def classes(self, root: Path) -> Any:
         """The classes, as `segmv3.labels.Classes`."""
@@ -111,7 +111,7 @@ def data_rules(data: Data) -> list[Rule]:
 def flag_rules() -> "ConstructorRegistry":
     """How tyro reads the flags that it cannot read by their types.
 
-    `--data.dataset` takes the name of a layout. A data source of one's own is what a config file holds.
+    `--data.dataset` takes the name of a layout. A data source of your own is what a config file holds.
     """
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 

@@ -1,7 +1,7 @@
 """What is known of each kind of data set: where its files lie, what they are called, what its label ids mean.
 
 A `Source` answers all of that. Opening, checking, training, scoring and submission ask it, and none of them asks which
-one it is. `Data.dataset` names one of ours, or holds an object of one's own:
+one it is. `Data.dataset` names one of segmv3's, or holds an object of your own:
 
     @dataclass(frozen=True)
     class MyStreets(Source):

@@ -71,7 +71,7 @@ class Settings:
         return self.sliding_window, self.stride or default_stride(self.sliding_window)
 
     def input_size(self) -> Callable[[Size], Size] | None:
-        """What a net is shown an image of some size at; None for images as they are.
+        """Size at which the net sees an image; None for the image's own.
 
         Raises:
             ConfigError: a size that cannot be meant.

@@ -1,6 +1,6 @@
 """Backbones as settings: each says what it is called, which values it takes, and builds its module.
 
-A backbone of one's own is a frozen dataclass that inherits `Backbone`. Nothing here imports torch; the modules do,
+A backbone of your own is a frozen dataclass that inherits `Backbone`. Nothing here imports torch; the modules do,
 and they are imported when a net is built.
 """
 

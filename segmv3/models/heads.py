@@ -1,6 +1,6 @@
 """Segmentation heads as settings: each says which maps it takes, which values it allows, and builds its module.
 
-A head of one's own is a frozen dataclass that inherits `Head` (examples/own_head.py). Nothing here imports torch; the
+A head of your own is a frozen dataclass that inherits `Head` (examples/own_head.py). Nothing here imports torch; the
 modules do, and they are imported when a net is built.
 """
 

@@ -10,7 +10,7 @@
     model.encoder.backbone.load_state_dict(trained.backbone.state_dict())
 
 `encoder_weights=None` is needed: smp's default asks for ImageNet weights, which these names do not offer. Images are
-normalised outside the net, as usual with smp: RGB in 0..1, ImageNet's mean and std (weights of ours expect the same).
+normalised outside the net, as usual with smp: RGB in 0..1, ImageNet's mean and std (segmv3's weights expect the same).
 
 The output stride is the decoder's choice and changes no shape of a weight. DeepLabV3+ asks for 16 (or 8) and gets the
 dilated net; U-Net and FPN ask for 32 and get the same layers with their strides, to which weights trained at 16 have to

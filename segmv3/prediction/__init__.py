@@ -59,10 +59,10 @@ def predict_source(
 
     Args:
         source: what `segmv3.prediction.sources.find_source` takes: a file, folder, pattern, list, camera or address; or
-            what it gives, or an object of one's own with the same members.
+            what it gives, or an object of your own with the same members.
         predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W.
         classes: the net's classes, or how to get them once nothing is left to refuse.
-        save: names of `KINDS`, or kinds of one's own.
+        save: names of `KINDS`, or kinds of your own.
         overwrite: whether results of a former run may be replaced. Inputs never are.
         video: how videos are written: "webm" (VP9), "mp4" (H.264) or "av1" (in MP4).
         progress: called after each image or frame is written, in order.

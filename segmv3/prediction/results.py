@@ -1,6 +1,6 @@
 """What can be saved of labelled pictures. Each kind of result is a class that knows its files and writes them.
 
-A kind of one's own inherits `Kind`; `KINDS` lists segmv3's.
+A kind of your own inherits `Kind`; `KINDS` lists segmv3's.
 """
 
 import re

@@ -74,7 +74,7 @@ def open_teacher(config: Config, classes: Classes) -> Teacher | None:
 
 
 class _Smp(nn.Module):
-    """A net of segmentation-models-pytorch behind the input of ours."""
+    """A net of segmentation-models-pytorch that takes the same input as segmv3's nets."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

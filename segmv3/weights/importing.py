@@ -1,4 +1,4 @@
-"""Foreign weight files as nets of ours."""
+"""Reads weight files of other projects into segmv3's nets."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ class Imported:
     origin: dict[str, Any] = field(default_factory=dict)
     """Format, variant, file, sha256, licence, and score where known; for the model card."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What a file of ours says of itself beside that."""
+    """What a file of segmv3 says of itself beside that."""
     notes: tuple[str, ...] = ()
     """What the user should know: assumptions, and weights in the file that were left alone."""
 
@@ -216,7 +216,7 @@ def _with_dots(tensors: Tensors) -> Tensors:
 
 
 def their_names(kind: Format, net: Model | Classifier) -> list[str]:
-    """A project's names of the tensors of a net, in the order of ours."""
+    """A project's names of the tensors of a net, in the order of segmv3's."""
     modules = dict(kind.modules(net))
     return [_their_name(kind, modules, name) for name in state_shapes(net, 1)]
 
@@ -281,7 +281,7 @@ def _choose(kind: Format, raw: Tensors, path: Path, wanted: str | None) -> tuple
 
 
 def _problems(kind: Format, net: Model | Classifier, raw: Tensors) -> tuple[list[str], int]:
-    """Tensors of ours that the file lacks or has in another shape, and how many it should have."""
+    """Tensors of the net that the file lacks or has in another shape, and how many it should have."""
     parts, problems = _Parts(kind, net, raw), []
     for name, theirs in parts.places.items():
         shape = parts.shapes[name]
