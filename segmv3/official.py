@@ -125,8 +125,12 @@ def instance_iou(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """iIoU = iTP / (iTP + FP + iFN) by class and by category, percent; FP are plain pixels.
 
-    Args: counts: the sum of `instance_counts` over the images. confusion: int64 19 x 19 over the same images.
-    Returns: 19 classes and 7 categories; NaN for those without instances, or that do not occur.
+    Args:
+        counts: the sum of `instance_counts` over the images.
+        confusion: int64 19 x 19 over the same images.
+
+    Returns:
+        19 classes and 7 categories; NaN for those without instances, or that do not occur.
     """
     facts = tables()
     false = confusion.sum(0) - np.diagonal(confusion)
@@ -178,8 +182,13 @@ def script_scores(
 
     Its own instance score is switched off: it calls `numpy.in1d`, which numpy 2.4 no longer has.
 
-    Args: predictions, truths: label-id PNGs in the same order. progress: called with (images done, images in all).
-    Raises: DataError with the script's own words when it refuses a file.
+    Args:
+        predictions: PNGs of label ids.
+        truths: PNGs of label ids, in the same order.
+        progress: called with (images done, images in all).
+
+    Raises:
+        DataError: the script refuses a file; the message has its own words.
     """
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script
 

@@ -40,9 +40,13 @@ class Problem:
 def check(dataset: Dataset, progress: Progress | None = None) -> None:
     """Read every pair of a split completely; files that are remembered are not read again.
 
-    Args: progress: called with (pairs done, pairs to read) after each pair.
-    Raises: DataError with the number and the names of all files that are damaged, hold illegal ids or have
-        another size than their partner, and with what is wrong with the first.
+    Args:
+        dataset: the split.
+        progress: called with (pairs done, pairs to read) after each pair.
+
+    Raises:
+        DataError: names the files that are damaged, hold illegal ids or have another size than their partner, and
+            says what is wrong with the first.
     """
     refuse(problems_in(dataset, progress), dataset.split)
 

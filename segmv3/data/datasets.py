@@ -35,8 +35,14 @@ class Dataset:
     def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         """Decode one pair.
 
-        Returns: image uint8 H x W x 3 RGB, labels uint8 H x W of train ids with 255 = ignore.
-        Raises: DataError naming the file for damage, different sizes or illegal ids.
+        Args:
+            index: its place in `pairs`.
+
+        Returns:
+            The image, uint8 H x W x 3 RGB, and the labels, uint8 H x W of train ids with 255 = ignore.
+
+        Raises:
+            DataError: a file is damaged, the sizes differ, or an id is illegal.
         """
         pair = self.pairs[index]
         image = read_image(pair.image)
@@ -120,7 +126,12 @@ def open_extra(data: Data, dataset: Dataset) -> Extra | None:
     named and stored as the data set does: `a.png`, or for Cityscapes `a_gtCoarse_labelIds.png` and the like. They are
     found by name wherever they lie; where two images share a name, by the way below their folders.
 
-    Raises: DataError when a folder is missing or no image has a label.
+    Args:
+        data: the data set.
+        dataset: its training images.
+
+    Raises:
+        DataError: a folder is missing, or no image has a label.
     """
     if not (data.extra_images and data.extra_labels):
         return None

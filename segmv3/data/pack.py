@@ -50,12 +50,19 @@ def pack(
 ) -> PackedDataset:
     """Write the cache of a split, or go on with one where it stopped; a finished one is read and compared.
 
-    Args: half: images at half the height and width, averaged over the area; labels by nearest neighbour, as in every
-        other resize of training: each class keeps its share of the pixels, where a majority would thin out poles
-        and signs. overwrite: replace the cache of another version. progress: called with (images done, all). say: told
-        when another process packs into the folder; this one waits for it and compares.
-    Raises: DataError for a file that cannot be read or a cache of another version, OutputError or ResourceError
-        when it cannot be written; what was written is gone on with the next time, and nothing of it is used.
+    Args:
+        dataset: the split.
+        folder: of the cache.
+        half: store half the height and width. Images are averaged over the area. Labels take the nearest neighbour, as
+            in training: a majority would thin out poles and signs.
+        overwrite: replace the cache of another version.
+        progress: called with (images done, images in all).
+        say: told when another process packs into the folder; this one waits for it and compares.
+
+    Raises:
+        DataError: a file cannot be read, or the cache is of another version.
+        OutputError: the cache cannot be written; the next call goes on where this one stopped.
+        ResourceError: the disk is full; the next call goes on.
     """
     finished = file_of(folder, dataset.split, "json")
     if finished.is_file() and not overwrite:
