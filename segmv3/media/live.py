@@ -1,7 +1,7 @@
 """Live pictures: cameras, streams and the screen.
 
-A thread reads all that comes and keeps the newest; whoever labels the pictures gets that one and is never late. A source
-that is lost is opened again, after pauses that grow.
+A thread reads all that comes and keeps the newest; whoever labels the pictures gets that one and is never late. A
+source that is lost is opened again, after pauses that grow.
 """
 
 import sys
