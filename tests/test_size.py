@@ -6,11 +6,11 @@ from pathlib import Path
 
 import segmv3
 
-WHEEL_LINES = 30_700
+WHEEL_LINES = 30_300
 """Of Python in the wheel; the aim is 18,500."""
-FILE_LINES = 624
+FILE_LINES = 460
 """Of the longest file; the aim is 400."""
-FUNCTION_LINES = 91
+FUNCTION_LINES = 67
 """Of the longest function, compiled kernels apart; the aim is 60."""
 
 PACKAGE = Path(segmv3.__file__).parent
