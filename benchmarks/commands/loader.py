@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from benchmarks.loader import Timing
+    from segmv3.config import Data
+    from segmv3.data.datasets import Dataset
+    from segmv3.data.packed import PackedDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +52,10 @@ def run(arguments: list[str]) -> None:
     _check(options)
     with measuring("loader", replace(options, device="cpu"), arguments) as session:
         from benchmarks.loader import pipelines, time_loader, time_parts, time_peer_loader, time_pipelines
-        from segmv3.config import Data
-        from segmv3.data.datasets import open_dataset
-        from segmv3.data.loader import refuse_workers_beyond_memory
-        from segmv3.data.pack import pack
-        from segmv3.data.sources import layout_of
         from segmv3.images import png_library
-        from segmv3.mini_city import write_mini_city
 
-        root = Path(options.data.root) if options.data.root else session.place.folder / "mini-city"
         with session.progress() as (tell, _):
-            if not options.data.root:
-                tell("drawing streets")
-                write_mini_city(root, train=options.images, val=1, size=(1024, 2048))
-            data = Data(
-                dataset=layout_of(root), root=root, batch_size=4, crop_size=options.crop, workers=options.workers
-            )
-            refuse_workers_beyond_memory(data)
-            whole = open_dataset(data, "train")
-            dataset = replace(whole, pairs=whole.pairs[: options.images])
-            tell("packing")
-            packed = pack(dataset, session.place.folder / "packed")
+            data, dataset, packed = _prepare(options, session.place.folder, tell)
             found = pipelines(dataset, data, packed)
             tell("one core")
             timings = time_pipelines(found, len(dataset), options.repeat)
@@ -108,6 +95,27 @@ def run(arguments: list[str]) -> None:
             decoders=[{"files": "PNG", "library": library}],
         )
         session.finish()
+
+
+def _prepare(options: Loader, folder: Path, tell: Callable[[str], None]) -> tuple[Data, Dataset, PackedDataset]:
+    """The images to be sampled from, as files and as a packed cache."""
+    from segmv3.config import Data
+    from segmv3.data.datasets import open_dataset
+    from segmv3.data.loader import refuse_workers_beyond_memory
+    from segmv3.data.pack import pack
+    from segmv3.data.sources import layout_of
+    from segmv3.mini_city import write_mini_city
+
+    root = Path(options.data.root) if options.data.root else folder / "mini-city"
+    if not options.data.root:
+        tell("drawing streets")
+        write_mini_city(root, train=options.images, val=1, size=(1024, 2048))
+    data = Data(dataset=layout_of(root), root=root, batch_size=4, crop_size=options.crop, workers=options.workers)
+    refuse_workers_beyond_memory(data)
+    whole = open_dataset(data, "train")
+    dataset = replace(whole, pairs=whole.pairs[: options.images])
+    tell("packing")
+    return data, dataset, pack(dataset, folder / "packed")
 
 
 def _check(options: Loader) -> None:

@@ -124,7 +124,7 @@ class Target:
 
     def precisions(self, own: FilePrecision, runtime: str) -> tuple[Arithmetic, ...]:
         """Precisions in which a runtime can run a file of this precision."""
-        return (own,)
+        return ("fp32", "bf16") if (own, runtime) == ("fp32", "openvino") else (own,)
 
     def is_safe(self, path: Path) -> bool:
         """Whether an int8 file is right on processors without VNNI too."""

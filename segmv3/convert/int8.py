@@ -58,14 +58,20 @@ _JOINS = frozenset({"Multiply", "Mul", "Concat"})
 
 
 @dataclass(frozen=True)
-class OnnxInt8(onnx_file.Onnx):
+class _Int8(Target):
+    """What both targets share."""
+
+    precision: ClassVar[FilePrecision] = "int8"
+    calibrated: ClassVar[bool] = True
+    processors: ClassVar[Mapping[str, Any]] = _PROCESSORS
+
+
+@dataclass(frozen=True)
+class OnnxInt8(_Int8, onnx_file.Onnx):
     """An ONNX file of bytes, quantised by ONNX Runtime."""
 
     name: ClassVar[str] = "onnx-int8"
-    precision: ClassVar[FilePrecision] = "int8"
-    calibrated: ClassVar[bool] = True
     baseline: ClassVar[Target | None] = onnx_file.Onnx()
-    processors: ClassVar[Mapping[str, Any]] = _PROCESSORS
 
     def write(
         self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
@@ -76,15 +82,12 @@ class OnnxInt8(onnx_file.Onnx):
 
 
 @dataclass(frozen=True)
-class OpenVinoInt8(openvino_file.OpenVino):
+class OpenVinoInt8(_Int8, openvino_file.OpenVino):
     """An OpenVINO model of bytes, quantised by NNCF."""
 
     name: ClassVar[str] = "openvino-int8"
     needs: ClassVar[tuple[str, ...]] = ("openvino", "nncf")
-    precision: ClassVar[FilePrecision] = "int8"
-    calibrated: ClassVar[bool] = True
     baseline: ClassVar[Target | None] = openvino_file.OpenVino()
-    processors: ClassVar[Mapping[str, Any]] = _PROCESSORS
 
     def write(
         self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print

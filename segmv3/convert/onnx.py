@@ -11,7 +11,7 @@ import torch
 from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
 from segmv3.convert.extras import scratch_folder
 from segmv3.convert.graph import INPUT, Graph, example
-from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
+from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.convert.openvino import open_openvino
 from segmv3.errors import CheckpointError, ModelError
 from segmv3.files import write_bytes
@@ -45,9 +45,6 @@ class Onnx(Target):
 
     def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
         return open_openvino(path, precision, threads) if runtime == "openvino" else open_onnxruntime(path, threads)
-
-    def precisions(self, own: FilePrecision, runtime: str) -> tuple[Arithmetic, ...]:
-        return ("fp32", "bf16") if (own, runtime) == ("fp32", "openvino") else (own,)
 
     def is_safe(self, path: Path) -> bool:
         from segmv3.convert.int8 import is_safe

@@ -13,7 +13,7 @@ import torch
 from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
 from segmv3.convert.extras import import_openvino, openvino_core, scratch_folder
 from segmv3.convert.graph import INPUT, Graph, example
-from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
+from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError
 from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
@@ -48,9 +48,6 @@ class OpenVino(Target):
 
     def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
         return open_openvino(path, precision, threads)
-
-    def precisions(self, own: FilePrecision, runtime: str) -> tuple[Arithmetic, ...]:
-        return ("fp32", "bf16") if own == "fp32" else (own,)
 
     def is_safe(self, path: Path) -> bool:
         from segmv3.convert.int8 import is_safe
