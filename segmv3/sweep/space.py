@@ -159,7 +159,7 @@ def _kind(config: Config, name: str, path: Path) -> Any:
     if example := next((known for known in leaves if known.startswith(f"{name}.")), ""):
         raise ConfigError(f"{path}: {name} is a group of fields; name one of them, such as '{example}'")
     near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.5)
-    near = near or [known for known in leaves if known.rpartition(".")[2] == last][:1]
+    near += [known for known in leaves if known.rpartition(".")[2] == last]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"{path}: the config has no field {name!r}{hint}")
 
@@ -247,8 +247,7 @@ def _search(table: Any, path: Path) -> dict[str, Any]:
             near = difflib.get_close_matches(name, kinds, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(kinds)}"
             raise ConfigError(f"{path}: [sweep] has the key {name!r}{hint}")
-        if not has_type(value, kinds[name]):
-            raise ConfigError(f"{path}: [sweep] {name} cannot be {_toml(value)}; it takes {_named(kinds[name])}")
+        _typed(f"{path}: [sweep] {name}", value, kinds[name])
     for name, least in (("trials", 1), ("prune_after", 1), ("seed", 0)):
         if table.get(name, least) < least:
             raise ConfigError(f"{path}: [sweep] {name} is {table[name]}; it must be at least {least}")
