@@ -46,17 +46,18 @@ def run(arguments: list[str]) -> None:
     """
     path, config, rest = config_file("evaluate", arguments)
     options = parse(Evaluate, f"segmv3 evaluate {path}", rest, {"model": config.model, "data": config.data})
-    from segmv3.evaluation.run import joined, open_evaluation
+    from segmv3.evaluation.processes import processes
+    from segmv3.evaluation.run import open_evaluation
     from segmv3.screen import Screen
 
     wanted = replace(config, model=options.model, data=options.data)
-    with joined(options.weights, options.device, options.threads) as (device, group):
+    with processes(options.weights, options.device, options.threads) as group:
         console = Screen(quiet=group.rank > 0)
 
         def opened() -> Evaluation:
             if group.rank == 0:  # several processes that try the same files would disturb each other
                 _refuse_outputs(options)
-            evaluation = open_evaluation(wanted, options.weights, options, device, options.trust)
+            evaluation = open_evaluation(wanted, options.weights, options, group.device, options.trust)
             if group.rank == 0:
                 _make_folders(options)
             return evaluation

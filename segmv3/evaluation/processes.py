@@ -4,11 +4,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from segmv3.config import Device
 from segmv3.errors import Interrupted, ResourceError, Segmv3Error
+from segmv3.runtime import use_device
+from segmv3.runtime.loading import is_export
 
 Value = TypeVar("Value")
 
@@ -17,6 +21,7 @@ Value = TypeVar("Value")
 class Processes:
     """The processes that torchrun started; one alone otherwise."""
 
+    device: torch.device
     rank: int = 0
     count: int = 1
 
@@ -54,30 +59,33 @@ class Processes:
         return outcome  # type: ignore[return-value]
 
 
-ALONE = Processes()
+ALONE = Processes(torch.device("cpu"))
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
+def processes(weights: Path | str, device: Device, threads: int | None) -> Iterator[Processes]:
     """Join the processes that torchrun started, over gloo; with CUDA each takes the GPU of its local rank.
 
     Args:
-        device: where the net runs.
+        weights: what will run.
+        device: the one asked for; "auto" is the CPU for an exported file.
+        threads: CPU threads of this process.
 
     Raises:
-        ResourceError: there are fewer GPUs than processes.
+        ResourceError: a device is not there, or there are fewer GPUs than processes.
     """
+    place = use_device("cpu" if is_export(Path(weights)) and device == "auto" else device, threads)
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
-        yield ALONE
+        yield Processes(place)
         return
-    if device.type == "cuda":
+    if place.type == "cuda":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if here > torch.cuda.device_count():
             raise ResourceError(f"{here} processes were started here for {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     torch.distributed.init_process_group("gloo")
     try:
-        yield Processes(torch.distributed.get_rank(), count)
+        yield Processes(place, torch.distributed.get_rank(), count)
     finally:
         torch.distributed.destroy_process_group()

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from segmv3.evaluation.settings import Settings, Size
 from segmv3.images import UInt8Array
 from segmv3.results.result import Export, Result
 from segmv3.results.uncertainty import FEWEST_IMAGES, bootstrap_miou
-from segmv3.runtime import Predictor, use_device
+from segmv3.runtime import Predictor
 from segmv3.runtime.loading import is_export, load
 from segmv3.weights.opening import open_segmenter
 
@@ -97,25 +97,11 @@ def evaluate(
     """
     named = locals()
     settings = Settings(**{field.name: named[field.name] for field in fields(Settings)})
-    with joined(weights, device, threads) as (place, group):
-        evaluation = group.agree(partial(open_evaluation, data, weights, settings, place, trust))
+    with processes(weights, device, threads) as group:
+        evaluation = group.agree(partial(open_evaluation, data, weights, settings, group.device, trust))
         for remark in group.agree(lambda: evaluation.remarks() if group.rank == 0 else []):
             warnings.warn(Segmv3Warning(remark), stacklevel=2)
         return evaluation.run(group, progress)
-
-
-@contextmanager
-def joined(weights: Path | str, device: Device, threads: int | None) -> Iterator[tuple[torch.device, Processes]]:
-    """The device for some weights, and the processes that score them.
-
-    Args:
-        weights: as for `evaluate`.
-        device: the one asked for; "auto" is the CPU for an exported file.
-        threads: CPU threads.
-    """
-    place = use_device("cpu" if is_export(Path(weights)) and device == "auto" else device, threads)
-    with processes(place) as group:
-        yield place, group
 
 
 @dataclass(frozen=True)

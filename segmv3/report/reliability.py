@@ -1,5 +1,6 @@
 """The reliability plot: how often a net is right, by how sure it is."""
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from segmv3.images import UInt8Array
@@ -35,16 +36,12 @@ def reliability(calibration: CalibrationScores, theme: Theme) -> UInt8Array:
 
 def _accuracy(axes: Axes, calibration: CalibrationScores, theme: Theme) -> None:
     rows = [row for row in calibration.bins if row.pixels]
-    left, width = [row.low for row in rows], [row.high - row.low for row in rows]
-    accuracy = [row.accuracy for row in rows]
-    gaps = [row.confidence - row.accuracy for row in rows]
-    inset = [0.08 * each for each in width]
-    places = [start + each for start, each in zip(left, inset, strict=True)]
-    widths = [each - 2 * each_inset for each, each_inset in zip(width, inset, strict=True)]
+    low, high, accuracy, sure = np.array([(row.low, row.high, row.accuracy, row.confidence) for row in rows]).T
+    places, widths = low + 0.08 * (high - low), 0.84 * (high - low)
     axes.bar(places, accuracy, widths, align="edge", color=theme.accent, linewidth=0, zorder=2, label="accuracy")
     axes.bar(
-        places, gaps, widths, bottom=accuracy, align="edge", color=theme.bad, alpha=0.3, linewidth=0, zorder=3,
-        label="gap to the mean confidence",
+        places, sure - accuracy, widths, bottom=accuracy, align="edge", color=theme.bad, alpha=0.3, linewidth=0,
+        zorder=3, label="gap to the mean confidence",
     )  # fmt: skip
     axes.plot((0, 100), (0, 100), color=theme.ink, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=4)
     axes.set_ylim(0, 100)
@@ -58,10 +55,8 @@ def _accuracy(axes: Axes, calibration: CalibrationScores, theme: Theme) -> None:
 
 
 def _shares(axes: Axes, calibration: CalibrationScores, theme: Theme) -> None:
-    rows = calibration.bins
-    shares = [100 * row.pixels / calibration.pixels for row in rows]
-    left, width = [row.low for row in rows], [0.84 * (row.high - row.low) for row in rows]
-    places = [start + 0.08 * (row.high - row.low) for start, row in zip(left, rows, strict=True)]
-    axes.bar(places, shares, width, align="edge", color=theme.muted, linewidth=0, zorder=2)
+    low, high, pixels = np.array([(row.low, row.high, row.pixels) for row in calibration.bins]).T
+    shares, width = 100 * pixels / calibration.pixels, high - low
+    axes.bar(low + 0.08 * width, shares, 0.84 * width, align="edge", color=theme.muted, linewidth=0, zorder=2)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 50, 100])
