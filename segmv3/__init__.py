@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from segmv3.models.zoo import create_model as create_model
     from segmv3.runtime import Predictor as Predictor
     from segmv3.runtime import load as load
-    from segmv3.training.result import train as train
+    from segmv3.training.loop import train as train
 
 _ROOMS = {
     "Classes": "segmv3.labels",
@@ -49,7 +49,7 @@ _ROOMS = {
     "overlay": "segmv3.media.draw",
     "read_image": "segmv3.images",
     "save": "segmv3.checkpoint",
-    "train": "segmv3.training.result",
+    "train": "segmv3.training.loop",
 }
 
 __all__ = sorted([*_ROOMS, "__version__", "metrics"])

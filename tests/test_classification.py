@@ -295,7 +295,7 @@ def test_a_net_learns_colours_and_leaves_what_it_promises(experiment, tmp_path):
         schedule=replace(experiment.schedule, steps=60, policy="cosine", eval_every=30, log_every=10, ema=0.8),
     )
     run = tmp_path / "run"
-    best = train(longer, run, device="cpu", threads=1)
+    best = train(longer, run, device="cpu", threads=1).metrics
     assert best["top1"] >= 75 and best["top5"] is None and best["images"] == 12
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log if e["event"] == "eval"] == [30, 60]
@@ -310,7 +310,7 @@ def test_a_net_learns_colours_and_leaves_what_it_promises(experiment, tmp_path):
     )  # the score is that of the kept (averaged) weights
     page = (run / "report.html").read_text()
     assert "top-1" in page and "mIoU" not in page and "apple" in page
-    assert train(longer, run, device="cpu") == best  # finished: nothing is done
+    assert train(longer, run, device="cpu").metrics == best  # finished: nothing is done
 
 
 @pytest.mark.slow
@@ -350,7 +350,7 @@ def test_a_picture_that_the_check_did_not_see_stops_the_run_with_its_state(exper
     kept = f"the state of step {steps[0]} is kept" if steps else "no state was saved yet"
     assert str(error.value).startswith(f"data: {path} ") and str(error.value).endswith(kept)
     path.write_bytes(whole)
-    assert train(broken, tmp_path / "run", device="cpu", threads=1)["step"] in (6, 12)
+    assert train(broken, tmp_path / "run", device="cpu", threads=1).step in (6, 12)
 
 
 def test_a_batch_too_small_for_batch_norm_stops_before_the_run(experiment, tmp_path):

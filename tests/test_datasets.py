@@ -419,7 +419,7 @@ def test_a_run_goes_on_over_the_data_it_began_with_alone(config, folder, tmp_pat
     label.write_bytes(whole)
     kept = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({key: kept[key] for key in kept if key != "contents"}))
-    assert train(short, run, device="cpu", threads=1, quiet=True)["step"] == 2  # of an earlier version: not known
+    assert train(short, run, device="cpu", threads=1, quiet=True).step == 2  # of an earlier version: not known
 
 
 # --- memory ---

@@ -295,7 +295,7 @@ def test_mined_parts_are_averaged(config, tmp_path):
         loss=Loss(ohem=0.9, min_kept=0.1),
         schedule=replace(config.schedule, accumulate=2),
     )
-    assert train(mined, tmp_path / "run", device="cpu", threads=1)["miou"] is not None
+    assert train(mined, tmp_path / "run", device="cpu", threads=1).score is not None
 
 
 def test_batches_that_cannot_be_parted_are_refused(config, tmp_path, monkeypatch):

@@ -166,8 +166,8 @@ def test_a_loss_of_ones_own_trains_in_parts_too_and_its_settings_are_flags(confi
         schedule=Schedule(steps=3, min_lr=0, eval_every=3, log_every=1, accumulate=2),
     )
     done = segmv3.train(own, tmp_path / "run", device="cpu", threads=1, quiet=True)
-    assert done.metric == "miou" and done.score == done.metrics["miou"] and done.weights.is_file()
-    assert done.report.is_file() and done.folder == tmp_path / "run"
+    assert done.score == done.metrics["miou"] and done.step == 3
+    assert done.weights.is_file() and done.report == tmp_path / "run" / "report.html" and done.report.is_file()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["loss"] == {"kind": "Focal", "gamma": 1.0}
     file = tmp_path / "own.py"
     file.write_text(

@@ -79,7 +79,7 @@ def test_bn_and_biases_are_a_group_of_their_own(config, kind):
 
 
 def test_a_run_leaves_what_it_promises(config, tmp_path):
-    best = train(config, tmp_path / "run", device="cpu", threads=1)
+    best = train(config, tmp_path / "run", device="cpu", threads=1).metrics
     run = tmp_path / "run"
     assert {"best.safetensors", "log.jsonl", "metrics.json", "report.html", "config.json"} <= {
         p.name for p in run.iterdir()
@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_promises(config, tmp_path):
 @pytest.mark.slow
 def test_a_net_learns_to_tell_stripes(config, tmp_path):
     longer = replace(config, optim=AdamW(lr=1e-2), schedule=Schedule(steps=200, min_lr=0, eval_every=200, log_every=50))
-    best = train(longer, tmp_path / "run", device="cpu", threads=1)
+    best = train(longer, tmp_path / "run", device="cpu", threads=1).metrics
     assert best["miou"] > 45  # 62 to 69 for seeds 0 to 2, with and without AVX-512; 60 steps gave 35 to 55
 
 
@@ -334,7 +334,7 @@ def test_the_net_calculates_as_asked_for_and_the_loss_in_float32(config, tmp_pat
 
 @pytest.mark.slow
 def test_bf16_trains_too(config, tmp_path):
-    best = train(replace(config, precision="bf16"), tmp_path / "run", device="cpu", threads=1)
+    best = train(replace(config, precision="bf16"), tmp_path / "run", device="cpu", threads=1).metrics
     assert best["miou"] is not None and best["config"]["precision"] == "bf16"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from segmv3.checkpoint import load_classifier
 from segmv3.errors import ModelError
@@ -19,15 +19,11 @@ from segmv3.report import write_classification_report
 from segmv3.training.losses import Seen, Term
 from segmv3.training.run import Run
 from segmv3.training.summary import facts_of
-from segmv3.training.task import Metric, OpenProgress, Progress
+from segmv3.training.task import Metric, OpenProgress, Progress, Task
 
 
-class ClassificationTask:
-    """Every picture gets a class; scored by top-1.
-
-    Attributes:
-        terms: the cross-entropy of whole pictures.
-    """
+class ClassificationTask(Task):
+    """Every picture gets a class; scored by top-1."""
 
     metric = Metric(
         "top1",
@@ -38,34 +34,21 @@ class ClassificationTask:
     entry = "forward"
 
     def __init__(self, config: Classification) -> None:
+        super().__init__()
         self.config = config
         backbone = config.model.backbone
         kind = "minimalistic, " if backbone.minimal else ""
         self.net_name = f"MobileNetV3-{backbone.size.title()} classifier ({kind}width {backbone.width:g})"
         self.train_set, self.val_set = open_pictures(config.data, "train"), open_pictures(config.data, "val")
         check_same_classes(self.train_set, self.val_set)
-        self.terms = [class_cross_entropy(config.label_smoothing)]
-        self.seen: dict[str, dict[str, str]] = {}
-        """The contents that `check` saw, by split."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self.train_set.classes
-
-    @property
-    def sources(self) -> dict[str, str]:
-        return {}
 
     def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
         for pictures in (self.train_set, self.val_set):
             with progress_of(f"check {pictures.split}") as progress:
                 self.seen[pictures.split] = {"images": check_pictures(pictures, progress)}
 
-    def contents(self) -> dict[str, Any]:
-        return {"classes": list(self.classes), **self.seen}
-
     def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
-        pass
+        self.terms = [class_cross_entropy(self.config.label_smoothing)]
 
     def build(self, batch_size: int) -> ImageClassifier:
         stride = self.config.model.backbone.output_stride
@@ -77,9 +60,6 @@ class ClassificationTask:
             )
         return create_classifier(self.config.model, len(self.classes))
 
-    def wrap(self, net: ImageClassifier) -> nn.Module:
-        return net
-
     def samples(self, seed: int) -> PictureSamples:
         return PictureSamples(self.train_set, self.config.data, seed)
 
@@ -88,9 +68,6 @@ class ClassificationTask:
 
     def scores(self, counts: Tensor) -> dict[str, Any]:
         return accuracies(counts, self.val_set, self.config.data)
-
-    def panel(self, net: ImageClassifier, device: torch.device) -> None:
-        return None
 
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
         model, card = load_classifier(run.best)

@@ -39,7 +39,7 @@ from segmv3.sweep.space import Space, as_text, flags, with_values
 from segmv3.sweep.study import FrozenTrial, Trial, TrialPruned, TrialState, next_trial, open_study, values_of
 from segmv3.training.loop import train
 from segmv3.training.progress import RunConsole
-from segmv3.training.run import FREE, Run, refuse_others
+from segmv3.training.run import FREE, Run, Trained, refuse_others
 
 _MOST_FAILURES = 3
 """So many failed trials in a row end the command: what they have in common is not the values."""
@@ -129,7 +129,7 @@ class _Search:
     folder: Path
     facts: dict[str, Any]
     console: RunConsole
-    train: Callable[..., dict[str, Any]]
+    train: Callable[..., Trained]
     command: Callable[[Config, Path], str]
 
     def __post_init__(self) -> None:
@@ -195,8 +195,7 @@ class _Search:
             for entry in run.log.entries():  # what the pruner was not told before a kill
                 if entry["event"] == "eval":
                     watch(entry["step"], entry[self.facts["metric"]])
-            best = self.train(config, run.folder, on_evaluation=watch)
-            self.study.tell(trial, best[self.facts["metric"]])
+            self.study.tell(trial, self.train(config, run.folder, on_evaluation=watch).score)
         except TrialPruned as pruned:
             traceback.clear_frames(pruned.__traceback__)  # else the workers live on until the garbage collector comes
             self.study.tell(trial, state=TrialState.PRUNED)

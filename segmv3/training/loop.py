@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from segmv3.config import Device
+from segmv3.config import Device, load_config
 from segmv3.data.loader import Batch, Photometric, batches, kill_workers
 from segmv3.errors import NumericsError
 from segmv3.runtime import use_device
@@ -24,7 +24,7 @@ from segmv3.training.optim import lr_at, set_lr
 from segmv3.training.photometric import adjust
 from segmv3.training.processes import Setup, agreed, everywhere, launch
 from segmv3.training.progress import RunConsole
-from segmv3.training.run import Run
+from segmv3.training.run import Run, Trained
 from segmv3.training.signals import StopRequest
 from segmv3.training.state import State, fresh, restore, save
 from segmv3.training.tensorboard import require_tensorboard
@@ -169,8 +169,8 @@ def _batches(state: State, setup: Setup) -> Iterable[Batch]:
 
 
 def train(
-    config: Experiment,
-    folder: Path,
+    config: Experiment | Path | str,
+    run: Path | str,
     *,
     device: Device = "auto",
     threads: int | None = None,
@@ -178,63 +178,82 @@ def train(
     tensorboard: bool = False,
     extend: bool = False,
     on_evaluation: Callable[[int, float], None] | None = None,
-) -> dict[str, Any]:
-    """Train a net, or go on with the run in `folder` where it stopped.
+) -> Trained:
+    """Train a net, or go on with a run where it stopped.
 
     Under `torchrun` every process trains on its slice of each batch. On a CPU with equal thread count an
     interrupted run ends in the same bits as an unbroken one.
 
     Args:
-        config: what is trained, on what, and how.
-        folder: of the run.
+        config: the experiment, or the file that holds it.
+        run: folder of the run; a new one, or that of a run with the same settings.
         device: where to train; "auto" takes a GPU when there is one.
         threads: of the CPU; torch's own choice by default.
         quiet: no lines and no progress bar.
-        tensorboard: write `tensorboard/` into the folder.
+        tensorboard: also write event files for TensorBoard into the folder.
         extend: allow more steps than the run was started with; the rate goes on along the new schedule.
-        on_evaluation: told the step and the score of each evaluation once the state is saved; what it raises ends the
-            run there.
+        on_evaluation: called with the step and the score of each evaluation, once the state is saved. What it raises
+            ends the training there.
 
     Returns:
-        The scores of the best weights, as in `metrics.json`.
+        The best score, and where the files are.
 
     Raises:
         DataError, ConfigError, ModelError, OutputError: before anything is trained.
-        Interrupted: once the work is saved.
+        Interrupted: a signal arrived; the work is saved.
         NumericsError: the loss is not finite; the last good state is kept.
     """
     if tensorboard:
         require_tensorboard()
+    config = config if isinstance(config, Experiment) else load_config(config)
     fabric = launch(config, use_device(device, threads))
-    first, task, run = fabric.is_global_zero, config.task(), Run(folder)
+    task, place = config.task(), Run(Path(run))
     settings = to_dict(config) | {
         "train_set": task.train_set.fingerprint(),
         "val_set": task.val_set.fingerprint(),
         "processes": fabric.world_size,
         **task.sources,
     }
-    before = run.check(settings, extend=extend)
-    with RunConsole(config.schedule.steps, quiet=quiet or not first) as console:
-        if run.finished() and not before:
-            best = run.metrics(task.metric.key)
-            console.say(f"{folder} is finished: {headline(task, best)}")
-            return best
-        setup = Setup(config, task, fabric, run, console)
-        state = fresh(setup)
-        fabric.barrier()  # nobody writes before everybody has looked
+    before = place.check(settings, extend=extend)
+    with RunConsole(config.schedule.steps, quiet=quiet or not fabric.is_global_zero) as console:
+        if place.finished() and not before:
+            console.say(f"{place.folder} is finished: {headline(task, place.metrics(task.metric.key))}")
+        else:
+            setup = Setup(config, task, fabric, place, console)
+            _run(setup, settings, before, tensorboard=tensorboard, on_evaluation=on_evaluation)
+        return place.trained(task.metric.key)
+
+
+def _run(
+    setup: Setup,
+    settings: dict[str, Any],
+    before: int | None,
+    *,
+    tensorboard: bool,
+    on_evaluation: Callable[[int, float], None] | None,
+) -> None:
+    """Hold the folder and train; `before` is the number of steps of a run that gets more of them."""
+    fabric, task, console, first = setup.fabric, setup.task, setup.console, setup.fabric.is_global_zero
+    state = fresh(setup)
+    fabric.barrier()  # nobody writes before everybody has looked
+    if first:
+        task.check(console.task, console.say)
+        settings["contents"] = task.contents()
+    with setup.run.claimed(settings, extend=before is not None) if first else nullcontext():
+        fabric.barrier()
+        task.prepare(fabric.device, first=first, everywhere=partial(everywhere, fabric))
+        restore(state, setup)
+        if before and first:
+            _extend(state, setup, settings, before)
+        journal = Journal(state, setup, tensorboard=tensorboard)
+        console.begin(state.step)
+        _fit(state, setup, journal, on_evaluation)
         if first:
-            task.check(console.task, console.say)
-            settings["contents"] = task.contents()
-        with run.claimed(settings, extend=extend) if first else nullcontext():
-            fabric.barrier()
-            task.prepare(fabric.device, first=first, everywhere=partial(everywhere, fabric))
-            restore(state, setup)
-            if before and first:
-                _extend(state, setup, settings, before)
-            journal = Journal(state, setup, tensorboard=tensorboard)
-            console.begin(state.step)
-            _fit(state, setup, journal, on_evaluation)
-            return _finish(setup)
+            with console.task("report") as progress:
+                task.report(setup.run, setup.run.log.entries(), fabric.device, progress)
+            best = headline(task, setup.run.metrics(task.metric.key))
+            console.say(f"best: {best}; wrote {setup.run.best} and {setup.run.report}")
+        fabric.barrier()
 
 
 def _extend(state: State, setup: Setup, settings: dict[str, Any], before: int) -> None:
@@ -248,15 +267,3 @@ def _extend(state: State, setup: Setup, settings: dict[str, Any], before: int) -
         f"extending {run.folder} from {before:,} to {config.schedule.steps:,} steps at step {state.step:,}: "
         f"the rate goes on along the new schedule ({old:.2e} -> {new:.2e})"
     )
-
-
-def _finish(setup: Setup) -> dict[str, Any]:
-    """Write the report and give the scores of the best weights."""
-    run, task, console = setup.run, setup.task, setup.console
-    best = run.metrics(task.metric.key)
-    if setup.fabric.is_global_zero:
-        with console.task("report") as progress:
-            task.report(run, run.log.entries(), setup.fabric.device, progress)
-        console.say(f"best: {headline(task, best)}; wrote {run.best} and {run.report}")
-    setup.fabric.barrier()
-    return best

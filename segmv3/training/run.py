@@ -11,6 +11,7 @@ report.html       the page about the run, with its pictures in figures/
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ class RunLog:
 
     def add(self, **entry: Any) -> None:
         append_line(self.path, json.dumps(entry))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run."""
+
+    score: float
+    """Of the best weights, percent: mIoU, or top-1 of a classifier."""
+    step: int
+    """At which they were found."""
+    weights: Path
+    """The file of the best weights."""
+    report: Path
+    """The page about the run."""
+    metrics: dict[str, Any]
+    """All scores of the best weights with their conditions, as in metrics.json."""
 
 
 class Run:
@@ -150,6 +167,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run came to its end: the report is what it writes last."""
         return self.report.is_file() and self.metrics_file.is_file()
+
+    def trained(self, key: str) -> Trained:
+        """The result, by the score `key`."""
+        metrics = self.metrics(key)
+        return Trained(metrics[key], metrics["step"], self.best, self.report, metrics)
 
     def metrics(self, key: str) -> dict[str, Any]:
         """The scores of the best weights, `key` and what belongs to it among them."""

@@ -22,7 +22,6 @@ from segmv3.evaluation.counting import confusion_matrix
 from segmv3.evaluation.labelling import single_scale
 from segmv3.evaluation.scores import scores
 from segmv3.images import UInt8Array
-from segmv3.labels import Classes
 from segmv3.media.draw import overlay
 from segmv3.metrics import ConfusionMatrix
 from segmv3.models.count import parameters
@@ -32,21 +31,16 @@ from segmv3.report import Sample, write_report
 from segmv3.runtime import Predictor
 from segmv3.runtime.backends import TorchBackend
 from segmv3.settings import refuse as refuse_settings
-from segmv3.training.losses import Term
 from segmv3.training.run import Run
 from segmv3.training.summary import evenly_spaced, facts_of
-from segmv3.training.task import Metric, OpenProgress, Progress
+from segmv3.training.task import Metric, OpenProgress, Progress, Task
 from segmv3.training.teacher import open_teacher
 
 _PANEL_WIDTH = 1536  # of image, truth and prediction side by side
 
 
-class SegmentationTask:
-    """Every pixel gets a class; scored by mIoU.
-
-    Attributes:
-        terms: of the loss and of the teacher, after `prepare`.
-    """
+class SegmentationTask(Task):
+    """Every pixel gets a class; scored by mIoU."""
 
     metric = Metric(
         "miou",
@@ -57,19 +51,13 @@ class SegmentationTask:
     entry = "low_logits"
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         self.config = config
         self.net_name = net_name(config.model)
         self.train_set, self.val_set = open_training(config.data), open_dataset(config.data, "val")
-        self.terms: list[Term] = []
-        self.seen: dict[str, dict[str, Any]] = {}
-        """The contents that `check` saw, by split."""
         self.teacher = open_teacher(config, self.classes)
         rules = config.loss.rules(len(self.classes))
         refuse_settings(*((holds, f"loss.{name}", wrong) for holds, name, wrong in rules))
-
-    @property
-    def classes(self) -> Classes:
-        return self.train_set.classes
 
     @property
     def sources(self) -> dict[str, str]:
@@ -96,9 +84,6 @@ class SegmentationTask:
             if fault:
                 say(f"data: '{dataset.split}': {fault[1]}")
         draws_of(self.train_set, self.config.data)  # says what cannot be drawn before there is a run
-
-    def contents(self) -> dict[str, Any]:
-        return {"classes": list(self.classes.names), **self.seen}
 
     def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
         def pixels() -> Tensor:

@@ -1,16 +1,16 @@
 """What the training loop knows of that which it trains: one interface, for streets and whatever else."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from segmv3.data.loader import Samples
 from segmv3.images import UInt8Array
-from segmv3.labels import Classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
 from segmv3.training.losses import Term
@@ -35,51 +35,48 @@ class Metric:
     """Scores, and their conditions, that go into the weight file."""
 
 
-class Split(Protocol):
-    """One split of a data set."""
+class Task(ABC):
+    """What is trained on what, and how it is scored.
 
-    @property
-    def title(self) -> str: ...
+    Attributes:
+        metric: which score counts.
+        entry: method of the net that gives the logits.
+        net_name: of the net, for people.
+        train_set: what batches are made of.
+        val_set: what is scored.
+        terms: the loss is their sum; known after `prepare`.
+        seen: by split, the contents that `check` saw, as JSON types.
+    """
 
-    @property
-    def split(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def fingerprint(self) -> str:
-        """Digest of the files' names. Data sets with the same digest give the same batches."""
-
-
-class Task(Protocol):
-    """What is trained on what, and how it is scored."""
-
-    metric: Metric
+    metric: ClassVar[Metric]
+    entry: ClassVar[str]
     net_name: str
-    entry: str
-    """Method of the net that gives the logits."""
-    terms: list[Term]
-    """The loss is their sum; known after `prepare`."""
+    train_set: Any
+    val_set: Any
+
+    def __init__(self) -> None:
+        self.terms: list[Term] = []
+        self.seen: dict[str, dict[str, Any]] = {}
 
     @property
-    def train_set(self) -> Split: ...
-
-    @property
-    def val_set(self) -> Split: ...
-
-    @property
-    def classes(self) -> Classes | Sequence[str]:
-        """What the weight file says of the logits."""
+    def classes(self) -> Any:
+        """What the weight file says of the logits: `Classes`, or names alone."""
+        return self.train_set.classes
 
     @property
     def sources(self) -> dict[str, str]:
         """What else a run depends on, by name: digests of files."""
+        return {}
 
+    @abstractmethod
     def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
         """Look at the files before the run; `progress_of(title)` opens a progress bar, `say` tells what to know."""
 
     def contents(self) -> dict[str, Any]:
         """What the data sets hold, as JSON types, after `check`: a run goes on with the same alone."""
+        return {"classes": list(getattr(self.classes, "names", self.classes)), **self.seen}
 
+    @abstractmethod
     def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
         """Build the terms of the loss, after `check`.
 
@@ -89,6 +86,7 @@ class Task(Protocol):
             everywhere: gives the sum over all processes, on the device.
         """
 
+    @abstractmethod
     def build(self, batch_size: int) -> Net:
         """A fresh net.
 
@@ -98,18 +96,24 @@ class Task(Protocol):
 
     def wrap(self, net: Any) -> nn.Module:
         """The net with whatever else only training has."""
+        return net
 
+    @abstractmethod
     def samples(self, seed: int) -> Samples:
         """What training batches are made of."""
 
+    @abstractmethod
     def count(self, net: Any, device: torch.device, indices: Sequence[int], progress: Progress) -> Tensor:
         """Integers that scores are made of; those of disjoint shares of the validation set add up."""
 
+    @abstractmethod
     def scores(self, counts: Tensor) -> dict[str, Any]:
         """All scores with their conditions, as JSON types."""
 
     def panel(self, net: Any, device: torch.device) -> UInt8Array | None:
         """A picture uint8 H x W x 3 of what the net makes of some of the validation set."""
+        return None
 
+    @abstractmethod
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
         """Write the page of a finished run."""
