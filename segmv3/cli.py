@@ -19,7 +19,7 @@ import segmv3
 from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, is_out_of_memory, printable, shortened
 
 _COMMANDS = (
-    *("train", "sweep", "evaluate", "compare", "submit", "predict", "classify"),
+    *("train", "sweep", "evaluate", "compare", "submit", "predict", "view", "classify"),
     *("models", "weights", "export", "data", "benchmark"),
 )
 _ELSEWHERE = {"classify": "segmv3.imagenet.command"}
@@ -38,7 +38,8 @@ usage: segmv3 COMMAND ...
   evaluate CONFIG --weights FILE                     score weights on a split
   compare A.json B.json                              two result files, class by class, with intervals
   submit CONFIG --weights FILE --output DIR          files for the Cityscapes test server, checked
-  predict SOURCE --weights FILE --output DIR         label images, a video, a camera or a stream
+  predict SOURCE [--weights FILE] [--output DIR]     label images, a video, a camera or a stream
+  view SOURCE|RESULTS|DATASET|RUN                    look at it in a local page
   classify train CONFIG [--run DIR]                  train a backbone on ImageNet, or any folder of pictures
   classify evaluate --weights FILE --data.root DIR   top-1 and top-5
   classify predict IMAGE ... --weights FILE          what is in a picture
