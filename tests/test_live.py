@@ -102,6 +102,24 @@ def test_the_newest_frame_is_taken_and_the_others_counted() -> None:
     assert line.endswith(" s, 2 dropped: only the newest is taken")
 
 
+def test_a_run_begins_with_the_frame_that_is_newest_then() -> None:
+    done, over = threading.Event(), threading.Event()
+
+    def feed() -> Iterator[Callable[[], UInt8Array]]:
+        yield from (partial(plain, index) for index in (0, 1, 2))
+        done.set()
+        assert over.wait(20)
+
+    def run() -> None:
+        with LiveReader("cam", feed) as reader:
+            assert done.wait(20)  # while the net is opened
+            frame, time = next(reader.timed())
+            assert (frame == plain(2)).all() and (time, reader.frames_dropped) == (0, 0)
+            over.set()
+
+    said(run)
+
+
 def endless(*sizes: tuple[int, int]) -> Iterator[Callable[[], UInt8Array]]:
     for index in range(10**6):
         yield partial(plain, index, *sizes[min(index, len(sizes) - 1)])
@@ -224,6 +242,7 @@ class Handler(BaseHTTPRequestHandler):
     """Pictures, videos, streams and what else servers give."""
 
     clip: bytes = b""
+    folder: Path
     mjpeg: Callable[[], Iterator[bytes]]
 
     def do_GET(self) -> None:
@@ -240,6 +259,8 @@ class Handler(BaseHTTPRequestHandler):
             self.give(b"no video at all" * 100, "video/mp4")
         elif path == "/list.mp4":
             self.give(b"ffconcat version 1.0\nfile /etc/passwd\n", "video/mp4")
+        elif path.startswith("/hls/"):
+            self.give((self.folder / path[5:]).read_bytes(), "application/octet-stream")
         elif path == "/cam":
             self.send_response(200)
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
@@ -296,6 +317,18 @@ def test_a_video_at_an_address_is_whole(here: Path, server: str) -> None:
         progress=lambda done, _: steps.append(done),
     )
     assert written == [Path("out/clip_labels")] and steps[-1] == len(list(Path("out/clip_labels").iterdir())) == 12
+
+
+def test_a_playlist_with_an_end_is_a_recording(here: Path, server: str) -> None:
+    Handler.folder = here
+    with av.open("list.m3u8", "w", format="hls") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(15):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(plain(index), format="rgb24")))
+        container.mux(stream.encode(None))
+    predict_source(f"{server}/hls/list.m3u8", predict, CLASSES, Path("out"), save=["labels"])
+    assert len(list(Path("out/list_labels").iterdir())) == 15
 
 
 def test_a_download_that_breaks_off(here: Path, server: str) -> None:

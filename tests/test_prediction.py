@@ -1,5 +1,6 @@
 """Prediction: results for every input, names that never meet, and nothing of the user's touched."""
 
+import contextlib
 import hashlib
 import os
 import runpy
@@ -584,6 +585,37 @@ def test_the_net_is_opened_when_nothing_is_left_to_refuse(here: Path) -> None:
     with pytest.raises(OutputError, match="a_overlay.png exists"):
         predict_source("a.png", must_not_run, classes, Path("out"))
     assert opened == ["net"]
+
+
+def test_sources_of_ones_own(here: Path) -> None:
+    class Pictures:
+        names = ("x/a", "b")
+        paths = ()
+
+        def pictures(self) -> Iterator[UInt8Array | DataError]:
+            yield scene(0)
+            yield DataError("b is lost")
+
+    with pytest.raises(PartialResultError, match=r"1 of 2 images could not be read \(first: b is lost\)"):
+        predict_source(Pictures(), predict, CLASSES, Path("out"), save=["labels"])
+    assert list(contents(Path("out"))) == ["x/a_labels.png"]
+
+    class Drive:
+        name = "mine"
+        paths = ()
+        size = (48, 64)
+        fps = 20.0
+        sound = announced_frames = None
+
+        @contextlib.contextmanager
+        def open(self) -> Iterator["Drive"]:
+            yield self
+
+        def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
+            yield from ((scene(index), Fraction(index, 20)) for index in range(7))
+
+    assert predict_source(Drive(), predict, CLASSES, Path("out")) == [Path("out/mine_overlay.webm")]
+    assert len(frames_of(Path("out/mine_overlay.webm"))) == 7
 
 
 @pytest.mark.parametrize(("video", "suffix", "codec"), [("mp4", ".mp4", "h264"), ("av1", ".mp4", "libdav1d")])

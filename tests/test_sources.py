@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from segmv3.errors import DataError, Segmv3Warning
-from segmv3.prediction import listing
+from segmv3.errors import DataError, ResourceError, Segmv3Warning
+from segmv3.prediction import listing, sources
 from segmv3.prediction.listing import IMAGE_SUFFIXES
 from segmv3.prediction.sources import ImageSource, VideoSource, find_source
 
@@ -226,3 +226,37 @@ def test_a_list_that_is_no_text(here: Path) -> None:
 def test_a_pipe_is_refused_instead_of_waited_for(here: Path) -> None:
     os.mkfifo("p.png")
     assert complaint("p.png").startswith("data: p.png is neither a file nor a folder; supported are ")
+
+
+def test_a_numbered_sequence(here: Path) -> None:
+    put("f_0009.png", "f_0010.png", "f_10.png", "f_0010.png.txt", "g 1.jpg", "g 2.jpg", "g 10.jpg")
+    assert images("f_%04d.png") == {"f_0009.png": "f_0009", "f_0010.png": "f_0010"}
+    with pytest.warns(Segmv3Warning, match=r"^data: g %d\.jpg: 7 of the numbers 1 to 10 have no file$"):
+        assert list(images("g %d.jpg")) == ["g 1.jpg", "g 2.jpg", "g 10.jpg"]
+    assert complaint("h_%03d.png").startswith(f"data: h_%03d.png matches no images (looked for {KNOWN}; ")
+    put("n_%04d.png")
+    assert images("n_%04d.png") == {"n_%04d.png": "n_%04d"}  # a name first
+
+
+def test_a_name_that_exists_is_no_camera_and_no_screen(here: Path) -> None:
+    put("0/a.png", "screen/b.png")
+    assert images("0") == {"0/a.png": "a"} and images("screen") == {"screen/b.png": "b"}
+    for text, name in (
+        ("1", "camera1"),
+        ("/dev/video77", "video77"),
+        ("rtsp://h:1/a/b.sdp?x=1", "b"),
+        ("udp://@h:1", "h"),
+    ):
+        assert find_source(text).name == name  # type: ignore[union-attr]
+
+
+def test_photographs_that_need_a_decoder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put("in/a.heic", "in/b.png")
+    for module in (listing, sources):
+        monkeypatch.setattr(module, "IMAGE_SUFFIXES", frozenset({".png"}))
+    with pytest.warns(Segmv3Warning, match=r'left out 1 \.heic; only \.png are taken; pip install "segmv3\[heic\]"$'):
+        assert images("in") == {"in/b.png": "b"}
+    with pytest.raises(
+        ResourceError, match=r'in/a\.heic needs a decoder that is not installed: pip install "segmv3\[heic'
+    ):
+        find_source("in/a.heic")

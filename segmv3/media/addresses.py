@@ -156,3 +156,18 @@ def open_address(address: str) -> Any:
         raise VideoError(f"{shown(address)} cannot be opened ({reason(error)})") from None
     except av.error.FFmpegError as error:
         raise OSError(reason(error)) from None
+
+
+def open_recording(address: str) -> Any:
+    """A stream with an end, opened by PyAV; None where it is live, or cannot be opened now.
+
+    Raises: VideoError when what is there is no video.
+    """
+    try:
+        container = open_address(address)
+    except OSError:
+        return None
+    if container.duration:
+        return container
+    container.close()
+    return None

@@ -74,7 +74,11 @@ class LiveReader:
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
         """The newest frame each time one is asked for, once it is there, and when it came."""
+        with self._changed:  # what came while a net was opened is old by now
+            newest, self._newest, self.frames_dropped = self._newest, None, 0
         pixels, self._first, milliseconds = self._first, None, 0
+        if newest:
+            self._begun, pixels = newest[0], self._fitted(newest[1]())
         while True:
             assert pixels is not None
             self.frames_read += 1

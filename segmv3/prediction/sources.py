@@ -206,7 +206,14 @@ def _from_address(asked: _Asked) -> Source:
         return HeldImage(name, answer.image, addresses.shown(address))
     if not answer.endless:
         return OpenedSource(name, lambda: pipes.kept(lambda folder: addresses.download(address, folder), address))
-    return OpenedSource(name, follow)
+    if answer.multipart:
+        return OpenedSource(name, follow)
+
+    def follow_or_read() -> AbstractContextManager[Any]:
+        recording = addresses.open_recording(address)
+        return VideoReader(addresses.shown(address), recording) if recording else follow()
+
+    return OpenedSource(name, follow_or_read)
 
 
 def _from_input(asked: _Asked) -> Source:
