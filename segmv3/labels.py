@@ -194,7 +194,7 @@ def read_classes(root: Path) -> tuple[Classes, LabelTable]:
     """
     for path, parse in ((root / "classes.json", _parse_json), (root / "classes.txt", _parse_text)):
         if path.exists() or path.is_symlink():
-            return _classes_of(parse(_text_of(path), path), path)
+            return classes_of(parse(_text_of(path), path), path)
     raise DataError(f"no classes.json or classes.txt in {root}; see data/README.md for its form")
 
 
@@ -236,7 +236,19 @@ def _parse_json(text: str, path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _classes_of(entries: list[dict[str, Any]], path: Path) -> tuple[Classes, LabelTable]:
+def classes_of(entries: list[dict[str, Any]], path: Path) -> tuple[Classes, LabelTable]:
+    """Classes from the entries of a classes file.
+
+    Args:
+        entries: each with `id` and `name`, maybe `rgb` and `ignore`.
+        path: the file, for messages.
+
+    Returns:
+        The classes to learn in the order of the entries, and the table from their ids.
+
+    Raises:
+        DataError: an entry cannot be understood, two have the same id or name, or less than two classes are left.
+    """
     if len(entries) > 256:
         raise DataError(f"{path} names {len(entries):,} classes; there are 256 ids")
     names: dict[int, str] = {}

@@ -84,6 +84,19 @@ def test_any_image_gives_the_labels_of_the_plain_net(predict, weights, size):
     assert set(predict.timings) == {"prepare", "net", "labels"} and min(predict.timings.values()) >= 0
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_confidence_is_the_probability_of_the_label(predict, weights, size):
+    labels, confidence = predict.labels_and_confidence(image := picture(size))
+    assert np.array_equal(labels, predict(image))
+    model, _ = load_weights(weights)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(image).permute(2, 0, 1)[None])
+    assert confidence.shape == size and confidence.dtype == np.float32
+    assert np.abs(confidence - logits.softmax(1)[0].max(0).values.numpy()).max() < 1e-3
+    assert predict.labels_and_confidence(np.stack([image, image]))[1].shape == (2, *size)
+    assert set(predict.timings) == {"prepare", "net", "labels"}
+
+
 def test_a_batch_is_its_images(predict):
     images = np.stack([picture((40, 72), seed) for seed in range(3)])
     batch = predict(images)

@@ -1,19 +1,27 @@
 """`segmv3 predict`."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
+from segmv3.errors import ConfigError
+from segmv3.evaluation.settings import Settings
 
 if TYPE_CHECKING:
+    from segmv3.images import UInt8Array
+    from segmv3.labels import Classes
+    from segmv3.prediction.contract import Found, Kind
     from segmv3.prediction.steady import Steady
     from segmv3.runtime import Predictor
     from segmv3.screen import Screen
+
+    Label = Callable[[UInt8Array], Found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +37,29 @@ class Predict(OnDevice, Trusting, OwnParts):
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
     """Folder for the results."""
     save: str = "overlay"
-    """Comma-separated kinds: overlay (colours over the image, with a legend), color (colours alone), labels
-    (grey PNG of train ids)."""
+    """Comma-separated kinds. Pictures: overlay (colours over the image), side-by-side, color (colours alone), labels
+    (grey PNG of train ids), confidence (grey), image, masks (0/255, see --classes). Numbers: json, csv. Annotations:
+    coco, cvat, label-studio."""
+    classes: str = ""
+    """Comma-separated classes for masks and annotations; all by default."""
+    polygons: bool = False
+    """Write annotations as polygons, up to a pixel off, instead of masks."""
+    merge: Path | None = None
+    """TOML file that merges the net's classes into fewer."""
+    crop: tuple[int, int, int, int] | None = None
+    """Label only a region: left, top, width and height in pixels."""
+    size: tuple[int, int] | None = None
+    """Show the net every picture at this height and width; results have the picture's own size."""
+    every: int = 1
+    """Label every so many images or frames only."""
+    alpha: float = 0.55
+    """Weight of the colours in an overlay, 0 to 1."""
+    contours: bool = False
+    """Draw the borders between classes in an overlay."""
+    legend: bool = True
+    """Put a legend below an overlay."""
+    blur: str = ""
+    """Comma-separated classes to make unrecognisable in every picture, such as person,rider,car."""
     overwrite: bool = False
     """Replace results of an earlier run."""
     steady: bool = False
@@ -49,11 +78,21 @@ class Predict(OnDevice, Trusting, OwnParts):
 def run(arguments: list[str]) -> None:
     options = parse(Predict, "segmv3 predict", arguments)
     options.import_parts()
-    from segmv3.images import UInt8Array
-    from segmv3.prediction import predict_source
+    from segmv3.media.draw import Style
+    from segmv3.prediction import chosen_kinds, predict_source
+    from segmv3.prediction.adapting import check_crop, cropped, merged
+    from segmv3.prediction.merging import read_merge
     from segmv3.prediction.sources import find_source
     from segmv3.screen import Screen
 
+    kinds = chosen_kinds(_names(options.save))
+    if not 0 <= options.alpha <= 1:
+        raise ConfigError(f"--alpha is {options.alpha:g}; it must be between 0 and 1")
+    if options.crop:
+        check_crop(options.crop)
+    if options.size:
+        Settings(size=options.size).input_size()
+    merge = read_merge(options.merge) if options.merge else None
     console = Screen()
     seconds: list[float] = []  # of the net, per image or frame
     start = 0.0
@@ -84,23 +123,37 @@ def run(arguments: list[str]) -> None:
 
         return Steady(net())
 
-    def label(image: UInt8Array) -> UInt8Array:
-        predict = steady() if options.steady else net()
+    @cache
+    def classes() -> "tuple[Classes, UInt8Array | None]":
+        """Those that are written, and the table that the net's are merged by."""
+        return (merge.classes, merge.table(net().classes)) if merge else (net().classes, None)
+
+    @cache
+    def labeller() -> "Label":
+        return _labeller(net(), steady() if options.steady else net(), options, kinds)
+
+    def label(image: "UInt8Array") -> "Found":
+        predict = labeller()
         begun = time.perf_counter()
-        labels = predict(image)
+        found = cropped(predict, options.crop, image) if options.crop else predict(image)
         seconds.append(time.perf_counter() - begun)
-        return labels
+        table = classes()[1]
+        return found if table is None else merged(found, table)
 
     with console.progress() as progress:
         bar = progress.add_task("predict", total=None)
         written = predict_source(
             find_source(options.source, raw=options.raw) if options.raw else options.source,
             label,
-            lambda: net().classes,
+            lambda: classes()[0],
             options.output,
-            save=tuple(kind.strip() for kind in options.save.split(",")),
+            save=kinds,
             overwrite=options.overwrite,
             video=options.video,
+            style=Style(options.alpha, options.contours, options.legend, blur=_names(options.blur)),
+            only=_names(options.classes),
+            polygons=options.polygons,
+            every=options.every,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     total = time.perf_counter() - start
@@ -112,6 +165,44 @@ def run(arguments: list[str]) -> None:
     if options.steady:
         without, now = steady().flicker
         console.say(f"flicker: {without:.2%} of what does not move changes its label between frames, now {now:.2%}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def _labeller(net: "Predictor", source: "Predictor | Steady", options: Predict, kinds: "Sequence[Kind]") -> "Label":
+    """From an image to its labels, and to the confidence where a kind shows it and the net has it.
+
+    Raises: ModelError where a kind needs the confidence and the file gives labels alone.
+    """
+    import cv2
+    import numpy as np
+    import torch
+
+    if any(kind.confidence == "needed" for kind in kinds):
+        net.refuse_labels_alone()
+    sure = net.output != "labels" and any(kind.confidence != "unused" for kind in kinds)
+    size = Settings(size=options.size).input_size()
+    if source is net and size is None:
+        if not sure:
+            return net
+        label: Callable[[UInt8Array], Sequence[Any]] = net.labels_and_confidence
+    else:
+        from segmv3.evaluation.labelling import confident, single_scale
+
+        alone = single_scale(source, size)
+        by_tensor = confident(source, size) if sure else lambda image: (alone(image),)
+
+        def label(image: "UInt8Array") -> Sequence[Any]:
+            pixels = torch.from_numpy(np.require(image, requirements=["W"])).permute(2, 0, 1)[None]
+            return [found[0].cpu().numpy() for found in by_tensor(pixels)]
+
+    def both(image: "UInt8Array") -> "Found":
+        labels, *confidence = label(image)
+        return labels, cv2.convertScaleAbs(confidence[0], alpha=255) if confidence else None
+
+    return both
 
 
 def _default_net(console: "Screen") -> str:

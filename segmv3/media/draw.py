@@ -4,6 +4,7 @@ Pictures are uint8 H x W x 3, RGB. Labels are uint8 H x W train ids; an id that 
 no colour of its own. `overlay` runs on every frame of a video, so the work per pixel is left to OpenCV.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,7 +24,25 @@ _INK: Color = (31, 35, 41)
 _RIM: Color = (150, 156, 165)
 _HATCH = 52
 _RARE = 0.0005  # a class on fewer of the pixels is left out of a legend: a speck nobody would look up
+_BLUR = 10  # parts of the shorter side: a face that fills half of a picture keeps 5 x 5 colours
 _DIM, _LIFT = 0.45, 40.0  # grey values 40..155: darker than red, lighter than the hatching
+
+
+@dataclass(frozen=True)
+class Style:
+    """How pictures are drawn."""
+
+    alpha: float = 0.55
+    """Weight of the class colours over the image, 0..1."""
+    contours: bool = False
+    """Whether the borders between classes are drawn."""
+    legend: bool = True
+    blur: tuple[str, ...] = ()
+    """Names of the classes that must not be recognised."""
+
+
+STYLE = Style()
+"""As pictures are drawn unless told otherwise."""
 
 
 def colorize(labels: UInt8Array, classes: Classes) -> UInt8Array:
@@ -54,6 +73,47 @@ def overlay(image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: floa
     if cv2.minMaxLoc(labels)[1] >= len(classes):  # a net's labels have no such pixels
         cv2.copyTo(image, (labels >= len(classes)).view(np.uint8), colors)
     return cv2.addWeighted(image, 1 - alpha, colors, alpha, 0, dst=colors)
+
+
+def contoured(picture: UInt8Array, labels: UInt8Array, classes: Classes) -> UInt8Array:
+    """Draw where classes meet: a line in the colour of each side, thicker in a larger picture.
+
+    Args:
+        picture: uint8 H x W x 3; it is changed.
+        labels: uint8 H x W.
+        classes: their colours.
+
+    Returns:
+        The picture.
+    """
+    reach = 1 + 2 * max(1, round(min(labels.shape) / 500))
+    edges = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8))
+    edges[labels >= len(classes)] = 0  # what has no class has no colour
+    return cv2.copyTo(colorize(labels, classes), edges, picture)
+
+
+def blurred(image: UInt8Array, labels: UInt8Array, hidden: Sequence[int]) -> UInt8Array:
+    """Make some classes unrecognisable: nothing finer than a tenth of the picture is left of them.
+
+    A margin around their pixels goes with them, for labels are not exact to the pixel. What the net did not find stays.
+
+    Args:
+        image: uint8 H x W x 3.
+        labels: uint8 H x W.
+        hidden: train ids.
+
+    Returns:
+        uint8 H x W x 3; the image itself where there is nothing to hide.
+    """
+    mask = np.isin(labels, hidden).view(np.uint8)
+    if not mask.any():
+        return image
+    height, width = labels.shape
+    block = max(4, min(height, width) // _BLUR)
+    margin = 1 + 2 * max(2, block // 4)
+    mask = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin, margin)))
+    few = cv2.resize(image, (-(-width // block), -(-height // block)), interpolation=cv2.INTER_AREA)
+    return cv2.copyTo(cv2.resize(few, (width, height), interpolation=cv2.INTER_LINEAR), mask, image.copy())
 
 
 def draw_errors(image: UInt8Array, truth: UInt8Array, prediction: UInt8Array) -> UInt8Array:

@@ -6,7 +6,9 @@ Reading, prediction and writing overlap: the net runs in the caller's thread, th
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Error
 from segmv3.files import expanded, make_folder
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
+from segmv3.media.draw import STYLE, Style
 from segmv3.media.encoding import FORMATS
 from segmv3.media.live import LiveReader
 from segmv3.pipeline import read_ahead, work_behind
-from segmv3.prediction.contract import Job, Kind, Shot, Sink
+from segmv3.prediction.contract import Found, Job, Kind, Shot, Sink
+from segmv3.prediction.gathering import finish_all
+from segmv3.prediction.listing import ImageSource
 from segmv3.prediction.results import KINDS
 from segmv3.prediction.sources import FrameSource, PictureSource, Source, find_source
 
-Predict = Callable[[UInt8Array], UInt8Array]
-"""uint8 H x W x 3, RGB -> labels, uint8 H x W, an array of its own. Called from one thread, in order."""
+Predict = Callable[[UInt8Array], Found]
+"""uint8 H x W x 3, RGB -> labels, uint8 H x W, arrays of their own. Called from one thread, in order."""
 
 Progress = Callable[[int, int | None], None]
 """Called with (images or frames done, how many there are or None); a video's total is only announced."""
@@ -48,23 +53,33 @@ def predict_source(
     save: Sequence[str | Kind] = ("overlay",),
     overwrite: bool = False,
     video: str = "webm",
+    style: Style = STYLE,
+    only: Sequence[str] = (),
+    polygons: bool = False,
+    every: int = 1,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Predict every image of a source, or every frame of a video, and write the results.
 
-    An image `a.jpg` gives `a_overlay.png`, `a_labels.png` (8-bit train ids) and `a_color.png`; a video
-    `d.mp4` gives `d_overlay.webm`, `d_color.webm` and the folder `d_labels`, one PNG of train ids per frame.
+    An image `a.jpg` gives `a_overlay.png`, `a_labels.png` (8-bit train ids) and so on; a video `d.mp4` gives
+    `d_overlay.webm`, and the folder `d_labels`, one PNG of train ids per frame. Tables and annotations are one file for
+    all images, or one for a video. docs/how-to/label-images-and-videos.md lists them all.
     Images from different folders keep their folders below `output`; when a folder is searched for images,
     `output` is left out.
 
     Args:
         source: what `segmv3.prediction.sources.find_source` takes: a file, folder, pattern, list, camera or address; or
             what it gives, or an object of your own with the same members.
-        predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W.
+        predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W, or to them and how sure it is of each
+            pixel, the probability as uint8 0..255.
         classes: the net's classes, or how to get them once nothing is left to refuse.
         save: names of `KINDS`, or kinds of your own.
         overwrite: whether results of a former run may be replaced. Inputs never are.
         video: how videos are written: "webm" (VP9), "mp4" (H.264) or "av1" (in MP4).
+        style: how pictures are drawn, and what is blurred in them.
+        only: the classes that masks and annotations are made of, all by default.
+        polygons: whether annotations are polygons instead of masks.
+        every: of images or frames every so many are labelled, beginning with the first.
         progress: called after each image or frame is written, in order.
 
     Returns: the files written, and the folder for the labels of a video.
@@ -77,16 +92,22 @@ def predict_source(
     """
     if video not in FORMATS:
         raise ConfigError(f"cannot write videos as {video!r}; choose from {', '.join(FORMATS)}")
-    kinds, job = _kinds(save), Job(classes, Path(output), overwrite, video)
+    if every < 1:
+        raise ConfigError(f"--every is {every}; it must be at least 1")
+    kinds = chosen_kinds(save)
+    job = Job(classes, Path(output), overwrite, video, style, tuple(only), polygons, every)
     if isinstance(source, str):
         _refuse_own_folder(source, job.output)
         source = find_source(source, leave_out=job.output)
     if isinstance(source, FrameSource):
         return _predict_video(source, predict, kinds, job, progress or _silent)
+    if isinstance(source, ImageSource):
+        source = replace(source, paths=source.paths[::every], names=source.names[::every])
     return _predict_images(source, predict, kinds, job, progress or _silent)
 
 
-def _kinds(save: Sequence[str | Kind]) -> list[Kind]:
+def chosen_kinds(save: Sequence[str | Kind]) -> list[Kind]:
+    """Kinds by their names. Raises: ConfigError for one that does not exist."""
     chosen = list(dict.fromkeys(save.split(",") if isinstance(save, str) else save))
     wrong = [kind for kind in chosen if isinstance(kind, str) and kind not in KINDS]
     if wrong or not chosen:
@@ -122,8 +143,8 @@ def _refuse_conflicts(inputs: Sequence[Path], targets: Sequence[Path], overwrite
 
 
 def _open_net(job: Job) -> None:
-    """Where there is no net, nothing is written either."""
-    _ = job.classes
+    """Where there is no net, or it does not know a class, nothing is written either."""
+    _ = job.classes, job.chosen, job.hidden
 
 
 # ---- images ----
@@ -142,48 +163,53 @@ def _predict_images(
     written: list[Path] = []
     failures: list[_Failure] = []
 
-    def finish(shot: Shot | DataError) -> list[list[Path]] | _Failure:
-        if isinstance(shot, DataError):
-            return shot
-        try:
-            return [sink.write(shot) for sink in sinks]
-        except OutputError as error:  # of this file; a full disk is a ResourceError
-            return error
+    def finish(shot: Shot | DataError) -> list[Any] | DataError:
+        return shot if isinstance(shot, DataError) else [_tried(sink, shot) for sink in sinks]
 
     try:
         with (
             read_ahead(images.pictures()) as read,
-            work_behind(finish, _label(images.names, read, predict), threads=_PNG_THREADS, waiting=0) as finished,
+            work_behind(finish, _label(images, read, predict, job), threads=_PNG_THREADS, waiting=0) as finished,
         ):
             for done, outcome in enumerate(finished, 1):
-                if isinstance(outcome, Segmv3Error):
-                    failures.append(outcome)
-                else:
-                    written += _noted(sinks, outcome)
+                wrong = [outcome] if isinstance(outcome, DataError) else _noted(sinks, outcome, written)
+                failures += wrong[:1]  # one of each image
                 progress(done, len(images.names))
     finally:
-        written += _finished(sinks)
+        written += finish_all(sinks)
     if failures:
         raise _image_error(failures, len(images.names), job.output)
     return written
 
 
-def _finished(sinks: Sequence[Sink]) -> list[Path]:
-    """Let every kind write what it gathered. Returns: the files that only now are there."""
-    return [path for sink in sinks for path in sink.finish()]
+def _tried(sink: Sink, shot: Shot) -> Any:
+    """What a sink made of a picture, or why it could not be written: the other kinds still can."""
+    try:
+        return sink.write(shot)
+    except OutputError as error:  # of this file; a full disk is a ResourceError
+        return error
 
 
-def _noted(sinks: Sequence[Sink], outcome: list[list[Path]]) -> list[Path]:
+def _noted(sinks: Sequence[Sink], outcome: Sequence[Any], written: list[Path]) -> list[OutputError]:
+    """Add the files that were written for a picture to `written`. Returns: why others were not."""
     for sink, made in zip(sinks, outcome, strict=True):
-        sink.note(made)
-    return [path for made in outcome for path in made]
+        written += [] if isinstance(made, OutputError) else sink.note(made)
+    return [made for made in outcome if isinstance(made, OutputError)]
 
 
 def _label(
-    names: Iterable[str], images: Iterable[UInt8Array | DataError], predict: Predict
+    images: PictureSource, read: Iterable[UInt8Array | DataError], predict: Predict, job: Job
 ) -> Iterator[Shot | DataError]:
-    for name, image in zip(names, images, strict=True):
-        yield image if isinstance(image, DataError) else Shot(name, image, predict(image))
+    files = images.paths or [Path(name) for name in images.names]  # one from elsewhere has no path
+    for name, path, image in zip(images.names, files, read, strict=True):
+        if isinstance(image, DataError):
+            yield image
+            continue
+        file = name if name.endswith(path.suffix) else name + path.suffix
+        try:
+            yield job.shot(name, image, predict(image), file=file)
+        except DataError as error:  # such as a crop outside of this one
+            yield DataError(f"{path}: {error.args[0]}")
 
 
 def _image_error(failures: Sequence[_Failure], total: int, output: Path) -> Segmv3Error:
@@ -219,20 +245,23 @@ def _predict_video(
             for sink in sinks:
                 sink.note(sink.write(shot))
 
+        file = video.paths[0].name if video.paths else video.name
+
         def shots(read: Iterable[tuple[UInt8Array, Fraction]]) -> Iterator[Shot]:
             for number, (frame, time) in enumerate(read):
-                yield Shot(f"{number:06d}", frame, predict(frame), time)
+                yield job.shot(f"{number * job.every:06d}", frame, predict(frame), time=time, file=file)
 
-        announced = frames.announced_frames
+        announced = frames.announced_frames and -(-frames.announced_frames // job.every)
         try:
-            with _read(frames) as read, work_behind(finish, shots(read)) as finished:
+            with _read(frames, job.every) as read, work_behind(finish, shots(read)) as finished:
                 for done, _ in enumerate(finished, 1):
                     progress(done, announced)
         finally:
-            _finished(sinks)
+            finish_all(sinks)
     return targets
 
 
-def _read(frames: Any) -> AbstractContextManager[Iterator[tuple[UInt8Array, Fraction]]]:
+def _read(frames: Any, every: int) -> AbstractContextManager[Iterator[tuple[UInt8Array, Fraction]]]:
     """Frames of a file ahead of the net; live ones when they are asked for, so that none waits and grows old."""
-    return nullcontext(frames.timed()) if isinstance(frames, LiveReader) else read_ahead(frames.timed())
+    timed = islice(frames.timed(), 0, None, every)
+    return nullcontext(timed) if isinstance(frames, LiveReader) else read_ahead(timed)

@@ -10,11 +10,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
 
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
+from segmv3.media.draw import STYLE, Style, blurred
 from segmv3.media.sound import Sound
+from segmv3.prediction.merging import ids_of
+
+Found = UInt8Array | tuple[UInt8Array, UInt8Array | None]
+"""What a net says of an image: labels alone, or with the confidence of each pixel (as in `Shot`)."""
+
+
+def both(found: Found) -> tuple[UInt8Array, UInt8Array | None]:
+    """Labels and confidence; None where there is no confidence."""
+    return found if isinstance(found, tuple) else (found, None)
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,10 @@ class Shot:
     """H x W, train ids."""
     time: Fraction | None = None
     """Seconds since the first frame of a video."""
+    confidence: UInt8Array | None = None
+    """H x W, the probability of each pixel's class as 0..255; None where it was not asked for."""
+    file: str = ""
+    """The picture's file below the source, "/" separates folders; of a frame that of its video."""
 
 
 class Frames(Protocol):
@@ -57,11 +73,38 @@ class Job:
     overwrite: bool = False
     video: str = "webm"
     """The kind of video to write, a key of `segmv3.media.encoding.FORMATS`."""
+    style: Style = STYLE
+    only: tuple[str, ...] = ()
+    """The classes that masks and annotations are made of; none for all."""
+    polygons: bool = False
+    """Whether annotations are polygons instead of masks."""
+    every: int = 1
+    """Of a video's frames every so many are labelled."""
 
     @cached_property
     def classes(self) -> Classes:
         """The net's classes. Ask for them late: what must be refused is refused before the net is opened."""
         return self.net_classes() if callable(self.net_classes) else self.net_classes
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """The train ids of `only`. Raises: ConfigError for a class that the net does not know."""
+        return ids_of(self.only or self.classes.names, self.classes, "--classes")
+
+    @cached_property
+    def hidden(self) -> list[int]:
+        """The train ids of what is blurred. Raises: ConfigError for a class that the net does not know."""
+        return ids_of(self.style.blur, self.classes, "--blur")
+
+    def shot(self, name: str, image: UInt8Array, found: Found, *, time: Fraction | None = None, file: str = "") -> Shot:
+        """A labelled picture, with what must not be seen of it already blurred."""
+        labels, confidence = both(found)
+        return Shot(name, blurred(image, labels, self.hidden), labels, time, confidence, file)
+
+    def occurring(self, labels: UInt8Array) -> list[int]:
+        """The chosen classes that occur, by train id."""
+        present = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+        return [train_id for train_id in self.chosen if train_id in present]
 
 
 class Sink(ABC):
@@ -79,11 +122,12 @@ class Sink(ABC):
         Raises: OutputError, which concerns this picture alone; ResourceError, which ends the run.
         """
 
-    def note(self, written: Any) -> None:  # noqa: B027 (most kinds have nothing to note)
-        """Called with what `write` returned, in the order of the pictures."""
+    def note(self, written: Any) -> list[Path]:
+        """Called with what `write` returned, in the order of the pictures. Returns: the files that are now there."""
+        return written or []
 
     def finish(self) -> list[Path]:
-        """Called once after the last picture, also when a signal or an error ended the run.
+        """Called once after the last picture, also when a signal or an error ended the run, which may be one of `note`.
 
         Returns: the files that were written only now.
         """
@@ -94,6 +138,8 @@ class Kind(ABC):
     """One kind of result."""
 
     name: ClassVar[str]
+    confidence: ClassVar[Literal["unused", "used", "needed"]] = "unused"
+    """Whether it shows how sure the net is, and whether it can do without."""
 
     @abstractmethod
     def of_images(self, job: Job, names: Sequence[str]) -> Sink:

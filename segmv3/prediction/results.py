@@ -12,12 +12,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from segmv3.errors import ConfigError
 from segmv3.files import make_folder
 from segmv3.images import UInt8Array, write_png
-from segmv3.labels import Classes
-from segmv3.media.draw import colorize, legend, overlay, with_legend
+from segmv3.media.draw import colorize, contoured, legend, overlay, with_legend
 from segmv3.media.encoding import FORMATS, VideoWriter
+from segmv3.prediction.annotations import Coco, Cvat, LabelStudio
 from segmv3.prediction.contract import Frames, Job, Kind, Shot, Sink, VideoSink
+from segmv3.prediction.gathering import ClassesFile, Several
+from segmv3.prediction.tables import CsvTable, JsonTable
 
 
 class Picture(Kind):
@@ -26,14 +29,14 @@ class Picture(Kind):
     as_video: ClassVar[bool] = True
 
     @abstractmethod
-    def draw(self, shot: Shot, classes: Classes) -> UInt8Array:
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
         """uint8 H x W or H x W x 3, RGB."""
 
-    def draw_still(self, shot: Shot, classes: Classes) -> UInt8Array:
+    def draw_still(self, shot: Shot, job: Job) -> UInt8Array:
         """As `draw`, with what only a picture of its own needs."""
-        return self.draw(shot, classes)
+        return self.draw(shot, job)
 
-    def strip(self, width: int, classes: Classes) -> UInt8Array:
+    def strip(self, width: int, job: Job) -> UInt8Array:
         """What stands below every frame of a video: uint8 H x `width` x 3."""
         return np.zeros((0, width, 3), np.uint8)
 
@@ -49,24 +52,53 @@ class Overlay(Picture):
 
     name = "overlay"
 
-    def draw(self, shot: Shot, classes: Classes) -> UInt8Array:
-        return overlay(shot.image, shot.labels, classes)
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
+        picture = overlay(shot.image, shot.labels, job.classes, job.style.alpha)
+        return contoured(picture, shot.labels, job.classes) if job.style.contours else picture
 
-    def draw_still(self, shot: Shot, classes: Classes) -> UInt8Array:
-        return with_legend(self.draw(shot, classes), classes, shot.labels)
+    def draw_still(self, shot: Shot, job: Job) -> UInt8Array:
+        picture = self.draw(shot, job)
+        return with_legend(picture, job.classes, shot.labels) if job.style.legend else picture
 
-    def strip(self, width: int, classes: Classes) -> UInt8Array:
-        return legend(classes, width)  # of all classes: the size of a video is constant
+    def strip(self, width: int, job: Job) -> UInt8Array:
+        if not job.style.legend:
+            return super().strip(width, job)
+        return legend(job.classes, width)  # of all classes: the size of a video is constant
+
+
+class SideBySide(Overlay):
+    """The image, and right of it its overlay."""
+
+    name = "side-by-side"
+
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
+        return np.hstack([shot.image, super().draw(shot, job)])
+
+
+class Image(Picture):
+    """The image as it was labelled: the frames of a video, or a folder of photographs with faces blurred."""
+
+    name = "image"
+    as_video = False
+
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
+        return shot.image
 
 
 class Labels(Picture):
-    """Train ids."""
+    """Train ids, with a `classes.json` that names them: with its images a data set."""
 
     name = "labels"
     as_video = False
 
-    def draw(self, shot: Shot, classes: Classes) -> UInt8Array:
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
         return shot.labels
+
+    def of_images(self, job: Job, names: Sequence[str]) -> Sink:
+        return Several([super().of_images(job, names), ClassesFile(job)])
+
+    def of_video(self, job: Job, name: str) -> VideoSink:
+        return Several([super().of_video(job, name), ClassesFile(job)])
 
 
 class Color(Picture):
@@ -74,8 +106,53 @@ class Color(Picture):
 
     name = "color"
 
-    def draw(self, shot: Shot, classes: Classes) -> UInt8Array:
-        return colorize(shot.labels, classes)
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
+        return colorize(shot.labels, job.classes)
+
+
+class Confidence(Picture):
+    """How sure the net is of each pixel: its class's probability, 0 black to 1 white (255)."""
+
+    name = "confidence"
+    confidence = "needed"
+
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
+        if shot.confidence is None:
+            raise ConfigError("cannot save 'confidence': what predicts gives labels alone")
+        return shot.confidence
+
+
+class Mask(Picture):
+    """One class, 255 on 0."""
+
+    as_video = False
+
+    def __init__(self, of: str, name: str) -> None:
+        """Args: of: the class. name: for the files."""
+        self._of = of
+        self.name = name  # type: ignore[misc]
+
+    def draw(self, shot: Shot, job: Job) -> UInt8Array:
+        return (shot.labels == job.classes.names.index(self._of)).view(np.uint8) * np.uint8(255)
+
+
+class Masks(Kind):
+    """A `Mask` of each chosen class."""
+
+    name = "masks"
+
+    def of_images(self, job: Job, names: Sequence[str]) -> Sink:
+        return Several([mask.of_images(job, names) for mask in self._masks(job)])
+
+    def of_video(self, job: Job, name: str) -> VideoSink:
+        return Several([mask.of_video(job, name) for mask in self._masks(job)])
+
+    def _masks(self, job: Job) -> list[Mask]:
+        """Named by their class, as far as a file can be; classes that look alike then get numbers."""
+        chosen = job.only or job.classes.names
+        plain = [re.sub(r"[^\w.-]+", "_", name) for name in chosen]
+        unique = [name if plain.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(plain)]
+        return [Mask(of, f"mask_{name}") for of, name in zip(chosen, unique, strict=True)]
 
 
 class _Stills(Sink):
@@ -90,7 +167,7 @@ class _Stills(Sink):
 
     def write(self, shot: Shot) -> list[Path]:
         target = self._target(shot.name)
-        write_png(target, self._kind.draw_still(shot, self._job.classes))
+        write_png(target, self._kind.draw_still(shot, self._job))
         return [target]
 
 
@@ -111,7 +188,7 @@ class _NumberedStills(VideoSink):
                 old.unlink()
 
     def write(self, shot: Shot) -> None:
-        write_png(self._folder / f"{shot.name}.png", self._kind.draw(shot, self._job.classes))
+        write_png(self._folder / f"{shot.name}.png", self._kind.draw(shot, self._job))
 
 
 class _Video(VideoSink):
@@ -123,12 +200,14 @@ class _Video(VideoSink):
         self.targets = [job.output / f"{name}_{kind.name}{suffix}"]
 
     def open(self, frames: Frames, files: ExitStack) -> None:
-        height, width = frames.size
-        strip = self._kind.strip(width, self._job.classes)
-        self._canvas = np.vstack([np.zeros((height, width, 3), np.uint8), strip])
+        blank = np.zeros((*frames.size, 3), np.uint8)
+        still = Shot("", blank, blank[..., 0], confidence=blank[..., 0])
+        width = self._kind.draw(still, self._job).shape[1]
+        strip = self._kind.strip(width, self._job)
+        self._canvas = np.vstack([np.zeros((frames.size[0], width, 3), np.uint8), strip])
         video: AbstractContextManager[VideoWriter] = VideoWriter(
             self.targets[0],
-            frames.fps,
+            frames.fps / self._job.every,
             self._canvas.shape[:2],
             overwrite=self._job.overwrite,
             codec=self._codec,
@@ -137,9 +216,19 @@ class _Video(VideoSink):
         self._writer = files.enter_context(video)
 
     def write(self, shot: Shot) -> None:
-        self._canvas[: len(shot.labels)] = self._kind.draw(shot, self._job.classes)
+        picture = self._kind.draw(shot, self._job)
+        self._canvas[: len(picture)] = picture if picture.ndim == 3 else picture[..., None]
         self._writer.write(self._canvas, shot.time)
 
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Overlay(), Labels(), Color())}
+# ---- all of them ----
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        *(Overlay(), Labels(), Color(), Confidence(), SideBySide(), Image(), Masks()),
+        *(JsonTable(), CsvTable(), Coco(), Cvat(), LabelStudio()),
+    )
+}
 """What `--save` takes, by name."""

@@ -49,8 +49,14 @@ class Steady:
         Raises:
             ModelError: the net is an export that gives labels alone.
         """
-        logits = self._predictor.low_logits(torch.from_numpy(frame).permute(2, 0, 1)[None]).cpu().float()
+        logits = self.low_logits(torch.from_numpy(frame).permute(2, 0, 1)[None])
+        return label_map(logits, frame.shape[:2], threads=self._predictor.threads)[0].numpy()
+
+    def low_logits(self, image: Tensor) -> Tensor:
+        """As of a predictor, averaged over time: uint8 1 x 3 x H x W (RGB) to float32 1 x classes x h x w."""
+        logits = self._predictor.low_logits(image).cpu().float()
         height, width = logits.shape[2:]
+        frame = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
         cells = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
         now = best = _best(logits)
         steady = logits
@@ -62,7 +68,7 @@ class Steady:
             self._unmoved += int(np.count_nonzero(still))
             self._changed += [np.count_nonzero(change & still) for change in (raw != now, shown != best)]
         self._before = cells, steady, now, best
-        return label_map(steady, frame.shape[:2], threads=self._predictor.threads)[0].numpy()
+        return steady
 
 
 def _best(logits: Tensor) -> _Ids:

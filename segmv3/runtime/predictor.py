@@ -7,11 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segmv3.checkpoint import Card
 from segmv3.convert.graph import Output
-from segmv3.decode import label_map
+from segmv3.decode import label_map, label_map_and_confidence
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
@@ -91,6 +92,15 @@ class Predictor:
         """What the net gives: low-logits, logits, or labels alone."""
         return self._backend.output
 
+    def refuse_labels_alone(self) -> None:
+        """Nothing but labels comes out of some exports.
+
+        Raises:
+            ModelError: the file is one of them.
+        """
+        if self.output == "labels":
+            raise ModelError("this export gives labels alone; export it again with --output-kind low-logits")
+
     def low_logits(self, image: Tensor) -> Tensor:
         """What the labels are made of, before it is enlarged to the image.
 
@@ -104,8 +114,7 @@ class Predictor:
         Raises:
             ModelError: as for a call, and for an export that gives labels alone.
         """
-        if self.output == "labels":
-            raise ModelError("this export gives labels alone; export it again with --output-kind low-logits")
+        self.refuse_labels_alone()
         output = self._backend.run(_checked(image.permute(0, 2, 3, 1).cpu().numpy()))
         return output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))  # its memory is reused
 
@@ -125,6 +134,31 @@ class Predictor:
         Raises:
             ModelError: the array has another shape or dtype, or a size that a fixed-size export does not take.
         """
+        return self._timed(image, self._labels)
+
+    def labels_and_confidence(self, image: UInt8Array) -> tuple[UInt8Array, NDArray[np.float32]]:
+        """As a call, and how sure the net is of each pixel.
+
+        Both are made from the low-resolution logits: no map of all classes is held at full size.
+
+        Args:
+            image: as for a call.
+
+        Returns:
+            The labels, and float32 of the same shape: the probability (softmax) of the class of each pixel.
+
+        Raises:
+            ModelError: as a call, and for an export that gives labels alone.
+        """
+        self.refuse_labels_alone()
+        return self._timed(image, lambda output, size: label_map_and_confidence(output, size, threads=self.threads))
+
+    def _labels(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        # cloned, for what a runtime returns may be its own memory
+        return output.clone() if self.output == "labels" else label_map(output, size, threads=self.threads)
+
+    def _timed(self, image: UInt8Array, decode: Callable[[Tensor, tuple[int, int]], Any]) -> Any:
+        """Run the net, then `decode` its output: one tensor, or several. Note how long each stage takes."""
         start = time.perf_counter()
         images = _checked(image)
         prepared = time.perf_counter()
@@ -132,16 +166,14 @@ class Predictor:
         if self.device == "cuda":
             torch.cuda.synchronize()
         calculated = time.perf_counter()
-        # cloned, for what a runtime returns may be its own memory
-        found = (
-            output.clone()
-            if self._backend.output == "labels"
-            else label_map(output, images.shape[1:3], threads=self.threads)
-        )
-        labels = found.cpu().numpy()
+        decoded = decode(output, (images.shape[1], images.shape[2]))
+        several = isinstance(decoded, tuple)
+        found = [each.cpu().numpy() for each in (decoded if several else (decoded,))]
         end = time.perf_counter()
         self._own.timings = dict(zip(STAGES, (prepared - start, calculated - prepared, end - calculated), strict=True))
-        return labels if np.ndim(image) == 4 else labels[0]
+        if np.ndim(image) == 3:
+            found = [each[0] for each in found]
+        return tuple(found) if several else found[0]
 
     def stream(self, images: Iterable[UInt8Array]) -> Iterator[UInt8Array]:
         """The labels of each image in turn, one at a time in memory.
