@@ -11,6 +11,7 @@ one it is. `Data.dataset` names one of segmv3's, or holds an object of your own:
                 yield image, image.with_suffix(".png")
 """
 
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -227,14 +228,35 @@ class Folder(FolderSource):
 
     def classes(self, root: Path) -> Classes:
         """Read the classes file."""
+        place = self._classes_at(root)
         nested = sorted(path.parent for mark in self.marks for path in root.glob(f"*/{mark}"))
-        if nested and not any((root / mark).exists() for mark in self.marks):
+        if nested and place == root and not any((root / mark).exists() for mark in self.marks):
             raise DataError(f"no classes.json or classes.txt in {root}; did you mean --data.root {nested[0]}?")
-        return read_classes(root)[0]
+        return read_classes(place)[0]
 
     def table(self, root: Path) -> LabelTable:
         """The ids of the classes file."""
-        return read_classes(root)[1]
+        return read_classes(self._classes_at(root))[1]
+
+    def _classes_at(self, root: Path) -> Path:
+        """The root, or the labels of a split as predict writes them. Raises: DataError where splits disagree."""
+        if any(os.path.lexists(root / mark) for mark in self.marks):
+            return root
+        labels = [labels for split in ("train", "val", "test") for _, labels in self.folders(root, split)]
+        written = [place for place in labels if (place / "classes.json").is_file()]
+        for other in written[1:]:
+            if read_classes(other) != read_classes(written[0]):
+                raise DataError(f"{written[0]} and {other} are labels of different classes; label one of them again")
+        return written[0] if written else root
+
+    def find(self, root: Path, split: str) -> Split:
+        """List the files of a split; `a_labels.png` of predict belongs to the image `a`."""
+        found = super().find(root, split)
+        labels: dict[str, list[tuple[Path, LabelTable]]] = {}
+        for name, files in found.labels.items():
+            short = name.removesuffix("_labels")
+            labels.setdefault(short if name not in found.images and short in found.images else name, []).extend(files)
+        return replace(found, labels=labels)
 
     def folders(self, root: Path, split: str) -> Sequence[Folders]:
         """CamVid's, the other usual one, and BDD100K's as its archives unpack."""

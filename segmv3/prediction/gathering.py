@@ -7,15 +7,19 @@ at the end, also when a signal or an error ends the run: it is always complete f
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from heapq import heappop, heappush
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, ClassVar
 
 from segmv3.errors import DataError, OutputError, ResourceError
 from segmv3.files import new_file_beside, write_bytes, write_error
 from segmv3.labels import Classes, read_classes
 from segmv3.prediction.contract import Frames, Job, Kind, Shot, Sink, VideoSink
+
+_WAITING = 8  # more than there are threads that write
 
 Piece = tuple[str, str]
 """What a picture adds to a gathered file, and to what stands at its end."""
@@ -61,25 +65,48 @@ class Gathered(Kind):
 
 
 class _Gathering(VideoSink):
-    """Writes a gathered file."""
+    """Writes a gathered file, in the order of the pictures.
+
+    A few pieces wait for those that other threads are still at. So the order is kept, and what is done is in the file
+    when a signal ends the run.
+    """
 
     def __init__(self, kind: Gathered, job: Job, target: Path, number: Callable[[str], int]) -> None:
         """Args: number: from the name of a picture to its number."""
         self._kind, self._job, self._target, self._number = kind, job, target, number
         self.targets = [target, *(target.with_suffix(suffix) for suffix in kind.companions)]
+        self._lock = Lock()
+        self._waiting: list[tuple[int, Piece]] = []
+        self._tails: list[str] = []
         self._file: BinaryIO | None = None
         self._part: Path | None = None
-        self._tails: list[str] = []
+        self._failure: OutputError | ResourceError | None = None
 
     def open(self, frames: Frames, files: ExitStack) -> None:
         pass
 
-    def write(self, shot: Shot) -> Piece:
-        return self._kind.piece(shot, self._number(shot.name), self._job)
+    def write(self, shot: Shot) -> None:
+        index = self._number(shot.name)
+        piece = self._kind.piece(shot, index, self._job)
+        with self._lock:
+            heappush(self._waiting, (index, piece))
+            if len(self._waiting) > _WAITING:
+                self._put(heappop(self._waiting)[1])
 
-    def note(self, piece: Piece) -> list[Path]:
+    def finish(self) -> list[Path]:
+        while self._waiting:
+            self._put(heappop(self._waiting)[1])
+        if self._file is None or self._part is None:
+            return []
+        with self._failing_for_good():
+            with self._file as file:
+                file.write(self._kind.end(self._kind.between.join(self._tails)).encode(errors="surrogateescape"))
+            self._kind.pack(self._part, self._target, self._job)
+        return [*self.targets]
+
+    def _put(self, piece: Piece) -> None:
         text, tail = piece
-        try:
+        with self._failing_for_good():
             if self._file is None:
                 descriptor, self._part = new_file_beside(self._target)
                 self._file = os.fdopen(descriptor, "wb")
@@ -87,30 +114,25 @@ class _Gathering(VideoSink):
             else:
                 text = self._kind.between + text
             self._file.write(text.encode(errors="surrogateescape"))
-        except OSError as error:
-            self._give_up()
-            raise write_error(error, self._target, len(text)) from None
-        self._tails += [tail] if tail else []
-        return []
+            self._tails += [tail] if tail else []
 
-    def finish(self) -> list[Path]:
-        if self._file is None or self._file.closed or self._part is None:
-            return []
+    @contextmanager
+    def _failing_for_good(self) -> Iterator[None]:
+        """What could not be written once is not tried again, and leaves nothing half."""
+        if self._failure:
+            raise self._failure
         try:
-            with self._file as file:
-                file.write(self._kind.end(self._kind.between.join(self._tails)).encode(errors="surrogateescape"))
-            self._kind.pack(self._part, self._target, self._job)
+            yield
         except OSError as error:
-            self._give_up()
-            raise write_error(error, self._target, 0) from None
-        return [*self.targets]
-
-    def _give_up(self) -> None:
-        with suppress(OSError):
-            if self._file:
-                self._file.close()
-            if self._part:
-                self._part.unlink(missing_ok=True)
+            size = self._part.stat().st_size if self._part and self._part.exists() else 0
+            self._failure = write_error(error, self._target, size)
+            with suppress(OSError):
+                if self._file:
+                    self._file.close()
+            with suppress(OSError):
+                if self._part:
+                    self._part.unlink(missing_ok=True)
+            raise self._failure from None
 
 
 class Several(VideoSink):

@@ -95,7 +95,8 @@ def read_merge(path: Path) -> Merge:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f'{path} holds no [[classes]] with name = "..." and from = [...]')
     for place, entry in enumerate(entries):
-        entry.setdefault("id", place)
+        before = sum(not earlier.get("ignore") for earlier in entries[:place])
+        entry.setdefault("id", IGNORE - place if entry.get("ignore") else before)
         if unknown := sorted(entry.keys() - {"id", "name", "rgb", "from", "ignore"}):
             raise ConfigError(f"{path}: {unknown[0]!r} is no field of a class; there are id, name, rgb, from, ignore")
         names = entry.setdefault("from", [entry.get("name")])
