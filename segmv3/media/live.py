@@ -14,7 +14,7 @@ from contextlib import closing
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import cv2
 import numpy as np
@@ -199,6 +199,8 @@ def stream(address: str) -> Iterator[Callable[[], UInt8Array]]:
     with open_address(address) as container:
         video = video_stream(container, "the stream")
         packets = container.demux(video)
+        view: View | None = None
+        viewed = 0, 0
         while True:
             try:
                 packet = next(packets, None)
@@ -210,11 +212,10 @@ def stream(address: str) -> Iterator[Callable[[], UInt8Array]]:
             if packet is None:
                 return
             for frame in frames:
-                yield partial(_shown, frame, video.sample_aspect_ratio)
-
-
-def _shown(frame: Any, aspect: Fraction | None) -> UInt8Array:
-    return View.of(frame, aspect).pixels(frame)
+                size = frame.width, frame.height
+                if view is None or size != viewed:  # asked of each frame, it would stay until the garbage goes
+                    view, viewed = View.of(frame, video.sample_aspect_ratio), size
+                yield partial(view.pixels, frame)
 
 
 def screen() -> Iterator[Callable[[], UInt8Array]]:
