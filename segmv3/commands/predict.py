@@ -1,11 +1,11 @@
 """`segmv3 predict`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,13 +15,11 @@ from segmv3.evaluation.settings import Settings
 
 if TYPE_CHECKING:
     from segmv3.images import UInt8Array
-    from segmv3.labels import Classes
     from segmv3.prediction.contract import Found, Kind
-    from segmv3.prediction.steady import Steady
+    from segmv3.prediction.labeller import Labeller
+    from segmv3.prediction.merging import Merge
     from segmv3.runtime import Predictor
     from segmv3.screen import Screen
-
-    Label = Callable[[UInt8Array], Found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,9 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Replace results of an earlier run."""
     steady: bool = False
     """For frames of one video: average over time where the picture does not move, so that labels flicker less."""
+    budget_ms: float | None = None
+    """Milliseconds for each picture: the net sees as much of it as this machine can label in that time, and of a video
+    or camera as many frames. What was chosen, and what it changes, is said."""
     raw: tuple[int, int] | None = None
     """Width and height of bare RGB frames that come through standard input (-)."""
     video: Literal["webm", "mp4", "av1"] = "webm"
@@ -80,72 +81,54 @@ def run(arguments: list[str]) -> None:
     options.import_parts()
     from segmv3.media.draw import Style
     from segmv3.prediction import chosen_kinds, predict_source
-    from segmv3.prediction.adapting import check_crop, cropped, merged
+    from segmv3.prediction.adapting import check_crop
     from segmv3.prediction.merging import read_merge
-    from segmv3.prediction.sources import find_source
+    from segmv3.prediction.sources import FrameSource, Source, find_source
     from segmv3.screen import Screen
 
     kinds = chosen_kinds(_names(options.save))
     if not 0 <= options.alpha <= 1:
         raise ConfigError(f"--alpha is {options.alpha:g}; it must be between 0 and 1")
+    if options.budget_ms is not None and not 0 < options.budget_ms < 60_000:
+        raise ConfigError(f"--budget-ms is {options.budget_ms:g}; it must be above 0 and below 60,000")
+    if options.budget_ms and options.size:
+        raise ConfigError("--size and --budget-ms both choose the size of the net's input; leave one of them out")
     if options.crop:
         check_crop(options.crop)
     if options.size:
         Settings(size=options.size).input_size()
     merge = read_merge(options.merge) if options.merge else None
+    source: str | Source = options.source
+    if options.raw or options.budget_ms:  # a budget has to know whether these are frames
+        source = find_source(options.source, leave_out=options.output, raw=options.raw)
     console = Screen()
     seconds: list[float] = []  # of the net, per image or frame
     start = 0.0
 
     @cache
-    def net() -> "Predictor":
-        """Opened when it is first asked: what must be refused is refused before torch is imported."""
-        from segmv3.runtime import load
-
+    def opened() -> "tuple[Predictor, Labeller]":
+        """The net, opened when it is first asked: what must be refused is refused before torch is imported."""
         nonlocal start
         progress.update(bar, description="getting the net ready")
-        found = load(
-            options.weights or _default_net(console),
-            backend=options.backend,
-            threads=options.threads,
-            device=options.device,
-            precision=options.precision,
-            trust=options.trust,
-        )
-        _tell_of_the_net(found, options, console)
+        net = _net(options, console)
+        label = _labeller(net, options, kinds, merge, isinstance(source, FrameSource), console)
         progress.update(bar, description="predict")
         start = time.perf_counter()
-        return found
-
-    @cache
-    def steady() -> "Steady":
-        from segmv3.prediction.steady import Steady
-
-        return Steady(net())
-
-    @cache
-    def classes() -> "tuple[Classes, UInt8Array | None]":
-        """Those that are written, and the table that the net's are merged by."""
-        return (merge.classes, merge.table(net().classes)) if merge else (net().classes, None)
-
-    @cache
-    def labeller() -> "Label":
-        return _labeller(net(), steady() if options.steady else net(), options, kinds)
+        return net, label
 
     def label(image: "UInt8Array") -> "Found":
-        predict = labeller()
+        _, predict = opened()
         begun = time.perf_counter()
-        found = cropped(predict, options.crop, image) if options.crop else predict(image)
+        found = predict(image)
         seconds.append(time.perf_counter() - begun)
-        table = classes()[1]
-        return found if table is None else merged(found, table)
+        return found
 
     with console.progress() as progress:
         bar = progress.add_task("predict", total=None)
         written = predict_source(
-            find_source(options.source, raw=options.raw) if options.raw else options.source,
+            source,
             label,
-            lambda: classes()[0],
+            lambda: merge.classes if merge else opened()[0].classes,
             options.output,
             save=kinds,
             overwrite=options.overwrite,
@@ -156,14 +139,15 @@ def run(arguments: list[str]) -> None:
             every=options.every,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
+    net, predict = opened()
     total = time.perf_counter() - start
     files = "1 file" if len(written) == 1 else f"{len(written):,} files"
-    how = f"{net().backend} {net().precision}"
+    how = f"{net.backend} {net.precision}"
     if len(seconds) > 1:
         how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total:.0%} of the time in the net"
     console.say(f"wrote {files} to {options.output} ({how})")
-    if options.steady:
-        without, now = steady().flicker
+    if predict.flicker:
+        without, now = predict.flicker
         console.say(f"flicker: {without:.2%} of what does not move changes its label between frames, now {now:.2%}")
 
 
@@ -171,38 +155,42 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
-def _labeller(net: "Predictor", source: "Predictor | Steady", options: Predict, kinds: "Sequence[Kind]") -> "Label":
-    """From an image to its labels, and to the confidence where a kind shows it and the net has it.
+def _net(options: Predict, console: "Screen") -> "Predictor":
+    from segmv3.runtime import load
 
-    Raises: ModelError where a kind needs the confidence and the file gives labels alone.
-    """
-    import cv2
-    import numpy as np
-    import torch
+    found = load(
+        options.weights or _default_net(console),
+        backend=options.backend,
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision,
+        trust=options.trust,
+    )
+    _tell_of_the_net(found, options, console)
+    return found
+
+
+def _labeller(
+    net: "Predictor", options: Predict, kinds: "Sequence[Kind]", merge: "Merge | None", frames: bool, console: "Screen"
+) -> "Labeller":
+    """Raises: ModelError where a kind needs the confidence and the file gives labels alone."""
+    from segmv3.prediction.budget import Budgeted
+    from segmv3.prediction.labeller import Labeller
 
     if any(kind.confidence == "needed" for kind in kinds):
         net.refuse_labels_alone()
-    sure = net.output != "labels" and any(kind.confidence != "unused" for kind in kinds)
-    size = Settings(size=options.size).input_size()
-    if source is net and size is None:
-        if not sure:
-            return net
-        label: Callable[[UInt8Array], Sequence[Any]] = net.labels_and_confidence
-    else:
-        from segmv3.evaluation.labelling import confident, single_scale
-
-        alone = single_scale(source, size)
-        by_tensor = confident(source, size) if sure else lambda image: (alone(image),)
-
-        def label(image: "UInt8Array") -> Sequence[Any]:
-            pixels = torch.from_numpy(np.require(image, requirements=["W"])).permute(2, 0, 1)[None]
-            return [found[0].cpu().numpy() for found in by_tensor(pixels)]
-
-    def both(image: "UInt8Array") -> "Found":
-        labels, *confidence = label(image)
-        return labels, cv2.convertScaleAbs(confidence[0], alpha=255) if confidence else None
-
-    return both
+    table = merge.table(net.classes) if merge else None
+    return Labeller(
+        net,
+        confidence=net.output != "labels" and any(kind.confidence != "unused" for kind in kinds),
+        size=options.size,
+        budget=partial(Budgeted, milliseconds=options.budget_ms, say=console.say, frames=frames)
+        if options.budget_ms
+        else None,
+        steady=options.steady,
+        crop=options.crop,
+        merge=table,
+    )
 
 
 def _default_net(console: "Screen") -> str:

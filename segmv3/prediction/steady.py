@@ -28,6 +28,7 @@ class Steady:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
+        self.threads = predictor.threads
         self._before: tuple[UInt8Array, Tensor, _Ids, _Ids] | None = None
         self._changed = np.zeros(2)
         self._unmoved = 0
@@ -38,26 +39,25 @@ class Steady:
         return float(without), float(steady)
 
     def __call__(self, frame: UInt8Array) -> UInt8Array:
-        """Label a frame.
+        """Label a frame: uint8 H x W x 3, RGB, to uint8 H x W."""
+        logits = self.low_logits(torch.from_numpy(frame).permute(2, 0, 1)[None])
+        return label_map(logits, frame.shape[:2], threads=self.threads)[0].numpy()
+
+    def low_logits(self, image: Tensor) -> Tensor:
+        """The logits of a frame, averaged with those before. Another size than before begins anew.
 
         Args:
-            frame: uint8 H x W x 3, RGB. Another size than before begins anew.
+            image: uint8 1 x 3 x H x W, RGB.
 
         Returns:
-            uint8 H x W, train ids.
+            float32 1 x classes x h x w.
 
         Raises:
             ModelError: the net is an export that gives labels alone.
         """
-        logits = self.low_logits(torch.from_numpy(frame).permute(2, 0, 1)[None])
-        return label_map(logits, frame.shape[:2], threads=self._predictor.threads)[0].numpy()
-
-    def low_logits(self, image: Tensor) -> Tensor:
-        """As of a predictor, averaged over time: uint8 1 x 3 x H x W (RGB) to float32 1 x classes x h x w."""
         logits = self._predictor.low_logits(image).cpu().float()
         height, width = logits.shape[2:]
-        frame = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
-        cells = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+        cells = cv2.resize(image[0].permute(1, 2, 0).cpu().numpy(), (width, height), interpolation=cv2.INTER_AREA)
         now = best = _best(logits)
         steady = logits
         if self._before is not None and self._before[0].shape == cells.shape:
