@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from segmv3.cli import main
-from segmv3.errors import DataError, PartialVideoError, ResourceError, Segmv3Warning, VideoError
+from segmv3.errors import ConfigError, DataError, PartialVideoError, ResourceError, Segmv3Warning, VideoError
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.media import addresses, live
@@ -356,6 +356,22 @@ def test_addresses_that_cannot_be_used(here: Path, server: str, path: str, told:
     assert "\n" not in str(caught.value) and not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("http://[", "data: http://[ is no address ("),
+        ("http://a b/c.jpg", "data: http://a b/c.jpg cannot be reached ("),
+        ("http://127.0.0.1:99999/c.jpg", "data: http://127.0.0.1:99999/c.jpg cannot be reached ("),
+        ("http://", "data: http:// cannot be reached ("),
+        ("ftp://h/c.jpg", "data: ftp://h/c.jpg is no address that is read; supported are "),
+    ],
+)
+def test_what_is_no_address(text: str, told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        find_source(text)
+    assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
+
+
 def test_nobody_answers_and_no_password_is_shown(server: str) -> None:
     closed = "http://me:secret@127.0.0.1:9/x.jpg"
     with pytest.raises(DataError) as caught:
@@ -478,6 +494,8 @@ def test_what_is_piped_in(here: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     piped(frames[:-10], monkeypatch, tmp_path)
     with pytest.raises(PartialVideoError, match=r"ends within a frame of 66x48; result holds 4 frames$"):
         predict_source(find_source("-", raw=(66, 48)), predict, CLASSES, Path("cut"))
+    with pytest.raises(ConfigError, match=r"^config: --raw is for frames on standard input; name - as the source$"):
+        find_source("v.mp4", raw=(66, 48))
     for data, told in ((b"", "data: standard input holds nothing"), (b"text" * 99, "video: standard input cannot be")):
         piped(data, monkeypatch, tmp_path)
         with pytest.raises((DataError, VideoError)) as caught:

@@ -310,14 +310,15 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs resource limits")
-def test_a_full_disk_is_one_line_that_says_what_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".webm", ".mp4"])
+def test_a_full_disk_is_one_line_that_says_what_is_left(tmp_path: Path, suffix: str) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     random = np.random.default_rng(0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # every longer file fails with EFBIG
     try:
-        with pytest.raises(ResourceError) as caught, VideoWriter(tmp_path / "v.webm", 25, (240, 320)) as video:
+        with pytest.raises(ResourceError) as caught, VideoWriter(tmp_path / f"v{suffix}", 25, (240, 320)) as video:
             for _ in range(200):
                 video.write(random.integers(0, 255, (240, 320, 3), dtype=np.uint8))
     finally:
@@ -325,7 +326,7 @@ def test_a_full_disk_is_one_line_that_says_what_is_left(tmp_path: Path) -> None:
     (partial,) = tmp_path.iterdir()
     held = read_what_there_is(partial)
     assert str(caught.value) == (
-        f"environment: the disk is full: {tmp_path}/v.webm cannot be finished; "
+        f"environment: the disk is full: {tmp_path}/v{suffix} cannot be finished; "
         f"{held} of {video.frames_written} frames are in {partial.name}"
     )
     assert caught.value.exit_code == 4

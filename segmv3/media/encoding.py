@@ -217,7 +217,7 @@ def _count(path: Path) -> int:
     """How many frames a file holds that was not finished."""
     av = import_av()
     with suppress(av.error.FFmpegError, OSError), av.open(local(path)) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))
+        return sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(video=0))
     return 0
 
 

@@ -192,7 +192,10 @@ def _from_screen(asked: _Asked) -> Source:
 def _from_address(asked: _Asked) -> Source:
     """A picture is here at once; a video of known length is downloaded when it is opened; the rest is live."""
     address = asked.text
-    scheme, name = address.partition("://")[0].lower(), addresses.name_of(address)
+    try:
+        scheme, name = address.partition("://")[0].lower(), addresses.name_of(address)
+    except ValueError as error:
+        raise DataError(f"{addresses.shown(address)} is no address ({error})") from None
 
     def follow() -> AbstractContextManager[Any]:
         return LiveReader(addresses.shown(address), lambda: live.stream(address))
