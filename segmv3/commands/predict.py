@@ -27,8 +27,8 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Label images, a video, a camera, a stream or the screen."""
 
     source: tyro.conf.Positional[str]
-    """What to label: an image, a folder, a quoted glob, a sequence (frame_%04d.png), a .txt list of images, a video,
-    the number of a camera (0), an address (rtsp://, rtmp://, http://, https://), screen, or - for standard input."""
+    """An image, a folder, a quoted glob, a sequence (frame_%04d.png), a .txt list of images, a video, a camera (0), an
+    address (rtsp://, https://, ...), screen, or - for standard input."""
     weights: str | None = None
     """Weight file, name of `segmv3 weights list`, or a file that segmv3 export wrote. By default the best published
     net for streets, downloaded once."""
@@ -66,10 +66,9 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Milliseconds for each picture: the net sees as much of it as this machine can label in that time, and of a video
     or camera as many frames. What was chosen, and what it changes, is said."""
     raw: tuple[int, int] | None = None
-    """Width and height of bare RGB frames that come through standard input (-)."""
+    """Width and height of bare RGB frames on standard input."""
     video: Literal["webm", "mp4", "av1"] = "webm"
-    """How videos are written: webm is VP9, mp4 is H.264, which every phone plays, av1 is AV1 in MP4. Sound is copied
-    where the file can hold it: AAC in MP4, Opus in WebM."""
+    """How videos are written: VP9 in WebM; H.264 in MP4, which every phone plays; or AV1 in MP4."""
     backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     """What runs the net; auto is the fastest here that agrees with PyTorch, found out once for each weight file."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
@@ -81,22 +80,12 @@ def run(arguments: list[str]) -> None:
     options.import_parts()
     from segmv3.media.draw import Style
     from segmv3.prediction import chosen_kinds, predict_source
-    from segmv3.prediction.adapting import check_crop
     from segmv3.prediction.merging import read_merge
     from segmv3.prediction.sources import FrameSource, Source, find_source
     from segmv3.screen import Screen
 
     kinds = chosen_kinds(_names(options.save))
-    if not 0 <= options.alpha <= 1:
-        raise ConfigError(f"--alpha is {options.alpha:g}; it must be between 0 and 1")
-    if options.budget_ms is not None and not 0 < options.budget_ms < 60_000:
-        raise ConfigError(f"--budget-ms is {options.budget_ms:g}; it must be above 0 and below 60,000")
-    if options.budget_ms and options.size:
-        raise ConfigError("--size and --budget-ms both choose the size of the net's input; leave one of them out")
-    if options.crop:
-        check_crop(options.crop)
-    if options.size:
-        Settings(size=options.size).input_size()
+    _refuse_odd(options)
     merge = read_merge(options.merge) if options.merge else None
     source: str | Source = options.source
     if options.raw or options.budget_ms:  # a budget has to know whether these are frames
@@ -149,6 +138,22 @@ def run(arguments: list[str]) -> None:
     if predict.flicker:
         without, now = predict.flicker
         console.say(f"flicker: {without:.2%} of what does not move changes its label between frames, now {now:.2%}")
+
+
+def _refuse_odd(options: Predict) -> None:
+    """Raises: ConfigError for values that cannot be meant."""
+    from segmv3.prediction.adapting import check_crop
+
+    if not 0 <= options.alpha <= 1:
+        raise ConfigError(f"--alpha is {options.alpha:g}; it must be between 0 and 1")
+    if options.budget_ms is not None and not 0 < options.budget_ms < 60_000:
+        raise ConfigError(f"--budget-ms is {options.budget_ms:g}; it must be above 0 and below 60,000")
+    if options.budget_ms and options.size:
+        raise ConfigError("--size and --budget-ms both choose the size of the net's input; leave one of them out")
+    if options.crop:
+        check_crop(options.crop)
+    if options.size:
+        Settings(size=options.size).input_size()
 
 
 def _names(text: str) -> tuple[str, ...]:
