@@ -20,7 +20,7 @@ from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, 
 
 _COMMANDS = (
     *("train", "sweep", "evaluate", "compare", "submit", "predict", "view", "classify"),
-    *("models", "weights", "export", "data", "benchmark"),
+    *("models", "config", "weights", "export", "data", "benchmark"),
 )
 _ELSEWHERE = {"classify": "segmv3.imagenet.command"}
 
@@ -48,6 +48,7 @@ usage: segmv3 COMMAND ...
   weights average FILE FILE ... -o FILE              the mean of several runs' weights
   export WEIGHTS --to onnx|openvino|...              a file for another runtime, proved against PyTorch
   models [--all]                                     the named nets, or the whole family: size, cost, accuracy
+  config [NAME -o FILE]                              the configs that come with segmv3; a copy of one to edit
   data mini-city DIR                                 draw a small street data set in Cityscapes layout
   data check CONFIG_OR_DIR [--output DIR]            what a data set holds and all that is wrong with it
   data pack CONFIG_OR_DIR OUTPUT                     decode a data set once: training reads crops from it

@@ -7,6 +7,7 @@ so `--optim.lr 0.02` overrides the file. Sizes and scales are (height, width).
 import runpy
 import sys
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
@@ -86,7 +87,7 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
     """Run a config file and apply command-line overrides to the `config` it builds.
 
     Args:
-        path: the config file. It is Python and runs.
+        path: the config file, which is Python and runs, or the name of one that comes with segmv3.
         overrides: flags such as `["--optim.lr", "0.02"]`. An unknown or ill-typed one ends the program with a hint and
             exit code 2.
         kind: `Config` or `Classification`.
@@ -94,12 +95,7 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
     Raises:
         ConfigError: there is no such file, it fails, or it builds no `config` of this kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        known = sorted(p.name for p in folder.glob("*.py"))
-        hint = f"; {folder} has {', '.join(known)}" if known else ""
-        raise ConfigError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
+    path = find_config(path)
     _import_from(path.parent)
     try:
         config = runpy.run_path(str(path)).get("config")
@@ -117,6 +113,42 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
 
     marks = (tyro.conf.AvoidSubcommands,)
     return tyro.cli(kind, default=config, args=overrides, config=marks, registry=flag_rules())
+
+
+def find_config(path: Path | str) -> Path:
+    """The file of a config.
+
+    Args:
+        path: a file, or the name of a config that comes with segmv3, such as recipes/camvid_best.
+
+    Raises:
+        ConfigError: there is neither; the message names the nearest.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    name = path.as_posix().removeprefix("configs/").removesuffix(".py")
+    ours = _configs() / f"{name}.py"
+    if ours.is_file() and not path.is_absolute():
+        return ours
+    folder = path if path.is_dir() else path.parent
+    known = sorted(p.name for p in folder.glob("*.py")) if path.suffix or path.is_dir() else []
+    near = get_close_matches(name, config_names(), n=3, cutoff=0.5)
+    hint = f"; {folder} has {', '.join(known)}" if known else f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ConfigError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
+
+
+def config_names() -> list[str]:
+    """The configs that come with segmv3, by name."""
+    folder = _configs()
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.py"))
+
+
+def _configs() -> Path:
+    """Inside the installed package, or beside it in a clone."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def load_parts(path: Path) -> None:
