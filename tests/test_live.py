@@ -550,3 +550,10 @@ def test_the_command_refuses_a_source_before_it_opens_the_net(here: Path, capsys
     assert main(["predict", "127", "--weights", "none", "--output", "out"]) == 3
     assert "camera 127 gives no pictures (" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_results_never_go_where_images_are_searched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(plain(0)).save("a.png")
+    for more in ([], ["--budget-ms", "50"]):
+        assert main(["predict", ".", "--weights", "none", "--output", ".", *more]) == 2
+        assert "is the folder the images are read from" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> None:
     options = parse(Predict, "segmv3 predict", arguments)
     options.import_parts()
     from segmv3.media.draw import Style
-    from segmv3.prediction import chosen_kinds, predict_source
+    from segmv3.prediction import chosen_kinds, predict_source, refuse_own_folder
     from segmv3.prediction.merging import read_merge
     from segmv3.prediction.sources import FrameSource, Source, find_source
     from segmv3.screen import Screen
@@ -89,6 +89,7 @@ def run(arguments: list[str]) -> None:
     merge = read_merge(options.merge) if options.merge else None
     source: str | Source = options.source
     if options.raw or options.budget_ms:  # a budget has to know whether these are frames
+        refuse_own_folder(options.source, options.output)
         source = find_source(options.source, leave_out=options.output, raw=options.raw)
     console = Screen()
     seconds: list[float] = []  # of the net, per image or frame

@@ -97,7 +97,7 @@ def predict_source(
     kinds = chosen_kinds(save)
     job = Job(classes, Path(output), overwrite, video, style, tuple(only), polygons, every)
     if isinstance(source, str):
-        _refuse_own_folder(source, job.output)
+        refuse_own_folder(source, job.output)
         source = find_source(source, leave_out=job.output)
     if isinstance(source, FrameSource):
         return _predict_video(source, predict, kinds, job, progress or _silent)
@@ -120,7 +120,8 @@ def _silent(done: int, total: int | None) -> None:
     pass
 
 
-def _refuse_own_folder(source: str, output: Path) -> None:
+def refuse_own_folder(source: str, output: Path) -> None:
+    """Raises: OutputError where results would go into the folder that is searched for images."""
     folder = expanded(source)
     if source.strip() and folder.is_dir() and os.path.realpath(folder) == os.path.realpath(output):
         raise OutputError(
