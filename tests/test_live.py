@@ -456,7 +456,7 @@ def test_a_stalled_stream_is_noticed(here: Path, server: str, monkeypatch: pytes
 
     def run() -> None:
         with (
-            LiveReader("cam", lambda: live.stream(f"{server}/cam")) as reader,
+            LiveReader("cam", live.StreamFeed(f"{server}/cam")) as reader,
             pytest.raises(PartialVideoError) as caught,
         ):
             for _ in reader.timed():
@@ -501,6 +501,23 @@ def test_what_is_piped_in(here: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises((DataError, VideoError)) as caught:
             predict_source("-", predict, CLASSES, Path("none"))
         assert str(caught.value).startswith(told)
+
+
+def test_sound_that_comes_once_is_told(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with av.open("v.ts", "w") as container:
+        stream, tone = container.add_stream("mpeg2video", rate=25), container.add_stream("aac", rate=48000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 48000
+        for index in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(plain(index), format="rgb24")))
+            container.mux(tone.encode(silence))
+        container.mux(stream.encode(None))
+        container.mux(tone.encode(None))
+    piped(Path("v.ts").read_bytes(), monkeypatch, tmp_path)
+    told = r"^video: the sound of standard input is left out \(it is heard only once\)$"
+    with pytest.warns(Segmv3Warning, match=told):
+        predict_source("-", predict, CLASSES, Path("out"), video="mp4")
 
 
 # ---- the whole command ----

@@ -263,14 +263,14 @@ def _describe(context: Any, rate: Fraction, size: tuple[int, int]) -> None:
 
 
 def _holds(suffix: str, sound: Sound) -> bool:
-    if sound.codec in HELD[suffix]:
-        return True
+    """Whether sound can be copied into a container; where not, a line says why."""
     others = [each for each, codecs in HELD.items() if sound.codec in codecs]
-    advice = f"; an {others[0].removeprefix('.').upper()} keeps it" if others else ""
-    text = (
-        f"video: the sound of {sound.path} is left out ({suffix} holds {' or '.join(HELD[suffix])}, not {sound.codec})"
-    )
-    warnings.warn(text + advice, Segmv3Warning, stacklevel=4)
+    if sound.path and suffix in others:
+        return True
+    why = f"{suffix} holds {' or '.join(HELD[suffix])}, not {sound.codec}" if sound.path else "it is heard only once"
+    advice = f"; an {others[0].removeprefix('.').upper()} keeps it" if others and sound.path else ""
+    text = f"video: the sound of {sound.title} is left out ({why}){advice}"
+    warnings.warn(text, Segmv3Warning, stacklevel=4)
     return False
 
 

@@ -14,16 +14,17 @@ from contextlib import closing
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
 
 from segmv3.errors import PartialVideoError, ResourceError, Segmv3Error, Segmv3Warning
 from segmv3.images import UInt8Array
-from segmv3.media.addresses import PATIENCE, open_address
+from segmv3.media.addresses import PATIENCE, open_address, shown
 from segmv3.media.containers import import_av, reason
 from segmv3.media.frames import View
+from segmv3.media.sound import Sound
 from segmv3.media.video import video_stream
 
 Feed = Callable[[], Iterator[Callable[[], UInt8Array]]]
@@ -49,7 +50,6 @@ class LiveReader:
     Warns: Segmv3Warning when the source is lost, when its size changes, and at the end of how many frames were dropped.
     """
 
-    sound = None
     announced_frames = None
     fps = 30.0
 
@@ -71,6 +71,11 @@ class LiveReader:
         except BaseException:
             self._end()
             raise
+
+    @property
+    def sound(self) -> Sound | None:
+        """What is heard with the pictures, and is not copied."""
+        return getattr(self._feed, "sound", None)
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
         """The newest frame each time one is asked for, once it is there, and when it came."""
@@ -193,11 +198,23 @@ def camera(device: int | str) -> Iterator[Callable[[], UInt8Array]]:
         capture.release()
 
 
-def stream(address: str) -> Iterator[Callable[[], UInt8Array]]:
+class StreamFeed:
     """What is sent at an address. Pictures that came damaged are left out."""
-    av = import_av()
-    with open_address(address) as container:
-        video = video_stream(container, "the stream")
+
+    sound: Sound | None = None
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __call__(self) -> Iterator[Callable[[], UInt8Array]]:
+        av = import_av()
+        with open_address(self.address) as container:
+            if container.streams.audio:
+                self.sound = Sound(None, container.streams.audio[0].codec_context.name, title=shown(self.address))
+            yield from self._frames(container, av)
+
+    def _frames(self, container: Any, av: Any) -> Iterator[Callable[[], UInt8Array]]:
+        video = video_stream(container, shown(self.address))
         packets = container.demux(video)
         view: View | None = None
         viewed = 0, 0

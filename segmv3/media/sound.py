@@ -15,16 +15,23 @@ HELD = {
 
 
 class Sound:
-    """The first audio stream of a file.
+    """The first audio stream of a video.
 
     Args:
-        path: the file.
+        path: the file; None where the video comes once, through a pipe or live: then nothing can be copied.
         codec: FFmpeg's name of the stream's codec.
         start: time in the file at which the pictures begin, in seconds.
+        title: what messages call the video.
     """
 
-    def __init__(self, path: Path, codec: str, start: Fraction) -> None:
-        self.path, self.codec, self.start = path, codec, start
+    def __init__(self, path: Path | None, codec: str, start: Fraction = Fraction(0), title: object = None) -> None:
+        self.path, self.codec, self.start, self.title = path, codec, start, title or path
+
+    @property
+    def file(self) -> Path:
+        """The file that it is copied from."""
+        assert self.path
+        return self.path
 
     def copier(self, target: Any) -> "SoundCopier":
         """Begin to copy. Args: target: a container of PyAV that is being written."""
@@ -36,7 +43,7 @@ class SoundCopier:
 
     def __init__(self, sound: Sound, target: Any) -> None:
         av = import_av()
-        self._source = av.open(local(sound.path), options={"protocol_whitelist": "file"})
+        self._source = av.open(local(sound.file), options={"protocol_whitelist": "file"})
         self._broken = av.error.FFmpegError
         stream = self._source.streams.audio[0]
         self._target, self._stream = target, target.add_stream_from_template(stream)

@@ -88,11 +88,9 @@ class VideoReader:
 
     @property
     def sound(self) -> Sound | None:
-        """What is heard with the pictures, to be copied; None where nothing is, or where it can be read only once."""
+        """What is heard with the pictures; None where nothing is."""
         streams = self._container.streams.audio
-        if not streams or not self._file:
-            return None
-        return Sound(self._file, streams[0].codec_context.name, self._start)
+        return Sound(self._file, streams[0].codec_context.name, self._start, self.path) if streams else None
 
     def __iter__(self) -> Iterator[UInt8Array]:
         return (frame for frame, _ in self.timed())

@@ -198,7 +198,7 @@ def _from_address(asked: _Asked) -> Source:
         raise DataError(f"{addresses.shown(address)} is no address ({error})") from None
 
     def follow() -> AbstractContextManager[Any]:
-        return LiveReader(addresses.shown(address), lambda: live.stream(address))
+        return LiveReader(addresses.shown(address), live.StreamFeed(address))
 
     if scheme in addresses.STREAMS:
         return OpenedSource(name, follow)
