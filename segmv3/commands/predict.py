@@ -130,12 +130,15 @@ def run(arguments: list[str]) -> None:
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     net, predict = opened()
-    total = time.perf_counter() - start
-    files = "1 file" if len(written) == 1 else f"{len(written):,} files"
     how = f"{net.backend} {net.precision}"
     if len(seconds) > 1:
+        total = time.perf_counter() - start
         how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total:.0%} of the time in the net"
-    console.say(f"wrote {files} to {options.output} ({how})")
+    _tell_of_the_run(console, f"to {options.output} ({how})", len(written), predict)
+
+
+def _tell_of_the_run(console: "Screen", where: str, files: int, predict: "Labeller") -> None:
+    console.say(f"wrote {files:,} file{'' if files == 1 else 's'} {where}")
     if predict.flicker:
         without, now = predict.flicker
         console.say(f"flicker: {without:.2%} of what does not move changes its label between frames, now {now:.2%}")
