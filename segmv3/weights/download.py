@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from segmv3.errors import CheckpointError, ResourceError
-from segmv3.files import alone, append, cache_folder, make_folder
+from segmv3.files import alone, append, cache_folder, make_folder, write_bytes
 from segmv3.screen import print_line
 
 _MAX_BYTES = 500_000_000
@@ -45,7 +45,8 @@ class Published:
     name: str
     url: str
     sha256: str
-    """64 hex digits, or as many of the first ones as are published (8 in the names of OpenMMLab and torchvision)."""
+    """64 hex digits, or as many of the first ones as are published (8 in the names of OpenMMLab and torchvision). Empty
+    where the authors publish none: then the first download counts, and a later change of the file is noticed."""
     licence: str
     source: str
     """The page that digest and accuracy were taken from."""
@@ -54,8 +55,14 @@ class Published:
     """The data set, as far as a licence or a choice depends on it."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch("[0-9a-f]{8,64}", self.sha256):  # an empty one would fit every file
+        if not re.fullmatch("([0-9a-f]{8,64})?", self.sha256):
             raise ValueError(f"{self.name}: {self.sha256!r} is no SHA-256")
+
+    @property
+    def file(self) -> str:
+        """What it is called in the cache and on a mirror."""
+        *_, folder, name = urlsplit(self.url).path.split("/")
+        return name if self.sha256 else f"{folder}{Path(name).suffix}"  # PaddleSeg calls every file model.pdparams
 
 
 def fetch(
@@ -70,7 +77,7 @@ def fetch(
     Raises: CheckpointError when it can neither be found nor fetched, or is not what was published; ResourceError
         when the disk is full, OutputError when the cache cannot be written.
     """
-    path = cache_folder() / "weights" / f"{published.sha256[:8]}-{_file_name(published.url)}"
+    path = cache_folder() / "weights" / f"{published.sha256[:8] or 'first'}-{published.file}"
     if _is_intact(path, published):
         return path
     if offline or os.environ.get("SEGMV3_OFFLINE", "0") not in ("", "0"):
@@ -85,12 +92,18 @@ def fetch(
     return path
 
 
-def _file_name(url: str) -> str:
-    return urlsplit(url).path.rpartition("/")[2]
-
-
 def _is_intact(path: Path, published: Published) -> bool:
-    return path.is_file() and _digest(path).startswith(published.sha256)
+    if not path.is_file():
+        return False
+    if published.sha256:
+        return _digest(path).startswith(published.sha256)
+    kept = _kept_digest(path)
+    return kept.is_file() and kept.read_text() == _digest(path)
+
+
+def _kept_digest(path: Path) -> Path:
+    """Where the digest of a file lies whose authors publish none."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _digest(path: Path) -> str:
@@ -115,6 +128,9 @@ def _download(published: Published, path: Path, progress: Progress | None, say: 
     with part.open("r+b") as file:
         os.fsync(file.fileno())
     part.replace(path)
+    if not published.sha256:
+        write_bytes(_kept_digest(path), found.encode())
+        say(f"checkpoint: nobody publishes the digest of {published.name}; what came has the SHA-256 {found}")
 
 
 def _address(published: Published) -> str:
@@ -123,7 +139,7 @@ def _address(published: Published) -> str:
         return published.url
     if not mirror.startswith(_SCHEMES):
         raise CheckpointError(f"SEGMV3_MIRROR is {mirror}; it must start with one of {', '.join(_SCHEMES)}")
-    return f"{mirror.rstrip('/')}/{_file_name(published.url)}"
+    return f"{mirror.rstrip('/')}/{published.file}"
 
 
 class _Transfer:
