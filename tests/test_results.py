@@ -16,7 +16,7 @@ from PIL import Image
 from segmv3.data.datasets import find_split, opened
 from segmv3.data.settings import Data
 from segmv3.errors import ConfigError, OutputError, ResourceError
-from segmv3.images import UInt8Array, read_image, write_png
+from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import IGNORE, Classes, read_classes
 from segmv3.media.draw import Style
 from segmv3.media.encoding import VideoWriter
@@ -436,7 +436,7 @@ def test_classes_are_merged(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[[classes", r"merge.toml cannot be read \("),
+        ("[[classes", r"merge.toml cannot be understood \("),
         ("x = 1", r"merge.toml holds no \[\[classes\]\]"),
         (MERGE.replace('["road"]', '["raod"]'), r"merge.toml: the net has no class 'raod'; did you mean road\?"),
         (MERGE.replace('["*"]', '["road", "*"]'), r"the class 'road' is merged twice"),
@@ -476,3 +476,88 @@ def test_unknown_names_get_the_nearest() -> None:
         ids_of(["Road"], CLASSES, "--classes")
     with pytest.raises(ConfigError, match=r"the net has no class 'qqq'; it has road, traffic light, <sky> & co"):
         ids_of(["qqq"], CLASSES, "--classes")
+
+
+# ---- the command ----
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import torch
+
+    import segmv3
+    from segmv3.models.zoo import create_model
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    segmv3.save(create_model("lraspp_small_d8", 3), path, classes=CLASSES)
+    return str(path)
+
+
+def command(weights: str, *flags: str) -> None:
+    from segmv3.commands.predict import run
+
+    run(["in", "--weights", weights, "--output", "out", "--backend", "torch", *flags])
+
+
+def test_the_command_passes_its_flags_on(here: Path, weights: str) -> None:
+    merge_file(MERGE)
+    flags = (
+        "--classes rest --merge merge.toml --blur rest --crop 2 2 40 30 --alpha 0.2 --contours --no-legend --every 2"
+    )
+    command(weights, "--save", "masks,confidence,overlay,labels,coco", "--polygons", *flags.split())
+    assert files() == [
+        "a_confidence.png",
+        "a_labels.png",
+        "a_mask_rest.png",
+        "a_overlay.png",
+        "classes.json",
+        "coco.json",
+    ]
+    labels = read_ids(Path("out/a_labels.png"))
+    assert (labels != IGNORE).sum() == 1200 and labels[labels != IGNORE].max() <= 1
+    sure = np.array(Image.open("out/a_confidence.png"))
+    assert sure[labels != IGNORE].min() >= 85 and not sure[labels == IGNORE].any()
+    assert read_classes(Path("out"))[0].names == ("ground", "rest")
+    assert read_image(Path("out/a_overlay.png")).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--alpha 1.5", "--alpha is 1.5; it must be between 0 and 1"),
+        ("--every 0", "--every is 0; it must be at least 1"),
+        ("--crop 0 -1 5 5", "--crop is 0 -1 5 5: left and top from 0, width and height from 1"),
+        ("--size 0 5", "--size is 0 5; both are at least 1"),
+        ("--save masks --classes raod", r"--classes: the net has no class 'raod'; did you mean road\?"),
+        ("--blur traffic", r"--blur: the net has no class 'traffic'; did you mean traffic light\?"),
+        ("--merge merge.toml", r"merge.toml: the net has no class 'raod'"),
+    ],
+)
+def test_flags_that_cannot_be_meant_write_nothing(here: Path, weights: str, flags: str, told: str) -> None:
+    merge_file(MERGE.replace('"road"', '"raod"'))
+    with pytest.raises(ConfigError, match=told):
+        command(weights, *flags.split())
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_trains_on_labels_of_predict(here: Path, weights: str) -> None:
+    from segmv3.config import AdamW, Config, Schedule
+    from segmv3.models.zoo import NETS
+    from segmv3.training.loop import train
+
+    for split in ("train", "val"):
+        Path("my", split, "images").mkdir(parents=True)
+        for seed in range(3):
+            write_png(Path("my", split, "images", f"{split}{seed}.png"), scene(seed, 64, 96))
+        save(f"my/{split}/images", "labels", output=f"my/{split}/labels")
+    config = Config(
+        model=NETS["lraspp_small_d8"],
+        data=Data(dataset="folder", root=Path("my"), batch_size=2, crop_size=(32, 48), workers=0),
+        optim=AdamW(lr=1e-3),
+        schedule=Schedule(steps=4, min_lr=0, eval_every=4, save_every=4, log_every=2),
+    )
+    result = train(config, Path("run"), device="cpu", threads=1)
+    assert result.metrics
+    assert Path("run/best.safetensors").is_file()

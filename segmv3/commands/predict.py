@@ -15,6 +15,7 @@ from segmv3.evaluation.settings import Settings
 
 if TYPE_CHECKING:
     from segmv3.images import UInt8Array
+    from segmv3.labels import Classes
     from segmv3.prediction.contract import Found, Kind
     from segmv3.prediction.labeller import Labeller
     from segmv3.prediction.merging import Merge
@@ -118,7 +119,7 @@ def run(arguments: list[str]) -> None:
         written = predict_source(
             source,
             label,
-            lambda: merge.classes if merge else opened()[0].classes,
+            lambda: _classes(opened()[0], merge),
             options.output,
             save=kinds,
             overwrite=options.overwrite,
@@ -142,6 +143,11 @@ def _tell_of_the_run(console: "Screen", where: str, files: int, predict: "Labell
     if predict.flicker:
         without, now = predict.flicker
         console.say(f"flicker: {without:.2%} of what does not move changes its label between frames, now {now:.2%}")
+
+
+def _classes(net: "Predictor", merge: "Merge | None") -> "Classes":
+    """Those that are written. The net comes first, for it knows whether its classes can be merged."""
+    return merge.classes if merge else net.classes
 
 
 def _refuse_odd(options: Predict) -> None:

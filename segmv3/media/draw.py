@@ -86,7 +86,7 @@ def contoured(picture: UInt8Array, labels: UInt8Array, classes: Classes) -> UInt
     Returns:
         The picture.
     """
-    reach = 1 + 2 * max(1, round(min(labels.shape) / 500))
+    reach = 1 + 2 * max(1, round(min(labels.shape) / 350))
     edges = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8))
     edges[labels >= len(classes)] = 0  # what has no class has no colour
     return cv2.copyTo(colorize(labels, classes), edges, picture)

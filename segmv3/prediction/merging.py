@@ -89,9 +89,13 @@ def read_merge(path: Path) -> Merge:
         ConfigError: the file cannot be read or understood, or two entries have the same id or name.
     """
     try:
-        entries = tomllib.loads(read_regular(path, _MAX_BYTES).decode("utf-8-sig")).get("classes")
-    except (OSError, ValueError, RecursionError) as error:  # also of TOML and of UTF-8
-        raise ConfigError(f"{path} cannot be read ({error})") from None
+        text = read_regular(path, _MAX_BYTES)
+    except ValueError as error:
+        raise ConfigError(f"{path} {error}") from None
+    try:
+        entries = tomllib.loads(text.decode("utf-8-sig")).get("classes")
+    except (ValueError, RecursionError) as error:  # also of UTF-8
+        raise ConfigError(f"{path} cannot be understood ({error})") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f'{path} holds no [[classes]] with name = "..." and from = [...]')
     for place, entry in enumerate(entries):
