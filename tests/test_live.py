@@ -51,7 +51,7 @@ def jpeg(pixels: UInt8Array) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _quick_and_without_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(live, "PAUSES", (0.01, 0.02, 0.03, 0.04))
+    monkeypatch.setattr(live, "PAUSES", (0.01, 0.01, 0.02, 0.03, 0.04))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield
@@ -155,7 +155,7 @@ def test_a_lost_source_is_opened_again_and_given_up_after_five_tries() -> None:
 
     lines = said(run)
     assert lines[:-1] == ["video: cam: no picture comes (unplugged); it is opened again"] * 2
-    assert len(calls) == 4 + 4
+    assert len(calls) == 4 + 5
 
 
 def test_a_missing_camera(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ Feed = Callable[[], Iterator[Callable[[], UInt8Array]]]
 """Opens a source and gives what comes, each picture as a call that makes its pixels: for a dropped one it is not made.
 After its end, or an exception, it is called again, unless the first call ends with a Segmv3Error: that is for good."""
 
-PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds between the tries to open a source."""
+PAUSES = (0.5, 0.5, 1.0, 2.0, 4.0)
+"""Seconds before each try to open a lost source again."""
 _SCREEN_RATE = 30
 
 
@@ -60,8 +60,8 @@ class LiveReader:
         self._error: Segmv3Error | None = None
         self._changed, self._stop = threading.Condition(), threading.Event()
         self._notes: deque[str] = deque()
-        self._resized = self._seen = False
-        self._tries = 0
+        self._resized = self._seen = self._gave = False
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name=f"segmv3 {name}")
         self._thread.start()
         try:
@@ -116,6 +116,7 @@ class LiveReader:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self._gave = False
             try:
                 with closing(self._feed()) as frames:  # type: ignore[type-var]
                     for frame in frames:
@@ -130,17 +131,17 @@ class LiveReader:
                 why = str(error.args[0])
             except Exception as error:
                 why = reason(error)
-            if self._tries == len(PAUSES):
+            failures = self._failures = 0 if self._gave else self._failures + 1
+            if failures >= len(PAUSES):
                 done = f"; result holds {self.frames_read:,} frames" if self.frames_read else ""
-                self._fail(PartialVideoError(f"{self.name} gives no pictures ({why}; {self._tries + 1} tries){done}"))
+                self._fail(PartialVideoError(f"{self.name} gives no pictures ({why}; {failures} tries){done}"))
                 return
-            if not self._tries:
+            if self._gave or (not self._seen and failures == 1):
                 self._notes.append(f"{self.name}: no picture comes ({why}); it is opened again")
-            self._stop.wait(PAUSES[self._tries])
-            self._tries += 1
+            self._stop.wait(PAUSES[failures])
 
     def _put(self, frame: Callable[[], UInt8Array]) -> None:
-        self._tries, self._seen = 0, True
+        self._gave = self._seen = True
         with self._changed:
             self.frames_dropped += self._newest is not None
             self._newest = time.monotonic(), frame
