@@ -49,16 +49,11 @@ def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
     Raises: OutputError or ResourceError naming the path.
     """
     make_folder(path.parent)
-    write_bytes(path, _text(content).encode())
-
-
-def _text(content: Mapping[str, Any]) -> str:
-    """JSON with a line for every fact and every row."""
-    entries = []
+    entries = []  # a line for every fact and every row
     for key, value in content.items():
         rows = ",\n".join(f"  {json.dumps(row)}" for row in value) if isinstance(value, list) else ""
         entries.append(f"{json.dumps(key)}: " + (f"[\n{rows}\n ]" if rows else json.dumps(value)))
-    return "{\n " + ",\n ".join(entries) + "\n}\n"
+    write_bytes(path, ("{\n " + ",\n ".join(entries) + "\n}\n").encode())
 
 
 def _rounded(cores: float | None) -> float | None:

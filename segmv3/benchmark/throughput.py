@@ -88,8 +88,8 @@ def time_folder(
     picture: UInt8Array,
     folder: Path,
     repeat: int,
-    *,
     images: int = 16,
+    *,
     progress: Progress | None = None,
 ) -> list[Rate]:
     """Time `segmv3 predict` on a folder of PNGs, against bare inference on the same images in memory.
@@ -114,8 +114,8 @@ def time_video(
     picture: UInt8Array,
     folder: Path,
     repeat: int,
-    *,
     frames: int = 48,
+    *,
     progress: Progress | None = None,
 ) -> list[Rate]:
     """Time `segmv3 predict` on a video, with reading, drawing and encoding, against bare inference on its frames.

@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
         refuse_existing(options.output, options.overwrite)
     from segmv3.files import make_folder, write_bytes
     from segmv3.results.result import Result
-    from segmv3.results.uncertainty import compare
+    from segmv3.results.uncertainty import compare, shown
     from segmv3.screen import Screen
 
     a, b = Result.read(options.a), Result.read(options.b)
@@ -56,8 +56,10 @@ def run(arguments: list[str]) -> None:
         write_bytes(options.output, json.dumps(_content(a, b, comparison), indent=2, allow_nan=False).encode())
     console = Screen()
     console.print(_table(comparison))
-    for line in (_measured("a", a), _measured("b", b), _settings(comparison)):
-        console.say(line)
+    console.say(_measured("a", a))
+    console.say(_measured("b", b))
+    differing = "; ".join(f"{key} {shown(key, a)} and {shown(key, b)}" for key, (a, b) in comparison.settings.items())
+    console.say(f"a and b differ in: {differing}" if differing else "a and b have the same weights and settings")
 
 
 def _table(comparison: "Comparison") -> "Table":
@@ -100,16 +102,6 @@ def _measured(letter: str, result: "Result") -> str:
         f"{result.dataset} {result.split}{size}, {mode(result)}, "
         f"weights {result.weights or 'unknown'}, SHA-256 {result.weights_sha256 or 'unknown'}"
     )
-
-
-def _settings(comparison: "Comparison") -> str:
-    from segmv3.results.uncertainty import shown
-
-    differing = comparison.settings
-    if not differing:
-        return "a and b have the same weights and settings"
-    text = "; ".join(f"{key} {shown(key, a)} and {shown(key, b)}" for key, (a, b) in differing.items())
-    return f"a and b differ in: {text}"
 
 
 def _content(a: "Result", b: "Result", comparison: "Comparison") -> dict[str, Any]:

@@ -48,6 +48,7 @@ def run(arguments: list[str]) -> None:
     options = parse(Evaluate, f"segmv3 evaluate {path}", rest, {"model": config.model, "data": config.data})
     from segmv3.evaluation.processes import processes
     from segmv3.evaluation.run import open_evaluation
+    from segmv3.files import make_folder
     from segmv3.screen import Screen
 
     wanted = replace(config, model=options.model, data=options.data)
@@ -58,8 +59,10 @@ def run(arguments: list[str]) -> None:
             if group.rank == 0:  # several processes that try the same files would disturb each other
                 _refuse_outputs(options)
             evaluation = open_evaluation(wanted, options.weights, options, group.device, options.trust)
-            if group.rank == 0:
-                _make_folders(options)
+            if group.rank == 0 and options.output:
+                make_folder(options.output.parent)
+            if group.rank == 0 and options.report:
+                make_folder(options.report)
             return evaluation
 
         evaluation = group.agree(opened)
@@ -81,15 +84,6 @@ def _refuse_outputs(options: Evaluate) -> None:
     page = options.report / "evaluation.html" if options.report else None
     if page and page.exists() and not options.overwrite:
         raise OutputError(f"{page} exists; choose another --report or add --overwrite")
-
-
-def _make_folders(options: Evaluate) -> None:
-    from segmv3.files import make_folder
-
-    if options.output:
-        make_folder(options.output.parent)
-    if options.report:
-        make_folder(options.report)
 
 
 def _plot(output: Path) -> Path:

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import pairwise
@@ -15,53 +16,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from segmv3.config import DataSource
 
-COMMON = {
-    "train": """
-        run data.root data.cache model.pretrained schedule.steps data.batch-size data.crop-size data.workers optim.lr
-        optim.weight-decay schedule.warmup-steps schedule.eval-every schedule.ema schedule.accumulate loss.ohem
-        loss.class-weights loss.auxiliary precision device threads seed extend tensorboard""",
-    "classify train": """
-        run data.root model.pretrained schedule.steps data.batch-size data.crop-size data.workers optim.lr
-        optim.weight-decay schedule.warmup-steps schedule.eval-every schedule.ema schedule.accumulate label-smoothing
-        precision device threads seed extend""",
-    "sweep": "SPACE.toml output trials hours data.root data.cache data.workers schedule.steps device threads",
-    "evaluate": """
-        weights data.root multi-scale-flip sliding-window stride size scale official boundary calibration report split
-        limit output overwrite precision device threads trust""",
-    "submit": """
-        data.root weights output split multi-scale-flip dry-run check overwrite precision device threads""",
-}
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+COMMON: dict[str, str] = _TABLES["common"]
 """What `--help` shows of commands that have more flags than fit on a screen, in this order."""
-
-USUAL = {
-    "betas": "Decay of the running means of the gradient and of its square.",
-    "bn_eps": "Epsilon of batch normalisation.",
-    "bn_momentum": "Weight of the newest batch in the running statistics of batch normalisation.",
-    "channels": "Filters of the head.",
-    "crop_size": "Height and width of a training crop.",
-    "decay_rate": "Factor of the step policy.",
-    "dropout": "Share of the features that training drops.",
-    "eps": "Added to the root of the squared gradients.",
-    "gate": "Function of the gate.",
-    "gate_bias": "Whether the gate's convolution has a bias.",
-    "label_smoothing": "Share of the target that is spread evenly over all classes.",
-    "lr": "The highest learning rate, reached after the warm-up.",
-    "mean": "RGB, 0..255, subtracted inside the net.",
-    "momentum": "Share of the last step's direction that is kept.",
-    "output_stride": "Input size over deep feature size; strides beyond it become dilation.",
-    "policy": "How the learning rate falls.",
-    "pool": "Pooling of the gate: the whole map, or windows.",
-    "pool_stride": "Rows and columns between pooling windows.",
-    "pool_window": "Rows and columns of a pooling window.",
-    "seed": "Start of all random numbers; the same seed gives the same run.",
-    "size": "Which of the paper's two nets.",
-    "skip_channels": "Channels of the skips, finest first.",
-    "std": "RGB, 0..255; the image is divided by it inside the net.",
-    "tail": "Last block: as for classification, or with half the filters.",
-    "weight_decay": "How strongly weights are pulled towards zero.",
-    "width": "Multiplier of all channels.",
-}
-"""What fields mean whose dataclasses leave it unsaid, by name."""
 
 _ASKING = ("-h", "--help", "--help-all")
 _WIDTH = 100
@@ -231,7 +188,7 @@ def _typed(value: Any) -> str:
 
 def field_texts(kind: type) -> dict[str, str]:
     """The docstrings below the fields of a dataclass and its bases, each on one line."""
-    texts = {field.name: USUAL[field.name] for field in fields(kind) if field.name in USUAL}
+    texts = {field.name: _TABLES["usual"][field.name] for field in fields(kind) if field.name in _TABLES["usual"]}
     for base in reversed(kind.__mro__):
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]

@@ -7,16 +7,20 @@ a Python handler, such as Ctrl-C, then ends the process with a segmentation faul
 """
 
 import errno
+import logging
 import shutil
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+import rich
 
 from segmv3.errors import ModelError, ResourceError
 
@@ -78,21 +82,29 @@ def scratch_folder() -> Iterator[Path]:
         ) from None
 
 
-def _imported(package: str) -> ModuleType:
-    with _unreported():
-        try:
-            return import_module(package)
-        except ImportError:
-            raise ModelError(f'{package} is not installed; pip install "segmv3[export]"') from None
-
-
 @contextmanager
-def _unreported() -> Iterator[None]:
+def silence() -> Iterator[None]:
+    """No warnings, log lines or progress bars of a conversion: all are about its own workings."""
+    console, disabled = rich.get_console(), logging.root.manager.disable
+    quiet, console.quiet = console.quiet, True
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        console.quiet = quiet
+        logging.disable(disabled)
+
+
+def _imported(package: str) -> ModuleType:
     """Both packages report every import and conversion to a server. Without their reporter they report nothing."""
     present = sys.modules.pop(_REPORTER, None)
     sys.modules[_REPORTER] = None  # type: ignore[assignment]
     try:
-        yield
+        return import_module(package)
+    except ImportError:
+        raise ModelError(f'{package} is not installed; pip install "segmv3[export]"') from None
     finally:
         del sys.modules[_REPORTER]
         if present:

@@ -8,9 +8,7 @@ byte (0 to 255) and a weight, in 16 signed bits and cuts off what is larger. Wit
 so that one file is right on all processors.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +20,7 @@ import numpy as np
 from segmv3.convert import onnx as onnx_file
 from segmv3.convert import openvino as openvino_file
 from segmv3.convert.base import Say, Target
-from segmv3.convert.extras import import_nncf, openvino_core, scratch_folder
+from segmv3.convert.extras import import_nncf, openvino_core, scratch_folder, silence
 from segmv3.convert.graph import INPUT
 from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
 from segmv3.errors import DataError, ModelError
@@ -42,12 +40,7 @@ ENOUGH_IMAGES = 100
 _LARGEST_WEIGHT = 64
 """2 * 255 * 64 fits into 16 signed bits, 2 * 255 * 65 does not."""
 
-_PROCESSORS: Mapping[str, Any] = MappingProxyType(
-    {
-        "right_on": ("AVX2", "AVX-512", "AVX-VNNI", "AVX512-VNNI", "AMX-INT8", "NEON"),
-        "because": "weights of 7 bits",
-    }
-)
+_RIGHT_ON = ("AVX2", "AVX-512", "AVX-VNNI", "AVX512-VNNI", "AMX-INT8", "NEON")
 """A safe file is right on processors that cut off sums at 16 bits, and on those that do not."""
 
 Progress = Callable[[int, int], None]
@@ -63,7 +56,7 @@ class _Int8(Target):
 
     precision: ClassVar[FilePrecision] = "int8"
     calibrated: ClassVar[bool] = True
-    processors: ClassVar[Mapping[str, Any]] = _PROCESSORS
+    processors: ClassVar[Mapping[str, Any]] = MappingProxyType({"right_on": _RIGHT_ON, "because": "weights of 7 bits"})
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def quantize_openvino(
         targets = [target for output in layer.outputs() for target in output.get_target_inputs()]
         kinds[layer.get_friendly_name()] = layer.get_type_name()
         users[layer.get_friendly_name()] = [target.get_node().get_friendly_name() for target in targets]
-    with _silence():
+    with silence():
         quantized = nncf.quantize(
             model,
             nncf.Dataset(batches),
@@ -157,7 +150,7 @@ def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progre
     nodes = model.graph.node
     kinds = {node.name: node.op_type for node in nodes}
     users = {node.name: [user.name for user in nodes if set(user.input) & set(node.output)] for node in nodes}
-    with scratch_folder() as folder, _silence():
+    with scratch_folder() as folder, silence():
         path = folder / "quantized.onnx"
         quantize_static(
             model,
@@ -249,18 +242,3 @@ def _first_and_last(kinds: Mapping[str, str], users: Mapping[str, Sequence[str]]
             before_another.add(name)
     first = next(name for name, kind in kinds.items() if kind == "Conv")
     return [first, *(name for name in kinds if name not in before_another)]
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """No log lines and no progress bars of the quantisers."""
-    import rich
-
-    console, disabled = rich.get_console(), logging.root.manager.disable
-    quiet, console.quiet = console.quiet, True
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        console.quiet = quiet
-        logging.disable(disabled)

@@ -1,6 +1,5 @@
 """ONNX: a net as one file, opset 18, with nothing outside it."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
-from segmv3.convert.extras import scratch_folder
+from segmv3.convert.extras import scratch_folder, silence
 from segmv3.convert.graph import INPUT, Graph, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.convert.openvino import open_openvino
@@ -44,37 +43,30 @@ class Onnx(Target):
         return metadata_of(path)
 
     def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
-        return open_openvino(path, precision, threads) if runtime == "openvino" else open_onnxruntime(path, threads)
+        if runtime == "openvino":
+            return open_openvino(path, precision, threads)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # its warnings are about its own optimiser
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no base class
+            raise cannot("open", path, "ONNX Runtime", error) from None
+
+        def run(images: UInt8Array) -> Any:
+            try:
+                return session.run(None, {INPUT: images})[0]
+            except Exception as error:  # as above; a file that is not what it says of itself
+                raise cannot("run", path, "ONNX Runtime", error) from None
+
+        return run
 
     def is_safe(self, path: Path) -> bool:
         from segmv3.convert.int8 import is_safe
 
         return is_safe(path)
-
-
-def open_onnxruntime(path: Path, threads: int) -> Run:
-    """A file in ONNX Runtime on the CPU.
-
-    Raises:
-        CheckpointError: it cannot be opened.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # its warnings are about its own optimiser
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no base class
-        raise cannot("open", path, "ONNX Runtime", error) from None
-
-    def run(images: UInt8Array) -> Any:
-        try:
-            return session.run(None, {INPUT: images})[0]
-        except Exception as error:  # as above; a file that is not what it says of itself
-            raise cannot("run", path, "ONNX Runtime", error) from None
-
-    return run
 
 
 def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:
@@ -86,8 +78,7 @@ def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:
 
     output = metadata.output.replace("-", "_")
     axes = {} if metadata.size else {INPUT: {0: "batch", 1: "height", 2: "width"}, output: {0: "batch"}}
-    with scratch_folder() as folder, warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # tracing warns of shapes that are the same for every image
+    with scratch_folder() as folder, silence(), torch.inference_mode():
         # dynamo=True makes the same layers, takes ten times as long, and its sizes are arithmetic on the image's
         torch.onnx.export(
             Graph(model, metadata.output),
@@ -137,7 +128,10 @@ def metadata_of(path: Path) -> Metadata:
         model = onnx.load_from_string(path.read_bytes())
     except (DecodeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no ONNX file ({error})") from None
-    _refuse_outside(model, path)
+    folder = path.resolve().parent
+    for location in _locations(model):
+        if not (folder / location).resolve().is_relative_to(folder):
+            raise CheckpointError(f"{path} wants weights from outside its folder ({location!r:.80}); it is not opened")
     text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
     if text is None:
         raise CheckpointError(f"{path} was not exported by segmv3; use segmv3 export")
@@ -169,14 +163,6 @@ def _name_output_axes(graph: "onnx.GraphProto", metadata: Metadata) -> None:
             axis.dim_value = name
         else:
             axis.dim_param = name
-
-
-def _refuse_outside(model: "onnx.ModelProto", path: Path) -> None:
-    """Raises: CheckpointError when a tensor is to be read from a file outside the model's folder."""
-    folder = path.resolve().parent
-    for location in _locations(model):
-        if not (folder / location).resolve().is_relative_to(folder):
-            raise CheckpointError(f"{path} wants weights from outside its folder ({location!r:.80}); it is not opened")
 
 
 def _locations(message: Any) -> Iterator[str]:

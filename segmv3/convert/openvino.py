@@ -1,7 +1,6 @@
 """OpenVINO: a net as an IR model, which is two files by its nature, FILE.xml (the graph) and FILE.bin (the weights)."""
 
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 import torch
 
 from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
-from segmv3.convert.extras import import_openvino, openvino_core, scratch_folder
+from segmv3.convert.extras import import_openvino, openvino_core, scratch_folder, silence
 from segmv3.convert.graph import INPUT, Graph, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError
@@ -36,7 +35,7 @@ class OpenVino(Target):
     runtimes: ClassVar[tuple[str, ...]] = ("openvino",)
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        return (path, weights_path(path))
+        return (path, path.with_suffix(".bin"))
 
     def write(
         self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
@@ -94,8 +93,7 @@ def to_openvino(model: Segmenter, metadata: Metadata) -> "openvino.Model":
     Raises: ModelError when openvino is not installed.
     """
     openvino = import_openvino()
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # tracing warns of shapes that are the same for every image
+    with silence(), torch.inference_mode():
         # traced here, once and on a small image: convert_model would trace three times
         traced = torch.jit.trace(Graph(model, metadata.output), example(metadata.size), check_trace=False)
         height, width = metadata.size or (-1, -1)
@@ -112,28 +110,15 @@ def with_metadata(model: "openvino.Model", metadata: Metadata) -> "openvino.Mode
     return model
 
 
-def weights_path(path: Path) -> Path:
-    """Where the weights of FILE.xml lie."""
-    return path.with_suffix(".bin")
-
-
-def to_bytes(model: "openvino.Model") -> tuple[bytes, bytes]:
-    """The two files of an IR model: xml, bin."""
-    openvino = import_openvino()
-
-    with scratch_folder() as folder:
-        path = folder / "model.xml"
-        openvino.save_model(model, path, compress_to_fp16=False)
-        return path.read_bytes(), weights_path(path).read_bytes()
-
-
 def write(model: "openvino.Model", path: Path) -> None:
     """Write FILE.xml and FILE.bin beside it, the weights first: without its .xml a .bin is nothing.
 
     Raises: OutputError or ResourceError naming the file that cannot be written.
     """
-    graph, weights = to_bytes(model)
-    write_bytes(weights_path(path), weights)
+    with scratch_folder() as folder:
+        import_openvino().save_model(model, folder / "model.xml", compress_to_fp16=False)
+        graph, weights = (folder / "model.xml").read_bytes(), (folder / "model.bin").read_bytes()
+    write_bytes(path.with_suffix(".bin"), weights)
     write_bytes(path, graph)
 
 
@@ -144,8 +129,8 @@ def metadata_of(path: Path) -> Metadata:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
-    if not weights_path(path).is_file():
-        raise CheckpointError(f"{path} has no {weights_path(path).name} beside it; an OpenVINO model is both files")
+    if not path.with_suffix(".bin").is_file():
+        raise CheckpointError(f"{path} has no {path.stem}.bin beside it; an OpenVINO model is both files")
     data = path.read_bytes() if path.stat().st_size < _LARGEST_XML else b""
     try:
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # no IR has any, and they can make a small file huge

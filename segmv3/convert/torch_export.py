@@ -7,11 +7,8 @@ who wrote it. `metadata_of` runs nothing.
 """
 
 import io
-import logging
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 
 from segmv3.convert.base import Arithmetic, Run, Say, Target
+from segmv3.convert.extras import silence
 from segmv3.convert.graph import Graph, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError, ModelError
@@ -77,7 +75,7 @@ def to_torch_export(model: Segmenter, metadata: Metadata) -> bytes:
         sides = {name: torch.export.Dim(name, min=least) for name in ("height", "width")}
         shapes = ({0: torch.export.Dim("batch"), 1: sides["height"], 2: sides["width"]},)
     buffer = io.BytesIO()
-    with _quiet(), torch.no_grad():
+    with silence(), torch.no_grad():
         program = torch.export.export(Graph(model, metadata.output), (image,), dynamic_shapes=shapes)
         torch.export.save(program, buffer, extra_files={KEY: metadata.to_text()})
     return buffer.getvalue()
@@ -101,17 +99,3 @@ def metadata_of(path: Path) -> Metadata:
     if text is None:
         raise CheckpointError(f"{path} was not exported by segmv3; use segmv3 export")
     return from_text(text, path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export warns and logs of its own workings."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -23,9 +23,6 @@ Instances = NDArray[np.uint16]
 Keep = Callable[[str, UInt8Array, UInt8Array, UInt8Array], object]
 
 
-# --- the data ---
-
-
 def open_labelled(data: Data, split: str) -> Dataset:
     """Open a split for scoring; the error for a test split says that its labels are kept back.
 
@@ -63,9 +60,6 @@ def city_of(name: str) -> str:
 def has_instances(dataset: Dataset) -> bool:
     """Whether every label has an `*_instanceIds.png` of Cityscapes beside it."""
     return is_cityscapes(dataset) and all(official.instance_file(pair.label) for pair in dataset.pairs)
-
-
-# --- the loop ---
 
 
 @dataclass(frozen=True)

@@ -230,9 +230,6 @@ class Evaluation:
         return official.agreement(said, result.to_dict())
 
 
-# --- what is opened before the first image ---
-
-
 def open_evaluation(
     data: Config | Data,
     weights: Path | str,
@@ -262,7 +259,13 @@ def open_evaluation(
         checkpoint.check_classes(predict.card, dataset.classes, path)
         _refuse_export(path, predict, settings, dataset)
         net: Net = predict
-        facts = _facts_of_export(path, predict)
+        facts = {
+            "weights_sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files_of(path))).hexdigest(),
+            "origin": predict.card.facts.get("origin"),
+            "precision": predict.precision,
+            "runtime": predict.backend,
+            "export": Export(output=predict.output, size=predict.size, source_sha256=predict.card.sha256),
+        }
         labels_of = predict.labels_of if predict.output == "labels" else _labels_of(predict, settings)
         precision: Precision = "fp32"
     else:
@@ -287,17 +290,6 @@ def _labels_of(net: Net, settings: Settings) -> LabelsFunction | ConfidentFuncti
     if settings.calibration:
         return confident(net, settings.input_size())
     return (multi_scale if settings.multi_scale_flip else single_scale)(net, settings.input_size())
-
-
-def _facts_of_export(path: Path, predict: Predictor) -> dict[str, Any]:
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(path))).hexdigest()
-    return {
-        "weights_sha256": digest,
-        "origin": predict.card.facts.get("origin"),
-        "precision": predict.precision,
-        "runtime": predict.backend,
-        "export": Export(output=predict.output, size=predict.size, source_sha256=predict.card.sha256),
-    }
 
 
 def _refuse_export(path: Path, predict: Predictor, settings: Settings, dataset: Dataset) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segmv3 import official
 from segmv3.data.datasets import Dataset
@@ -15,8 +14,6 @@ from segmv3.labels import cityscapes_classes
 from segmv3.metrics import BoundaryCounts, ConfusionMatrix, mean
 from segmv3.results.calibration import Calibration
 from segmv3.results.result import CategoryScore, City, ClassScore, ImageConfusion, Result
-
-FloatArray = NDArray[np.float64]
 
 
 def scores(confusion: ConfusionMatrix, dataset: Dataset, *, images: int, multi_scale_flip: bool) -> Result:
@@ -28,8 +25,7 @@ def scores(confusion: ConfusionMatrix, dataset: Dataset, *, images: int, multi_s
         images: how many of it.
         multi_scale_flip: whether several scales and mirror images were averaged.
     """
-    values = _values(confusion, dataset, images)
-    return Result(**_conditions(dataset, multi_scale_flip), **values)
+    return Result(**_conditions(dataset, multi_scale_flip), **_values(confusion, dataset, images))
 
 
 def scores_of_images(images: Sequence[ImageCounts], dataset: Dataset, *, multi_scale_flip: bool) -> Result:
@@ -87,29 +83,23 @@ def _values_of_images(images: Sequence[ImageCounts], dataset: Dataset) -> dict[s
     means: dict[str, float] = {}
     outlines = [image.boundary for image in images if image.boundary]
     if len(outlines) == len(images):
-        total = BoundaryCounts(len(dataset.classes))
-        for outline in outlines:
-            total.merge(outline)
-        rows = {"boundary_iou": total.iou.tolist(), "boundary_f_score": total.f_score.tolist()}
-        means = {"mean_boundary_iou": mean(total.iou), "mean_boundary_f_score": mean(total.f_score)}
+        outline = BoundaryCounts(len(dataset.classes))
+        for each in outlines:
+            outline.merge(each)
+        rows = {"boundary_iou": outline.iou.tolist(), "boundary_f_score": outline.f_score.tolist()}
+        means = {"mean_boundary_iou": mean(outline.iou), "mean_boundary_f_score": mean(outline.f_score)}
     if dataset.classes != cityscapes_classes():
         return _values(confusion, dataset, len(images), rows) | means
     means |= {"mean_iiou": math.nan, "category_mean_iiou": math.nan}
     of_categories: dict[str, Sequence[float]] = {}
-    if weighted := _instance_iou(images, confusion):
+    instances = [image.instances for image in images if image.instances is not None]
+    if len(instances) == len(images):
+        stacked = np.stack(instances).reshape(len(instances), -1)
+        total = np.array([math.fsum(column) for column in stacked.T]).reshape(instances[0].shape)
+        weighted = official.instance_iou(total, confusion.matrix)
         means |= {"mean_iiou": mean(weighted[0]), "category_mean_iiou": mean(weighted[1])}
         rows["iiou"], of_categories["iiou"] = (each.tolist() for each in weighted)
     return _values(confusion, dataset, len(images), rows, of_categories) | means
-
-
-def _instance_iou(images: Sequence[ImageCounts], confusion: ConfusionMatrix) -> tuple[FloatArray, FloatArray] | None:
-    """Instance-weighted IoU of classes and of categories; None where instances were not counted."""
-    each = [image.instances for image in images if image.instances is not None]
-    if len(each) < len(images):
-        return None
-    stacked = np.stack(each).reshape(len(each), -1)
-    total = np.array([math.fsum(column) for column in stacked.T]).reshape(each[0].shape)
-    return official.instance_iou(total, confusion.matrix)
 
 
 def _values(
@@ -119,15 +109,7 @@ def _values(
     rows: dict[str, Sequence[float]] | None = None,
     of_categories: dict[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """The fields of `Scores` that a confusion matrix gives.
-
-    Args:
-        confusion: over the images.
-        dataset: what was scored.
-        images: how many of it.
-        rows: further scores of the classes, by name.
-        of_categories: further scores of the categories, by name.
-    """
+    """The fields of `Scores` that a confusion matrix gives; `rows` and `of_categories` are further scores, by name."""
     names, iou = dataset.classes.names, confusion.iou
     labelled = confusion.matrix.sum(1)
     share = 100 * labelled / max(1, labelled.sum())

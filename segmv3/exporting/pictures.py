@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from segmv3.config import Data
@@ -42,7 +41,11 @@ class Pictures:
 
 def drawn() -> Pictures:
     """Two scenes of mini-city: they prove that two nets compute the same, and nothing about a street."""
-    return Pictures("2 drawn scenes of mini-city", tuple(partial(_scene, index) for index in (0, 1)), drawn=True)
+
+    def scene(index: int) -> tuple[UInt8Array, None]:
+        return render_scene("val", index, size=_DRAWN_SIZE, seed=0)[0], None
+
+    return Pictures("2 drawn scenes of mini-city", (partial(scene, 0), partial(scene, 1)), drawn=True)
 
 
 def photographs(source: str, limit: int | None = None) -> Pictures:
@@ -58,7 +61,7 @@ def photographs(source: str, limit: int | None = None) -> Pictures:
     chosen = _spread(found.paths, limit or _USUAL_IMAGES)
     return Pictures(
         f"{len(chosen)} of {len(found.paths)} images of {source}",
-        tuple(partial(_photograph, path) for path in chosen),
+        tuple(lambda path=path: (read_image(path), None) for path in chosen),
         tuple(partial(read_image, path) for path in _spread(found.paths, ENOUGH_IMAGES)),
         source,
     )
@@ -80,14 +83,6 @@ def labelled(data: Data, split: str, limit: int | None = None, *, whole: bool = 
         origin,
         dataset.classes,
     )
-
-
-def _scene(index: int) -> tuple[UInt8Array, None]:
-    return render_scene("val", index, size=_DRAWN_SIZE, seed=0)[0], None
-
-
-def _photograph(path: Path) -> tuple[UInt8Array, None]:
-    return read_image(path), None
 
 
 def _calibration_split(data: Data, dataset: Dataset) -> tuple[Dataset, str]:

@@ -1,6 +1,5 @@
 """Writing an export: convert, compare with PyTorch, and only then put the file into place with its receipt."""
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,7 +106,13 @@ def export(
     work = _Work(target, model, metadata, pictures, say)
     with _folder_beside(path) as folder:
         agreement, facts = work.prove(folder / path.name, str(weights), command)
-        _move([*reversed(files_of(folder / path.name, target)), receipt_path(folder / path.name)], path.parent)
+        # the receipt last: until it is there, what was moved does not match the old one and is not opened
+        for file in (*reversed(files_of(folder / path.name, target)), receipt_path(folder / path.name)):
+            try:
+                file.replace(path.parent / file.name)
+            except OSError as error:
+                reason = error.strerror or error
+                raise OutputError(f"{path.parent / file.name} cannot be written ({reason})") from None
     return Exported(path, files_of(path, target), receipt_path(path), facts, agreement)
 
 
@@ -146,7 +151,8 @@ class _Work:
         self.write(path)
         self.say("compare with PyTorch")
         backend = _open(target, path, metadata, metadata.precision)
-        agreement = _compare(reference, backend, self.pictures, metadata.size, self.say)
+        images, truths = tee(_at_sizes(self.pictures, metadata.size, self.say))  # in step: one pair is kept at a time
+        agreement = compare(reference, backend, (image for image, _ in images), (truth for _, truth in truths))
         refuse(agreement, metadata.precision, f"the {target.name} export of {source}")
         facts = self.facts(source, command, agreement)
         if target.baseline:
@@ -216,11 +222,6 @@ def _open(target: Target, path: Path, metadata: Metadata, precision: Arithmetic)
     return open_file(target, path, metadata, precision, torch.get_num_threads())
 
 
-def _compare(reference: Backend, candidate: Backend, pictures: Pictures, size: Size | None, say: Say) -> Agreement:
-    images, truths = tee(_at_sizes(pictures, size, say))  # read in step, so that one pair is kept at a time
-    return compare(reference, candidate, (image for image, _ in images), (truth for _, truth in truths))
-
-
 def _at_sizes(pictures: Pictures, size: Size | None, say: Say) -> Iterator[tuple[UInt8Array, UInt8Array | None]]:
     """All pictures at their own size, the first ones at others too; or all at the only size that a file takes."""
     for place, read in enumerate(pictures.read):
@@ -254,12 +255,3 @@ def _folder_beside(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
     with folder:
         yield Path(folder.name)
-
-
-def _move(files: Sequence[Path], folder: Path) -> None:
-    """The receipt last: until it is there, what was moved does not match the old one and is not opened."""
-    for file in files:
-        try:
-            os.replace(file, folder / file.name)  # noqa: PTH105
-        except OSError as error:
-            raise OutputError(f"{folder / file.name} cannot be written ({error.strerror or error})") from None

@@ -5,19 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from segmv3.files import make_folder
 from segmv3.images import write_png
 from segmv3.labels import Classes
 from segmv3.report.html import Chart, count, write_page
-from segmv3.report.plots import (
-    confusion,
-    curves,
-    iou_bars,
-    number,
-    row_percent,
-)
+from segmv3.report.plots import confusion, curves, iou_bars, number, row_percent
 from segmv3.report.samples import Sample, cells, present, sample_panel
 
 MAX_SAMPLES = 12
@@ -70,29 +63,28 @@ def write_report(
         "total": len(samples),
     }
     if scores:
-        values |= _scored(scores, classes, figures)
+        named = (("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy"))
+        values |= {
+            "metrics": [(name, scores.get(key)) for name, key in named],
+            "conditions": _conditions(scores),
+            "colors": dict(zip(classes.names, classes.colors, strict=True)),
+            "bars": Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme)),
+            "matrix": Chart(figures / "confusion.png", lambda theme: confusion(scores, theme)),
+            "worst": _worst_confusions(scores),
+        }
     else:
-        _remove(figures / "iou.png", figures / "confusion.png")
+        (figures / "iou.png").unlink(missing_ok=True)
+        (figures / "confusion.png").unlink(missing_ok=True)
     if samples:
         shown = samples[:MAX_SAMPLES]
         write_png(figures / "samples.png", sample_panel(shown, classes))
-        values["samples"] = [_sample(sample, classes) for sample in shown]
+        values["samples"] = [
+            (sample.name, _pixel_accuracy(sample, classes), cells(sample, classes)) for sample in shown
+        ]
         values["present"] = [(classes.names[i], classes.colors[i]) for i in sorted(present(shown, classes))]
     else:
-        _remove(figures / "samples.png")
+        (figures / "samples.png").unlink(missing_ok=True)
     return write_page(run / "report.html", "run.html", **values)
-
-
-def _scored(scores: dict, classes: Classes, figures: Path) -> dict[str, Any]:
-    named = (("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy"))
-    return {
-        "metrics": [(name, scores.get(key)) for name, key in named],
-        "conditions": _conditions(scores),
-        "colors": dict(zip(classes.names, classes.colors, strict=True)),
-        "bars": Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme)),
-        "matrix": Chart(figures / "confusion.png", lambda theme: confusion(scores, theme)),
-        "worst": _worst_confusions(scores),
-    }
 
 
 def write_classification_report(run: Path, *, title: str, facts: dict[str, str], log: list[dict], scores: dict) -> Path:
@@ -135,20 +127,16 @@ def write_classification_report(run: Path, *, title: str, facts: dict[str, str],
 def _conditions(scores: dict) -> str:
     """How the scores were measured: "val · 12 images · single scale · 19 classes, absent: train"."""
     images, classes, absent = scores.get("images"), len(scores["classes"]), scores.get("absent") or []
+    scales = [number(scale) for scale in scores.get("scales") or [1.0]]
+    text = f"scale{'' if len(scales) == 1 else 's'} " + ", ".join(f"{scale:g}" for scale in scales)
     parts = [
         str(scores.get("split", "")),
         count(images, "image") if isinstance(images, int) else "",
-        _scales(scores),
+        ("single scale" if scales == [1.0] else text) + (" + flip" if scores.get("flip") else ""),
         f"{classes} class{'' if classes == 1 else 'es'}",
         f"{len(absent)} absent and left out of the means: {', '.join(absent)}" if absent else "",
     ]
     return " · ".join(filter(None, parts))
-
-
-def _scales(scores: dict) -> str:
-    scales = [number(scale) for scale in scores.get("scales") or [1.0]]
-    text = f"scale{'' if len(scales) == 1 else 's'} " + ", ".join(f"{scale:g}" for scale in scales)
-    return ("single scale" if scales == [1.0] else text) + (" + flip" if scores.get("flip") else "")
 
 
 def _worst_confusions(scores: dict) -> list[tuple[str, str, float, float]]:
@@ -165,13 +153,6 @@ def _worst_confusions(scores: dict) -> list[tuple[str, str, float, float]]:
     ]
 
 
-def _sample(sample: Sample, classes: Classes) -> tuple[str, float, list[tuple[str, Markup]]]:
-    """(name, pixel accuracy, pictures) of a sample."""
+def _pixel_accuracy(sample: Sample, classes: Classes) -> float:
     labelled = sample.truth < len(classes)
-    right = float((sample.truth == sample.prediction)[labelled].mean()) * 100 if labelled.any() else math.nan
-    return sample.name, right, cells(sample, classes)
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+    return float((sample.truth == sample.prediction)[labelled].mean()) * 100 if labelled.any() else math.nan

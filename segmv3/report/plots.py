@@ -68,7 +68,15 @@ def curves(log: list[dict], theme: Theme, score: tuple[str, str] = ("miou", "mIo
     _loss_panel(loss_axes, *_series(log, "train", "loss"), theme)
     _rate_panel(rate_axes, *_series(log, "train", "lr"), theme)
     _score_panel(score_axes, f"{score[1]}, %", *_series(log, "eval", score[0]), theme)
-    _step_axis(score_axes, sorted({step for step in map(_step, log) if step is not None}), theme)
+    steps = sorted({step for step in map(_step, log) if step is not None})
+    score_axes.set_xlabel("step", color=theme.muted, fontsize=NORMAL)
+    score_axes.xaxis.set_major_formatter("{x:,.0f}")
+    if len(steps) < 2:
+        score_axes.set_xticks(steps)
+    else:
+        pad = 0.02 * (steps[-1] - steps[0])
+        score_axes.set_xlim(steps[0] - pad, steps[-1] + pad)
+        score_axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND, integer=True))
     return pixels_of(figure, theme)
 
 
@@ -84,7 +92,11 @@ def iou_bars(scores: dict, classes: Classes, theme: Theme) -> UInt8Array:
     _bars(axes, [iou for _, iou in rows], [colors.get(name) for name, _ in rows], theme)
     mean = number(scores["miou"])
     if math.isfinite(mean):
-        _mean_line(axes, mean, len(rows), theme)
+        span = (-0.5, len(rows) - 0.5)
+        # a halo makes the line visible on a bar of any colour
+        axes.plot((mean, mean), span, color=theme.surface, alpha=0.75, linewidth=3, zorder=3)
+        axes.plot((mean, mean), span, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=3)
+        axes.text(mean, -0.68, f"mean {mean:.1f}", color=theme.ink, fontsize=NORMAL, weight="bold", ha="center")
     axes.set_xlim(0, 117)
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -99,7 +111,7 @@ def confusion(scores: dict, theme: Theme) -> UInt8Array:
     """
     names = [cut(row["name"], 22) for row in scores["classes"]]
     share = row_percent(scores["confusion_matrix"])
-    side = confusion_side(len(names))
+    side = int(min(max(200 + 34 * len(names), 420), 1400))  # CSS pixels
     figure = new_figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(_heat(share, theme), interpolation="nearest", aspect="equal")
@@ -109,13 +121,12 @@ def confusion(scores: dict, theme: Theme) -> UInt8Array:
         axes.hlines(edges, *ends, color=theme.surface, linewidth=1.5)
         axes.vlines(edges, *ends, color=theme.surface, linewidth=1.5)
     if len(names) <= 24:
-        _write_percentages(axes, share, theme)
+        for truth, predicted in np.argwhere(share >= 0.5):
+            percent = share[truth, predicted]
+            ink = theme.surface if percent > 30 else theme.ink
+            text = f"{percent:.{1 if len(names) <= 6 else 0}f}"
+            axes.text(predicted, truth, text, color=ink, fontsize=SMALL, ha="center", va="center")
     return pixels_of(figure, theme)
-
-
-def confusion_side(count: int) -> int:
-    """Width of the confusion matrix of `count` classes, in CSS pixels."""
-    return int(min(max(200 + 34 * count, 420), 1400))
 
 
 def row_percent(matrix: list[list[int]]) -> FloatArray:
@@ -131,9 +142,6 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-# --- matplotlib ---
 
 
 def new_figure(width: int, height: int) -> Figure:
@@ -204,9 +212,6 @@ def nothing_to_show(axes: Axes, text: str, theme: Theme) -> None:
     axes.set_yticks([])
 
 
-# --- curves ---
-
-
 def _step(line: dict) -> int | None:
     step = number(line.get("step"))
     return int(step) if math.isfinite(step) else None
@@ -241,17 +246,6 @@ def _dots(steps: FloatArray) -> str:
     return "o" if len(steps) <= 12 else ""
 
 
-def _step_axis(axes: Axes, steps: list[int], theme: Theme) -> None:
-    axes.set_xlabel("step", color=theme.muted, fontsize=NORMAL)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    if len(steps) < 2:
-        axes.set_xticks(steps)
-        return
-    pad = 0.02 * (steps[-1] - steps[0])
-    axes.set_xlim(steps[0] - pad, steps[-1] + pad)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND, integer=True))
-
-
 def _loss_panel(axes: Axes, steps: FloatArray, losses: FloatArray, theme: Theme) -> None:
     smooth, finite = _smooth(losses), np.isfinite(losses)
     style(axes, theme, title="Loss", note=f"{smooth[finite][-1]:.3g} at the end, smoothed" if finite.any() else "")
@@ -263,16 +257,12 @@ def _loss_panel(axes: Axes, steps: FloatArray, losses: FloatArray, theme: Theme)
         top = max(float(np.quantile(losses[finite], 0.997)), float(np.nanmax(smooth)))  # a spike may leave the panel
         axes.set_ylim(min(0.0, float(losses[finite].min())), 1.08 * top if top > 0 else 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=_ROUND))
-    if len(losses) > finite.sum():
-        _mark_not_finite(axes, steps[~finite], theme)
-
-
-def _mark_not_finite(axes: Axes, steps: FloatArray, theme: Theme) -> None:
-    color, bottom = theme.bad, axes.get_xaxis_transform()
-    axes.plot(steps, 0 * steps, "x", color=color, markersize=5, transform=bottom, clip_on=False, zorder=5)
-    text = axes.text(0.99, 0.95, f"x: not finite at {len(steps)} of the logged steps", transform=axes.transAxes)
-    text.set(color=color, fontsize=SMALL, ha="right", va="top")
-    text.set_bbox({"facecolor": theme.surface, "edgecolor": "none", "pad": 2})
+    if not finite.all():
+        lost, bottom = steps[~finite], axes.get_xaxis_transform()
+        axes.plot(lost, 0 * lost, "x", color=theme.bad, markersize=5, transform=bottom, clip_on=False, zorder=5)
+        text = axes.text(0.99, 0.95, f"x: not finite at {len(lost)} of the logged steps", transform=axes.transAxes)
+        text.set(color=theme.bad, fontsize=SMALL, ha="right", va="top")
+        text.set_bbox({"facecolor": theme.surface, "edgecolor": "none", "pad": 2})
 
 
 def _rate_panel(axes: Axes, steps: FloatArray, rates: FloatArray, theme: Theme) -> None:
@@ -306,9 +296,6 @@ def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, 
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=_ROUND))
 
 
-# --- bars and matrix ---
-
-
 def cut(name: str, length: int = _NAME_LENGTH) -> str:
     name = printable(name)
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
@@ -328,14 +315,6 @@ def _bars(axes: Axes, ious: list[float], colors: list[Color | None], theme: Them
         else:
             text = f"{iou:.1f}"
             axes.text(116, place, text, color=theme.ink, fontsize=NORMAL, va="center_baseline", ha="right")
-
-
-def _mean_line(axes: Axes, mean: float, rows: int, theme: Theme) -> None:
-    span = (-0.5, rows - 0.5)
-    # a halo makes the line visible on a bar of any colour
-    axes.plot((mean, mean), span, color=theme.surface, alpha=0.75, linewidth=3, zorder=3)
-    axes.plot((mean, mean), span, color=theme.ink, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=3)
-    axes.text(mean, -0.68, f"mean {mean:.1f}", color=theme.ink, fontsize=NORMAL, weight="bold", ha="center")
 
 
 def _heat(share: FloatArray, theme: Theme) -> UInt8Array:
@@ -363,11 +342,3 @@ def _matrix_labels(axes: Axes, names: list[str], theme: Theme) -> None:
     axes.xaxis.label.set_fontweight("bold")
     axes.yaxis.label.set_fontweight("bold")
     axes.xaxis.set_label_position("top")
-
-
-def _write_percentages(axes: Axes, share: FloatArray, theme: Theme) -> None:
-    decimals = 1 if len(share) <= 6 else 0
-    for truth, predicted in np.argwhere(share >= 0.5):
-        percent = share[truth, predicted]
-        ink = theme.surface if percent > 30 else theme.ink
-        axes.text(predicted, truth, f"{percent:.{decimals}f}", color=ink, fontsize=SMALL, ha="center", va="center")

@@ -84,9 +84,6 @@ def _lowest(image: RankedImage, classes: Classes) -> list[str]:
     return [f"{name} {iou:.1f}" for iou, name in rows[:_LOWEST]]
 
 
-# --- pictures ---
-
-
 @dataclass
 class _Pictures:
     """Finished pictures, so that no image is kept at its own size."""

@@ -17,15 +17,7 @@ from rich.table import Table
 from segmv3.files import make_folder
 from segmv3.images import UInt8Array
 from segmv3.report.html import Chart, write_page
-from segmv3.report.plots import (
-    WIDTH,
-    Theme,
-    cut,
-    new_figure,
-    nothing_to_show,
-    pixels_of,
-    style,
-)
+from segmv3.report.plots import WIDTH, Theme, cut, new_figure, nothing_to_show, pixels_of, style
 
 PAGE = "sweep.html"
 _TOP = 10
@@ -41,9 +33,6 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# --- terminal ---
 
 
 def headline(trial: dict[str, Any]) -> str:
@@ -80,9 +69,6 @@ def _ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _cells(trial: dict[str, Any], result: dict[str, Any]) -> list[str]:
     values = [shown(trial["values"][name]) if name in trial["values"] else "" for name in result["space"]]
     return [str(trial["trial"]), f"{trial['score']:.2f}", f"{trial['step']:,}", trial["state"], *values]
-
-
-# --- page ---
 
 
 def write_sweep_page(folder: Path, result: dict[str, Any]) -> Path:
@@ -192,19 +178,16 @@ def setting_scatter(result: dict[str, Any], name: str, theme: Theme) -> UInt8Arr
     if not trials:
         nothing_to_show(axes, "not evaluated yet", theme)
     if choices:
-        _choice_axis(axes, [shown(each) for each in choices])
+        labels = [shown(each) for each in choices]
+        slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+        crowded = sum(map(len, labels)) > _LABEL_LETTERS
+        axes.set_xticks(range(len(labels)), [cut(label, 16) for label in labels], **(slanted if crowded else {}))
+        axes.set_xlim(-0.6, len(labels) - 0.4)
     else:
         _number_axis(axes, setting)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(y=0.12)
     return pixels_of(figure, theme)
-
-
-def _choice_axis(axes: Axes, labels: list[str]) -> None:
-    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-    crowded = sum(map(len, labels)) > _LABEL_LETTERS
-    axes.set_xticks(range(len(labels)), [cut(label, 16) for label in labels], **(slanted if crowded else {}))
-    axes.set_xlim(-0.6, len(labels) - 0.4)
 
 
 def _number_axis(axes: Axes, setting: dict[str, Any]) -> None:

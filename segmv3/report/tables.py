@@ -16,10 +16,7 @@ def scores_table(scores: Result) -> Table:
     """Per-class scores in percent; a dash where one is not defined."""
     extra = [(key, title) for key, title in _EXTRA_COLUMNS if getattr(scores.classes[0], key) is not None]
     shown = f"The net saw images {shown_at(scores)}" if shown_at(scores) else None
-    table = Table(caption=shown, caption_justify="left")
-    table.add_column("class")
-    for column in ("IoU", "accuracy", "share", *(title for _, title in extra)):
-        table.add_column(column, justify="right")
+    table = _numbers("class", "IoU", "accuracy", "share", *(title for _, title in extra), caption=shown)
     for row in scores.classes:
         missing = "absent" if isnan(row.iou or 0) else "-"
         cells = (_percent(row.iou), _percent(row.accuracy), _percent(row.share))
@@ -38,10 +35,7 @@ def categories_table(scores: Result) -> Table:
     """Scores of the categories of Cityscapes, for a result that has them."""
     rows = scores.categories or ()
     weighted = any(row.iiou is not None for row in rows)
-    table = Table()
-    table.add_column("category")
-    for column in ("IoU", "iIoU") if weighted else ("IoU",):
-        table.add_column(column, justify="right")
+    table = _numbers("category", "IoU", *(("iIoU",) if weighted else ()))
     for row in (*rows, CategoryScore("mean", scores.category_miou, scores.category_mean_iiou)):
         if row.name == "mean":
             table.add_section()
@@ -61,13 +55,9 @@ def cities_table(cities: Sequence[City]) -> Table:
         ("mean_boundary_f_score", "boundary F"),
     )
     shown = [(key, title) for key, title in means if getattr(cities[0], key) is not None]
-    table = Table(
-        caption="Classes that do not occur in a city are left out of its means; weighted: by frequency",
-        caption_justify="left",
-    )
-    table.add_column("city", no_wrap=True)
-    for column in ("images", *(title for _, title in shown)):
-        table.add_column(column, justify="right")
+    caption = "Classes that do not occur in a city are left out of its means; weighted: by frequency"
+    table = _numbers("city", "images", *(title for _, title in shown), caption=caption)
+    table.columns[0].no_wrap = True
     for city in sorted(cities, key=lambda city: (isnan(city.miou), city.miou)):
         table.add_row(city.name, f"{city.images:,}", *(_percent(getattr(city, key)) for key, _ in shown))
     return table
@@ -195,6 +185,14 @@ def family_table(nets: Iterable[Counted]) -> Table:
     for net in nets:
         cost = (f"{net.parameters:,}", f"{net.mmacs:,.2f}", f"{net.gmacs:,.2f}")
         table.add_row(net.member.name, *cost, net.member.published)
+    return table
+
+
+def _numbers(first: str, *others: str, caption: str | None = None) -> Table:
+    """A table of words in the first column and numbers in the others."""
+    table = Table(first, caption=caption, caption_justify="left")
+    for column in others:
+        table.add_column(column, justify="right")
     return table
 
 

@@ -95,12 +95,11 @@ class Calibration:
         """What the counts come to."""
         total, correct, sure = int(self.pixels.sum()), int(self.correct.sum()), float(self.confidence_sum.sum())
         counts = zip(self.pixels.tolist(), self.correct.tolist(), self.confidence_sum.tolist(), strict=True)
-        bins = tuple(self._bin(place, *each) for place, each in enumerate(counts))
+        bins = tuple(
+            Bin(100 * i / self.bins, 100 * (i + 1) / self.bins, pixels, _share(sure_of, pixels), _share(right, pixels))
+            for i, (pixels, right, sure_of) in enumerate(counts)
+        )
         return CalibrationScores(self.ece, _share(sure, total), _share(correct, total), total, bins)
-
-    def _bin(self, place: int, pixels: int, correct: int, sure: float) -> Bin:
-        low, high = 100 * place / self.bins, 100 * (place + 1) / self.bins
-        return Bin(low, high, pixels, _share(sure, pixels), _share(correct, pixels))
 
 
 def _share(part: float, whole: int) -> float:

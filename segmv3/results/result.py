@@ -260,9 +260,6 @@ _NAME_ONE = "name a file of segmv3 evaluate --output"
 _WRITE_AGAIN = "write it again with segmv3 evaluate --output"
 
 
-# --- to and from JSON types ---
-
-
 def _plain(value: Any, null: Collection[str] = ()) -> Any:
     """A dataclass or number as JSON types. `null`: the fields that may be None; the others are then left out."""
     if dataclasses.is_dataclass(value):

@@ -24,9 +24,6 @@ FEWEST_IMAGES = 6
 """Below it no difference is called one: even if all of 5 images agree, chance alone does that in 6 % of cases."""
 
 
-# --- bootstrap ---
-
-
 def bootstrap_miou(counts: IouCounts, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """95 % interval of mIoU, percent: as many images are drawn with replacement, their counts summed, and so on.
 
@@ -84,9 +81,6 @@ def _percentiles(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     bounds = np.nanpercentile(filled, [2.5, 97.5], axis=0)
     low, high = np.where(finite.any(0), bounds, np.nan)
     return low, high
-
-
-# --- comparison ---
 
 
 @dataclass(frozen=True)

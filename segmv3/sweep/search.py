@@ -297,9 +297,6 @@ def _command(file: Path, base: Config, best: Config, run: Path) -> str:
     return shlex.join(["segmv3", "train", str(file), *flags(best, base), "--run", str(run)])
 
 
-# --- the folder ---
-
-
 def _check(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse a folder that holds something else, or a sweep of another config or space."""
     file = folder / "settings.json"

@@ -20,7 +20,7 @@ from segmv3.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from segmv3.benchmark.latency import Case, Row
+    from segmv3.benchmark.latency import Row
     from segmv3.benchmark.pictures import Size
 
 Backend = Literal["auto", "torch", "onnxruntime", "openvino"]
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
     if plot:
         refuse_existing(plot, options.overwrite)
     with measuring("latency", options, arguments) as session:
-        from segmv3.benchmark.latency import time_stages
+        from segmv3.benchmark.latency import Case, time_stages
         from segmv3.benchmark.pictures import streets
         from segmv3.benchmark.stages import stage_bars
         from segmv3.files import make_folder
@@ -68,7 +68,13 @@ def run(arguments: list[str]) -> None:
                 files[size] = session.place.folder / f"{size[0]}x{size[1]}.png"
                 write_png(files[size], pixels)
             rows = time_stages(
-                _cases(options),
+                [
+                    Case(net, bool(options.weights), size, backend, precision)
+                    for size in options.size
+                    for net in options.weights or options.net
+                    for backend in options.backend
+                    for precision in options.precision
+                ],
                 files,
                 session.place,
                 options.repeat,
@@ -78,8 +84,9 @@ def run(arguments: list[str]) -> None:
             )
         session.keep(rows=[row.facts() for row in rows])
         session.show(f"median milliseconds of {options.repeat} calls, in turns", _table(rows), _NOTE)
-        for line in _floors(rows):
-            session.say(line)
+        for row in rows:  # how far each net is from what this machine can multiply and move
+            if line := _floor(row):
+                session.say(line)
         if plot:
             make_folder(plot.parent)
             write_png(plot, stage_bars(rows, LIGHT))
@@ -100,18 +107,6 @@ def _checked(options: Latency) -> Latency:
     return replace(options, net=nets)
 
 
-def _cases(options: Latency) -> list[Case]:
-    from segmv3.benchmark.latency import Case
-
-    return [
-        Case(net, bool(options.weights), size, backend, precision)
-        for size in options.size
-        for net in options.weights or options.net
-        for backend in options.backend
-        for precision in options.precision
-    ]
-
-
 _NOTE = (
     "to labels: from the image, net + labels + checking the pixels; p95: of that; overhead: percent of it that is not "
     "the net; peak MiB: of a process that opens the net and labels one image, with Python and torch"
@@ -125,21 +120,15 @@ def _table(rows: list[Row]) -> Table:
     titles = [stage.replace(" ", "\n") for stage in stages]
     table = columns("net", *titles, "to\nlabels", "p95", "over-\nhead", "peak\nMiB", text=("net",))
     for row in rows:
-        memory = f"{row.memory.peak:,.0f}" if row.memory else "-"
         table.add_row(
             f"{row.name}\n{row.case.size[0]}x{row.case.size[1]} {row.backend} {row.precision}",
             *(milliseconds(row.stages[stage].median) for stage in stages),
             milliseconds(row.labelling.median),
             milliseconds(row.labelling.p95),
             f"{row.overhead:.1f}",
-            memory,
+            f"{row.memory.peak:,.0f}" if row.memory else "-",
         )
     return table
-
-
-def _floors(rows: list[Row]) -> list[str]:
-    """How far each net is from what this machine can multiply and move."""
-    return [line for row in rows if (line := _floor(row))]
 
 
 def _floor(row: Row) -> str:

@@ -102,7 +102,7 @@ class Session:
                 "need be; ratios suffer less"
             )
         if self.options.output:
-            self._write(self.kept)
+            self._write(self.options.output, self.kept)
             self.say(f"wrote {self.options.output}")
 
     def stop(self) -> None:
@@ -116,14 +116,15 @@ class Session:
             {"during": doing, "of": asdict(what) if is_dataclass(what) else what, "ms": _in_milliseconds(measured)}  # type: ignore[arg-type]
             for doing, what, measured in self.calls
         ]
-        self._write({"incomplete": True, **self.kept, "calls": calls})
+        self._write(self.options.output, {"incomplete": True, **self.kept, "calls": calls})
         self.say(f"stopped; wrote what was timed so far to {self.options.output}, marked as incomplete")
 
-    def _write(self, results: Mapping[str, Any]) -> None:
+    def _write(self, path: Path, results: Mapping[str, Any]) -> None:
         from segmv3.benchmark.receipt import receipt, write_receipt
 
-        assert self.options.output
-        write_receipt(self.options.output, receipt(self.kind, self.conditions, _settings(self.options), **results))
+        flags = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.options).items()}
+        asked = {name: value for name, value in flags.items() if name not in ("force", "overwrite", "output")}
+        write_receipt(path, receipt(self.kind, self.conditions, asked, **results))
 
 
 def _in_milliseconds(seconds: Any) -> Any:
@@ -182,12 +183,6 @@ def _machine(place: Place) -> str:
         f"device {where} ({facts['cpu']}: {' '.join(facts['flags']) or 'no vector flags known'}), {place.threads} "
         f"threads, segmv3 {facts['segmv3']}{commit}, {packages}"
     )
-
-
-def _settings(options: Measurement) -> dict[str, Any]:
-    """Flags as JSON types."""
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-    return {key: value for key, value in plain.items() if key not in ("force", "overwrite", "output")}
 
 
 def refuse_repeat(repeat: int, flag: str = "repeat") -> None:

@@ -20,6 +20,8 @@ from segmv3.commands.options import Trusting, parse
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
     from segmv3.benchmark.throughput import Rate
@@ -58,6 +60,8 @@ def run(arguments: list[str]) -> None:
         from segmv3.benchmark.throughput import time_batches, time_folder, time_video
         from segmv3.models.zoo import net
 
+        sources: list[tuple[str, Callable[..., list[Rate]], int]] = [("folder", time_folder, options.images)]
+        sources += [("video", time_video, options.frames)] if find_spec("av") else []
         with session.progress() as (tell, advance):
             tell("drawing a street")
             picture = streets([options.size])[options.size]
@@ -72,30 +76,14 @@ def run(arguments: list[str]) -> None:
                 if options.batch:
                     tell(f"batches, {precision}")
                     rates += time_batches(predict, picture, options.batch, options.repeat, work=work, progress=advance)
-                tell(f"folder, {precision}")
-                rates += time_folder(
-                    predict,
-                    picture,
-                    folder / "folder",
-                    options.repeat,
-                    images=options.images,
-                    progress=advance,
-                )
-                if find_spec("av"):
-                    tell(f"video, {precision}")
-                    rates += time_video(
-                        predict,
-                        picture,
-                        folder / "video",
-                        options.repeat,
-                        frames=options.frames,
-                        progress=advance,
-                    )
+                for what, time_them, count in sources:
+                    tell(f"{what}, {precision}")
+                    rates += time_them(predict, picture, folder / what, options.repeat, count, progress=advance)
                 title = f"{case.net} {options.size[0]}x{options.size[1]}, {predict.backend} {predict.precision}"
                 session.show(title, _table(rates), _NOTE)
                 facts = {"net": case.net, "backend": predict.backend, "precision": predict.precision}
                 session.keep(results=[facts | {"rates": [rate.facts() for rate in rates]}])
-        if not find_spec("av"):
+        if len(sources) == 1:
             session.say('no video was timed: that needs the package av; pip install "segmv3[video]"')
         session.finish()
 
@@ -128,13 +116,7 @@ def _table(rates: list[Rate]) -> Table:
     known = {rate.name: rate for rate in rates}
     for rate in rates:
         share = f"{100 * rate.per_second / known[rate.of].per_second:.1f} %" if rate.of else ""
-        cells = [
-            rate.name,
-            str(rate.images),
-            f"{rate.per_second:.2f}",
-            f"{1000 / rate.per_second:,.2f}",
-            share,
-        ]
+        cells = [rate.name, str(rate.images), f"{rate.per_second:.2f}", f"{1000 / rate.per_second:,.2f}", share]
         if on_gpu:
             cells.append(f"{rate.memory:,.0f}" if rate.memory else "")
             cells.append(f"{100 * rate.floor / rate.times.median:.0f} %" if rate.floor else "")
