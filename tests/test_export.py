@@ -152,7 +152,7 @@ def test_whatever_stops_it_leaves_nothing(error, weights, tmp_path, monkeypatch)
     def stop(*_):
         raise error
 
-    monkeypatch.setattr(writing, "_compare", stop)
+    monkeypatch.setattr(writing, "compare", stop)
     before = listing(tmp_path)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else DataError):
         export(weights, "onnx", tmp_path / "net.onnx")

@@ -149,16 +149,12 @@ def time_stages(
 def short_names(sources: Sequence[str]) -> dict[str, str]:
     """Shorten each path to its last part. Where two would be equal, keep as many folders as tell them apart."""
 
-    def end(source: str, count: int) -> str:
-        return Path(*Path(source).parts[-count:]).as_posix()
-
-    def name(source: str) -> str:
-        others = {one for one in sources if one != source}
-        counts = range(1, len(Path(source).parts) + 1)
-        ends = (end(source, n) for n in counts if end(source, n) not in {end(other, n) for other in others})
-        return next(ends, source)
-
-    return {source: name(source) for source in sources}
+    ends = {s: [Path(*Path(s).parts[-n:]).as_posix() for n in range(1, len(Path(s).parts) + 1)] for s in sources}
+    names = {}
+    for source, own in ends.items():
+        others = {end for other in ends if other != source for end in ends[other]}
+        names[source] = next((end for end in own if end not in others), source)
+    return names
 
 
 def _stages(predict: Predictor, file: Path, target: Path) -> dict[str, float]:

@@ -21,12 +21,7 @@ from segmv3.labels import cityscapes_classes
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_model
 from segmv3.runtime import Predictor, use_device
-from segmv3.runtime.backends import (
-    Arithmetic,
-    BackendName,
-    TorchBackend,
-    refuse_precision,
-)
+from segmv3.runtime.backends import Arithmetic, BackendName, TorchBackend, refuse_precision
 from segmv3.runtime.loading import installed, load
 from segmv3.runtime.machine import has_bf16
 

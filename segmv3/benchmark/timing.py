@@ -81,10 +81,12 @@ def in_turns(
     Returns: what the calls returned, in order.
     """
     lengths = dict(called or {})
-    for key, measure in measures.items():
-        if key not in lengths:
-            lengths[key] = timed(measure)
-    counts = {key: _affordable(lengths[key], repeat, budget) for key in measures}
+    lengths |= {key: timed(measure) for key, measure in measures.items() if key not in lengths}
+    counts = dict.fromkeys(measures, repeat)
+    if budget is not None:
+        for key in measures:
+            each = lengths[key] if lengths[key] >= _LONG else 2 * lengths[key]
+            counts[key] = min(repeat, max(_LEAST_TURNS, int(budget / max(each, 1e-9))))
     found: dict[Key, list[Measured]] = {key: [] for key in measures}
     for turn in range(repeat):
         for key, measure in measures.items():
@@ -112,13 +114,6 @@ def time_in_turns(
     measures = {key: partial(timed, call) for key, call in calls.items()}
     found = in_turns(measures, repeat, budget=budget, called=called, progress=progress)
     return {key: Times(tuple(seconds)) for key, seconds in found.items()}
-
-
-def _affordable(seconds: float, repeat: int, budget: float | None) -> int:
-    if budget is None:
-        return repeat
-    each = seconds if seconds >= _LONG else 2 * seconds
-    return min(repeat, max(_LEAST_TURNS, int(budget / max(each, 1e-9))))
 
 
 # --- what else the machine does ---

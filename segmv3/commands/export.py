@@ -120,22 +120,19 @@ def _pictures(options: Export) -> Pictures | None:
 def _report(exported: Exported, console: Screen) -> None:
     facts, agreement = exported.facts, exported.agreement
     console.print(_table(exported))
-    lines = []
     if agreement.miou_candidate is not None:
-        lines.append(
+        console.say(
             f"mIoU {agreement.miou_candidate:.3f}, PyTorch {agreement.miou_reference:.3f}, "
             f"on {agreement.scored_images} labelled images"
         )
     if "latency_ms" in facts:
         height, width = facts["latency_ms"]["size"]
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in facts["latency_ms"].items() if name != "size")
-        lines.append(f"the net alone at {height}x{width}: {times}: {', '.join(facts['verdict'])}")
+        console.say(f"the net alone at {height}x{width}: {times}: {', '.join(facts['verdict'])}")
     remedy = "; --images DIR proves it on your own" if facts["drawn"] else ""
-    lines.append(f"proved on {facts['images']}{remedy}")
+    console.say(f"proved on {facts['images']}{remedy}")
     files = " and ".join(str(file) for file in exported.files)
-    lines.append(f"wrote {files} ({exported.megabytes:.1f} MB), receipt {exported.receipt}")
-    for line in lines:
-        console.say(line)
+    console.say(f"wrote {files} ({exported.megabytes:.1f} MB), receipt {exported.receipt}")
 
 
 def _table(exported: Exported) -> Table:

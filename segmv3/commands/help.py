@@ -51,10 +51,6 @@ class Flag:
     def usage(self) -> str:
         return f"{self.option} {self.value}".rstrip()
 
-    @property
-    def sentence(self) -> str:
-        return first_sentence(self.text)
-
 
 def first_sentence(text: str) -> str:
     """A text up to its first full stop, on one line."""
@@ -100,7 +96,7 @@ def render(kind: type, program: str, default: Any = None, *, whole: bool = False
     lines = [f"usage: {' '.join([program, *places])} [--FLAG VALUE ...]", "", about, ""]
     if common and not whole:
         shown = sorted((flag for flag in every if flag.name in common), key=lambda flag: common.index(flag.name))
-        lines += _table([(flag, flag.sentence) for flag in shown], width)
+        lines += _table([(flag, first_sentence(flag.text)) for flag in shown], width)
         return "\n".join([*lines, "", f"--help-all shows all {len(every)} flags and their reasons."])
     for group in dict.fromkeys(flag.group for flag in every):
         lines += [f"{group}:"] if group else []

@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tyro
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-    UnsupportedTypeAnnotationError,
-)
+from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, UnsupportedTypeAnnotationError
 
 from segmv3.commands.help import asked_for_help, metavar_of, show_help
 from segmv3.config import Config, Data, Device, Model, Schedule, flag_rules, load_config, load_parts, mistyped
@@ -86,7 +81,7 @@ def _registry() -> ConstructorRegistry:
     inside = False  # the rule of tyro that this one asks for would ask this one again
 
     @registry.primitive_rule
-    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | UnsupportedTypeAnnotationError | None:
+    def optional(info: PrimitiveTypeInfo) -> Any:
         nonlocal inside
         if inside or type(None) not in get_args(info.type):
             return None
@@ -95,9 +90,9 @@ def _registry() -> ConstructorRegistry:
             spec = ConstructorRegistry.get_primitive_spec(info)
         finally:
             inside = False
-        return (
-            spec if isinstance(spec, UnsupportedTypeAnnotationError) else replace(spec, metavar=metavar_of(info.type))
-        )
+        if isinstance(spec, UnsupportedTypeAnnotationError):
+            return spec
+        return replace(spec, metavar=metavar_of(info.type))
 
     return registry
 

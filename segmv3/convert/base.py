@@ -5,6 +5,7 @@ A target of your own is a frozen dataclass that derives from `Target`; `examples
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -163,27 +164,19 @@ def refuse_missing(target: Target) -> None:
         raise ModelError(f"the {target.name} export needs {needs} ({absent} missing); pip install {remedy}")
 
 
+@dataclass(frozen=True, kw_only=True)
 class FileBackend:
-    """An exported file in its runtime, ready to run.
+    """An exported file in its runtime, ready to run: a `segmv3.runtime.backends.Backend`."""
 
-    Attributes: name: the runtime. precision, output, size, device, threads: as in `segmv3.runtime.backends.Backend`.
-    """
-
-    device = "cpu"
-
-    def __init__(
-        self,
-        run: Run,
-        *,
-        name: str,
-        output: Output,
-        size: Size | None,
-        precision: Arithmetic,
-        threads: int,
-        path: Path | None = None,
-    ) -> None:
-        self.name, self.output, self.size, self.precision, self.threads = name, output, size, precision, threads
-        self._run, self._path = run, path
+    path: Path
+    name: str
+    output: Output
+    size: Size | None
+    precision: Arithmetic
+    threads: int
+    call: Run
+    """Runs the net, at one size where the file has one."""
+    device: str = "cpu"
 
     def run(self, images: UInt8Array) -> Tensor | NDArray[Any]:
         """As `Backend.run`. A file of a fixed size takes one image at a time."""
@@ -191,13 +184,13 @@ class FileBackend:
         if self.size and self.size != (height, width):
             only = f"{self.size[0]}x{self.size[1]}"
             raise ModelError(
-                f"{self._path or 'this net'} takes images of {only} (height x width) only, this one is "
+                f"{self.path} takes images of {only} (height x width) only, this one is "
                 f"{height}x{width}; resize it, or export again with --size {height} {width}"
             )
         if self.size is None or len(images) == 1:
-            return self._run(images)
+            return self.call(images)
         # copied, for what a runtime returns may be its own memory until the next call
-        return torch.cat([torch.as_tensor(self._run(images[i : i + 1])).clone() for i in range(len(images))])
+        return torch.cat([torch.as_tensor(self.call(images[i : i + 1])).clone() for i in range(len(images))])
 
 
 def open_file(
@@ -213,7 +206,7 @@ def open_file(
     """
     name = runtime or target.runtimes[0]
     return FileBackend(
-        target.open(path, metadata, name, precision, threads),
+        call=target.open(path, metadata, name, precision, threads),
         name=name,
         output=metadata.output,
         size=metadata.size,

@@ -106,7 +106,7 @@ def quantize_openvino(
     Raises: DataError for too few images, ModelError for one of another shape or dtype or when nncf is missing.
     """
     metadata = from_text(model.get_rt_info([KEY]).astype(str), "the model")
-    batches = _Batches(images, metadata, progress)
+    batches = _Batches(images, metadata.size, progress)
     nncf = import_nncf()
     kinds: dict[str, str] = {}
     users: dict[str, list[str]] = {}
@@ -141,7 +141,7 @@ def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progre
         raise ModelError('the onnx-int8 export needs onnx and onnxruntime; pip install "segmv3[export]"') from None
     model = onnx.load_from_string(data)
     metadata = from_text(next(entry.value for entry in model.metadata_props if entry.key == KEY), "the model")
-    batches = iter(_Batches(images, metadata, progress))
+    batches = iter(_Batches(images, metadata.size, progress))
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, UInt8Array] | None:
@@ -185,21 +185,20 @@ def is_safe(path: Path) -> bool:
     return all(np.abs(each).max() <= _LARGEST_WEIGHT for each in summed)
 
 
+@dataclass(frozen=True)
 class _Batches:
-    """One image after another as the net takes it. Quantisers go through them several times.
+    """One image after another as the net takes it. Quantisers go through them several times."""
 
-    Raises: DataError for too few images.
-    """
+    images: Sequence[UInt8Array]
+    size: tuple[int, int] | None
+    progress: Progress | None
 
-    def __init__(self, images: Sequence[UInt8Array], metadata: Metadata, progress: Progress | None) -> None:
-        if len(images) < FEWEST_IMAGES:
+    def __post_init__(self) -> None:
+        if len(self.images) < FEWEST_IMAGES:
             raise DataError(
-                f"int8 needs {FEWEST_IMAGES} images or more, found {len(images)}; give it about {ENOUGH_IMAGES} of "
-                "those the net was trained on"
+                f"int8 needs {FEWEST_IMAGES} images or more, found {len(self.images)}; give it about {ENOUGH_IMAGES} "
+                "of those the net was trained on"
             )
-        self.images = images
-        self.size = metadata.size
-        self.progress = progress
 
     def __len__(self) -> int:
         return len(self.images)

@@ -83,16 +83,18 @@ def describe(
     )
 
 
-def from_text(text: str, path: object) -> Metadata:
+def from_text(text: str | None, path: object) -> Metadata:
     """Read what `Metadata.to_text` wrote.
 
     Args:
-        text: of the file.
+        text: of the file; None where there is none.
         path: the file, for the message.
 
     Raises:
         CheckpointError: it is something else.
     """
+    if text is None:
+        raise CheckpointError(f"{path} was not exported by segmv3; use segmv3 export")
     try:
         if len(text) > _LONGEST:
             raise ValueError("too long")

@@ -132,10 +132,7 @@ def metadata_of(path: Path) -> Metadata:
     for location in _locations(model):
         if not (folder / location).resolve().is_relative_to(folder):
             raise CheckpointError(f"{path} wants weights from outside its folder ({location!r:.80}); it is not opened")
-    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
-    if text is None:
-        raise CheckpointError(f"{path} was not exported by segmv3; use segmv3 export")
-    return from_text(text, path)
+    return from_text(next((entry.value for entry in model.metadata_props if entry.key == KEY), None), path)
 
 
 def _drop_identities(graph: "onnx.GraphProto") -> None:

@@ -96,6 +96,4 @@ def metadata_of(path: Path) -> Metadata:
             text = archive.read(name).decode() if name else None
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise CheckpointError(f"{path} is damaged or no .pt2 file ({error})") from None
-    if text is None:
-        raise CheckpointError(f"{path} was not exported by segmv3; use segmv3 export")
     return from_text(text, path)

@@ -19,24 +19,9 @@ from segmv3.data.check import class_fault
 from segmv3.data.datasets import Dataset
 from segmv3.data.loader import shard
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
-from segmv3.evaluation.counting import (
-    ImageCounts,
-    Keep,
-    count_images,
-    has_instances,
-    is_cityscapes,
-    merge,
-    open_labelled,
-)
-from segmv3.evaluation.labelling import (
-    ConfidentFunction,
-    LabelsFunction,
-    Net,
-    confident,
-    multi_scale,
-    single_scale,
-    sliding,
-)
+from segmv3.evaluation import counting, labelling
+from segmv3.evaluation.counting import ImageCounts, Keep
+from segmv3.evaluation.labelling import ConfidentFunction, LabelsFunction, Net
 from segmv3.evaluation.processes import ALONE, Processes, processes
 from segmv3.evaluation.scores import scores_of_images
 from segmv3.evaluation.settings import Settings, Size
@@ -175,7 +160,7 @@ class Evaluation:
             yield kept.pop()
 
     def _counts(self, indices: Sequence[int], keep: Keep, **also: bool) -> Iterator[ImageCounts]:
-        return count_images(
+        return counting.count_images(
             self.labels_of,
             self.dataset,
             device=self.device,
@@ -193,7 +178,8 @@ class Evaluation:
             if folder:
                 official.write_prediction(folder, name, pixels[-1])
 
-        counts = self._counts(mine, keep, boundary=self.settings.boundary, instances=has_instances(self.dataset))
+        instances = counting.has_instances(self.dataset)
+        counts = self._counts(mine, keep, boundary=self.settings.boundary, instances=instances)
         images: list[ImageCounts] = []
         for image in counts:
             images.append(image)
@@ -202,7 +188,7 @@ class Evaluation:
 
     def _result(self, shares: Sequence[Sequence[ImageCounts]], folder: Path | None, progress: Progress) -> Result:
         settings = self.settings
-        images = merge(shares, self.dataset, self.count)
+        images = counting.merge(shares, self.dataset, self.count)
         if not any(image.confusion for image in images):
             raise DataError(f"no pixel of '{settings.split}' is labelled: there is nothing to score")
         result = scores_of_images(images, self.dataset, multi_scale_flip=settings.multi_scale_flip)
@@ -251,7 +237,7 @@ def open_evaluation(
     """
     settings.refuse_contradictions()
     model, data = (data.model, data.data) if isinstance(data, Config) else (None, data)
-    dataset = open_labelled(data, settings.split)
+    dataset = counting.open_labelled(data, settings.split)
     path = Path(weights)
     if is_export(path):
         kind: Device = "cuda" if device.type == "cuda" else "cpu"
@@ -276,7 +262,7 @@ def open_evaluation(
         facts = {"weights_sha256": card.sha256, "origin": card.facts.get("origin"), "precision": precision}
         labels_of = _labels_of(net.to(device), settings)
     if settings.official:
-        if not is_cityscapes(dataset):
+        if not counting.is_cityscapes(dataset):
             raise ConfigError(f"--official is for data in Cityscapes layout, and {dataset.title} is not; leave it out")
         official.refuse_unscorable([pair.label for pair in dataset.pairs])
     facts |= {"weights": str(weights), "device": device.type}
@@ -286,10 +272,10 @@ def open_evaluation(
 def _labels_of(net: Net, settings: Settings) -> LabelsFunction | ConfidentFunction:
     """The net in the way that the settings ask for."""
     if settings.sliding_window:
-        return sliding(net, *settings.window())
+        return labelling.sliding(net, *settings.window())
     if settings.calibration:
-        return confident(net, settings.input_size())
-    return (multi_scale if settings.multi_scale_flip else single_scale)(net, settings.input_size())
+        return labelling.confident(net, settings.input_size())
+    return (labelling.multi_scale if settings.multi_scale_flip else labelling.single_scale)(net, settings.input_size())
 
 
 def _refuse_export(path: Path, predict: Predictor, settings: Settings, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from segmv3.config import Data
@@ -61,7 +62,7 @@ def photographs(source: str, limit: int | None = None) -> Pictures:
     chosen = _spread(found.paths, limit or _USUAL_IMAGES)
     return Pictures(
         f"{len(chosen)} of {len(found.paths)} images of {source}",
-        tuple(lambda path=path: (read_image(path), None) for path in chosen),
+        tuple(partial(_photograph, path) for path in chosen),
         tuple(partial(read_image, path) for path in _spread(found.paths, ENOUGH_IMAGES)),
         source,
     )
@@ -83,6 +84,10 @@ def labelled(data: Data, split: str, limit: int | None = None, *, whole: bool = 
         origin,
         dataset.classes,
     )
+
+
+def _photograph(path: Path) -> tuple[UInt8Array, None]:
+    return read_image(path), None
 
 
 def _calibration_split(data: Data, dataset: Dataset) -> tuple[Dataset, str]:

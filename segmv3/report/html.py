@@ -77,10 +77,11 @@ def environment() -> Environment:
     made.globals |= {"light": LIGHT, "dark": DARK}
     made.filters |= {
         "percent": percent,
-        "share": _share,
+        "share": lambda value: "< 0.01" if 0 < number(value) < 0.01 else percent(value, 2),
         "thousands": "{:,}".format,
         "count": count,
-        "breakable": _breakable,
+        # a text that may be broken after a dot, an underscore or a slash
+        "breakable": lambda text: Markup(re.sub(r"(?<=\w)([._/])(?=\w)", r"\1<wbr>", str(escape(printable(text))))),
     }
     made.tests["finite"] = lambda value: math.isfinite(number(value))
     return made
@@ -91,15 +92,6 @@ def percent(value: Any, decimals: int = 1) -> str:
     return f"{number(value):.{decimals}f}" if math.isfinite(number(value)) else _NONE
 
 
-def _share(value: Any) -> str:
-    return "< 0.01" if 0 < number(value) < 0.01 else percent(value, 2)
-
-
 def count(value: int, what: str) -> str:
     """`1 image`, `1,200 images`."""
     return f"{value:,} {what}{'' if value == 1 else 's'}"
-
-
-def _breakable(text: Any) -> Markup:
-    """A text that may be broken after a dot, an underscore or a slash."""
-    return Markup(re.sub(r"(?<=\w)([._/])(?=\w)", r"\1<wbr>", str(escape(printable(text)))))

@@ -46,12 +46,9 @@ def run(arguments: list[str]) -> None:
         found = f"no benchmark command {arguments[0]!r}" if arguments else "nothing to do for benchmark alone"
         raise ConfigError(f"there is {found}; there are {', '.join(_COMMANDS)}")
     name, rest = arguments[0], arguments[1:]
-    package = "segmv3.commands.benchmark" if name in _INSTALLED else _races(name)
-    import_module(f"{package}.{name}").run(rest)
-
-
-def _races(name: str) -> str:
-    """The package of the races in this clone, ready to be imported."""
+    if name in _INSTALLED:
+        import_module(f"segmv3.commands.benchmark.{name}").run(rest)
+        return
     if not (_CLONE / "benchmarks" / "commands" / f"{name}.py").is_file():
         raise ConfigError(
             f"benchmark {name} is not in the installed package: its folder benchmarks/ is missing in {_CLONE}; get it "
@@ -59,4 +56,4 @@ def _races(name: str) -> str:
         )
     if str(_CLONE) not in sys.path:
         sys.path.insert(0, str(_CLONE))
-    return "benchmarks.commands"
+    import_module(f"benchmarks.commands.{name}").run(rest)

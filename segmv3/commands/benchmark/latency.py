@@ -6,14 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from segmv3.commands.benchmark.shared import (
-    Measurement,
-    columns,
-    fresh_nets,
-    measuring,
-    milliseconds,
-    refuse_sizes,
-)
+from segmv3.commands.benchmark.shared import Measurement, columns, fresh_nets, measuring, milliseconds, refuse_sizes
 from segmv3.commands.options import Trusting, parse, refuse_existing
 from segmv3.errors import ConfigError
 
