@@ -7,7 +7,7 @@ never disagree with the picture.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -116,32 +116,8 @@ class Light:
         return -x / y, -z / y
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Canvas corners, from the lower left clockwise, of a flat rectangle of `metres` (width, height)."""
-
-    corners: FloatArray
-    metres: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Billboard:
-    """A flat upright figure that faces the camera: its own metres (x right, y up) to canvas points."""
-
-    foot: tuple[float, float]
-    scale: float
-    """Canvas pixels per metre."""
-    z: float
-    turn: float
-    """1 = seen from the side, towards 0 = seen end-on, negative = mirrored."""
-
-    def __call__(self, points: Sequence[Sequence[float]] | FloatArray) -> FloatArray:
-        local = np.asarray(points, dtype=np.float64)
-        return local * (self.scale * self.turn, -self.scale) + self.foot
-
-    def plane(self, metres: float) -> Plane:
-        """The figure's own plane, for textures that repeat every `metres`."""
-        return Plane(self(_rectangle(0, 0, metres / max(abs(self.turn), 0.1), metres)), (metres, metres))
+Plane = tuple[FloatArray, tuple[float, float]]
+"""Canvas corners, from the lower left clockwise, of a flat rectangle, and its width and height in metres."""
 
 
 class Canvas:
@@ -164,7 +140,8 @@ class Canvas:
         """Annotate what is painted inside the `with` block as one object (`whole`) or as all its pieces."""
         self._claims = []
         yield
-        self._annotate(label, whole)
+        if self._claims:
+            self._annotate(label, whole)
         self._claims = []
 
     def claim(self, points: FloatArray) -> None:
@@ -181,16 +158,11 @@ class Canvas:
             return
         rows, columns, mask = area
         repeat = _TILE / TEXTURE_METRES[texture]
-        source = _rectangle(0, 0, plane.metres[0] * repeat, plane.metres[1] * repeat)
-        target = plane.corners - (columns.start, rows.start)
+        corners, (wide, high) = plane
+        source, target = rectangle(0, 0, wide * repeat, high * repeat), corners - (columns.start, rows.start)
         matrix = cv2.getPerspectiveTransform(source.astype(np.float32), target.astype(np.float32))
-        surface = cv2.warpPerspective(
-            texture_tile(texture),
-            matrix,
-            mask.shape[::-1],
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_WRAP,
-        )
+        tile, wrap = texture_tile(texture), cv2.BORDER_WRAP
+        surface = cv2.warpPerspective(tile, matrix, mask.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=wrap)
         self._paint(area, surface, color)
 
     def fill_ground(self, points: FloatArray, color: Rgb, texture: str | None = None) -> None:
@@ -244,14 +216,9 @@ class Canvas:
         )
         return red, green, blue
 
-    def billboard(self, x: float, z: float, turn: float = 1.0, y: float = 0.0) -> Billboard:
-        """A frame for a flat figure standing at street (x, z), its foot `y` metres above the ground."""
-        column, row = self.camera.project(np.array([[x, y, z]]))[0]
-        return Billboard((float(column), float(row)), self.camera.scale(z), z, turn)
-
     def street_rectangle(self, x: tuple[float, float], y: tuple[float, float], z: float) -> FloatArray:
         """The canvas polygon of an upright rectangle that faces the camera at distance z."""
-        return self.camera.project(np.array([(a, b, z) for a, b in _rectangle(x[0], y[0], x[1], y[1])]))
+        return self.camera.project(np.array([(a, b, z) for a, b in rectangle(x[0], y[0], x[1], y[1])]))
 
     def _covered(self, points: FloatArray, margin: int = 0) -> Area | None:
         """The part of the canvas that a polygon touches, and its mask (0 or 255) there."""
@@ -272,8 +239,6 @@ class Canvas:
         cv2.copyTo(painted, mask, self.pixels[rows, columns])
 
     def _annotate(self, label: str, whole: bool) -> None:
-        if not self._claims:
-            return
         height, width = self.pixels.shape[:2]
         reach = np.concatenate(self._claims) >> _SUBPIXEL
         left, top = np.maximum(reach.min(axis=0) - 1, 0)
@@ -298,7 +263,7 @@ def _fixed(points: FloatArray) -> NDArray[np.int32]:
     return np.rint(kept * (1 << _SUBPIXEL)).astype(np.int32)
 
 
-def _rectangle(left: float, bottom: float, right: float, top: float) -> FloatArray:
+def rectangle(left: float, bottom: float, right: float, top: float) -> FloatArray:
     return np.array([(left, bottom), (left, top), (right, top), (right, bottom)], dtype=np.float64)
 
 

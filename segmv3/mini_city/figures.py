@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from segmv3.mini_city.canvas import Canvas, Rgb, ellipse
-from segmv3.mini_city.things import BLACK, CLOTHES, PAINTS, RUBBER, SIZES, STEEL, Figure, pick, scaled, soft_spot
+from segmv3.mini_city.things import BLACK, CLOTHES, DATA, PAINTS, RUBBER, Figure, pick, scaled, soft_spot
 
-_SKIN = ((232, 190, 160), (204, 150, 116), (150, 102, 74), (96, 66, 50))
+_SKIN = DATA["colors"]["skin"]
 
 
 def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """Someone who walks or stands; sometimes a child, sometimes with a bag."""
-    figure = Figure(canvas, canvas.billboard(x, z, float(rng.choice([-1, 1]))))
+    figure = Figure(canvas, x, z, float(rng.choice([-1, 1])))
     size = float(rng.normal(1.0, 0.05)) * (0.68 if rng.random() < 0.12 else 1.0)
     coat, trousers, skin = pick(rng, CLOTHES), pick(rng, CLOTHES[3:]), pick(rng, _SKIN, 6)
     hair = pick(rng, ((40, 30, 26), (96, 66, 40), (176, 146, 96), (120, 116, 112)), 8)
     step = float(rng.uniform(0.06, 0.34))
     long_coat = rng.random() < 0.35
-    soft_spot(canvas, x, z, 0.6, SIZES["person"][2] * size)
+    soft_spot(canvas, x, z, 0.6, 1.75 * size)
 
     def at(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         return [(a * size, b * size) for a, b in points]
@@ -50,48 +50,28 @@ def _wheel(figure: Figure, x: float, radius: float, tyre: float) -> None:
 
 
 def bicycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float) -> None:
-    """A bicycle; `turn` as in `Billboard`."""
-    figure = Figure(canvas, canvas.billboard(x, z, turn))
+    """A bicycle; `turn` as in `Figure`."""
+    figure = Figure(canvas, x, z, turn)
     frame = pick(rng, PAINTS)
     soft_spot(canvas, x, z, 1.5 * abs(turn), 0.8)
     with canvas.object("bicycle"):
         for wheel in (-0.53, 0.53):
             _wheel(figure, wheel, 0.35, 0.06)
-        crank, saddle, head = (-0.08, 0.32), (-0.24, 0.86), (0.38, 0.82)
-        stays = [(-0.53, 0.35), (-0.2, 0.72), (0.36, 0.74)]
-        for tube in ([(-0.53, 0.35), crank, head], [crank, saddle], stays, [(0.53, 0.35), (0.34, 0.98)]):
-            figure.limb(tube, 0.055, frame)
-        figure.limb([(0.22, 1.03), (0.36, 1.0), (0.42, 0.98)], 0.05, BLACK)
-        figure.limb([(-0.36, 0.9), (-0.14, 0.89)], 0.085, BLACK)
-        figure.limb([(-0.2, 0.2), (0.04, 0.44)], 0.04, STEEL)
-        figure.limb([(-0.82, 0.5), (-0.66, 0.68), (-0.4, 0.7)], 0.04, BLACK)
+        figure.draw("bicycle", frame)
 
 
 def motorcycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float) -> None:
-    """A motorcycle or a scooter; `turn` as in `Billboard`."""
-    figure = Figure(canvas, canvas.billboard(x, z, turn))
+    """A motorcycle or a scooter; `turn` as in `Figure`."""
+    figure = Figure(canvas, x, z, turn)
     paint = pick(rng, PAINTS)
     soft_spot(canvas, x, z, 1.7 * abs(turn), 0.9)
     with canvas.object("motorcycle"):
-        for wheel in (-0.7, 0.7):
-            figure.shape(ellipse(wheel, 0.32, 0.32), RUBBER)
-            figure.shape(ellipse(wheel, 0.32, 0.17), (120, 122, 126))
-        figure.limb([(0.7, 0.32), (0.42, 0.98)], 0.09, STEEL)
-        figure.shape([(-0.4, 0.22), (-0.42, 0.6), (0.3, 0.66), (0.38, 0.3), (0.1, 0.18)], (64, 66, 70))
-        figure.limb([(-0.85, 0.3), (-0.1, 0.27)], 0.11, (172, 174, 178))
-        figure.shape([(-0.1, 0.62), (-0.02, 0.9), (0.26, 0.98), (0.44, 0.84), (0.36, 0.6)], paint)
-        figure.shape([(-0.95, 0.74), (-0.92, 0.9), (-0.5, 0.84), (-0.06, 0.86), (-0.06, 0.7), (-0.5, 0.64)], BLACK)
-        figure.shape([(-0.98, 0.6), (-0.95, 0.74), (-0.4, 0.64), (-0.45, 0.5)], paint)
-        figure.shape([(0.42, 0.62), (0.5, 0.72), (0.92, 0.68), (1.02, 0.5), (0.7, 0.66)], paint)
-        figure.shape([(0.38, 0.8), (0.36, 1.12), (0.5, 1.1), (0.62, 0.86)], paint)
-        figure.limb([(0.2, 1.06), (0.42, 1.02)], 0.06, BLACK)
-        figure.shape(ellipse(0.58, 0.9, 0.09), (250, 244, 214), glow=True)
-        figure.shape(ellipse(-0.97, 0.72, 0.06), (206, 30, 26), glow=True)
+        figure.draw("motorcycle", paint)
 
 
 def rider(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float, helmet: bool) -> None:
     """Someone sitting on a bicycle, or with a full `helmet` on a motorcycle, at the same place and turn."""
-    figure = Figure(canvas, canvas.billboard(x, z, turn))
+    figure = Figure(canvas, x, z, turn)
     wide = float(np.clip(1 / max(abs(turn), 0.3), 1, 1.9))  # a trunk does not get thin when seen from behind
     coat, trousers, skin = pick(rng, CLOTHES), pick(rng, CLOTHES[3:]), pick(rng, _SKIN, 6)
     seat, pedal, hand = (
@@ -124,14 +104,10 @@ def rider(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: fl
 
 def pram(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """A pram or trolley: annotated `dynamic`, which counts for nothing."""
-    figure, color = Figure(canvas, canvas.billboard(x, z)), pick(rng, CLOTHES)
+    figure, color = Figure(canvas, x, z), pick(rng, CLOTHES)
     soft_spot(canvas, x, z, 0.9, 0.8)
     with canvas.object("dynamic"):
-        figure.limb([(-0.36, 0.12), (0.3, 0.5), (0.6, 0.98)], 0.05, STEEL)
-        figure.limb([(0.36, 0.12), (-0.2, 0.5)], 0.05, STEEL)
-        figure.shape([(-0.45, 0.45), (-0.5, 0.75), (-0.3, 1.0), (0.0, 0.78), (0.42, 0.74), (0.36, 0.45)], color)
-        for wheel in (-0.36, 0.36):
-            figure.shape(ellipse(wheel, 0.13, 0.13), RUBBER)
+        figure.draw("pram", color)
 
 
 _LAMPS = (((255, 52, 36), (84, 26, 24)), ((255, 190, 40), (88, 66, 20)), ((60, 236, 130), (20, 72, 48)))
@@ -147,12 +123,12 @@ def _mast(canvas: Canvas, x: float, z: float, height: float, width: float, color
 
 def street_lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """A lamp post whose arm reaches over the road."""
-    height = SIZES["street lamp"][2] * float(rng.uniform(0.8, 1.15))
+    height = 7.5 * float(rng.uniform(0.8, 1.15))
     color = pick(rng, ((128, 132, 134), (92, 98, 100), (70, 84, 78), (152, 150, 144)), 6)
     reach = -np.sign(x) * rng.uniform(1.2, 2.0)
     soft_spot(canvas, x, z, 0.4, height)
     with canvas.object("pole"):
-        figure = Figure(canvas, canvas.billboard(x, z))
+        figure = Figure(canvas, x, z)
         _mast(canvas, x, z, height, 0.24, color)
         _mast(canvas, x, z, 1.1, 0.34, scaled(color, 0.85))
         figure.limb([(0, height - 0.1), (reach * 0.5, height + 0.35), (reach, height + 0.4)], 0.12, color)
@@ -161,12 +137,12 @@ def street_lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float) ->
 
 def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """A signal on its post; sometimes a second one hangs over the road."""
-    _, width, height = np.array(SIZES["traffic light"]) * float(rng.uniform(1.05, 1.4))
+    width, height = np.array([0.34, 0.95]) * float(rng.uniform(1.05, 1.4))
     color, low = pick(rng, ((120, 124, 126), (84, 92, 92), (150, 148, 140)), 5), float(rng.uniform(2.1, 2.5))
     reach, state = -np.sign(x) * float(rng.uniform(2.2, 3.4)), int(rng.integers(3))
     hanging = rng.random() < 0.4
     soft_spot(canvas, x, z, 0.35, low)
-    figure = Figure(canvas, canvas.billboard(x, z))
+    figure = Figure(canvas, x, z)
     with canvas.object("pole"):
         _mast(canvas, x, z, 5.2 if hanging else low + height, 0.18, color)
         if hanging:
@@ -185,8 +161,8 @@ def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) 
 def traffic_sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """A sign on its post: prohibition, warning, command, stop, priority or a direction board."""
     kind = str(rng.choice(["ban", "warning", "command", "stop", "priority", "board"]))
-    radius, low = SIZES["traffic sign"][1] / 2 * float(rng.uniform(1.0, 1.35)), float(rng.uniform(1.9, 2.4))
-    figure = Figure(canvas, canvas.billboard(x, z))
+    radius, low = 0.36 * float(rng.uniform(1.0, 1.35)), float(rng.uniform(1.9, 2.4))
+    figure = Figure(canvas, x, z)
     middle = low + radius
     soft_spot(canvas, x, z, 0.3, low + radius)
     with canvas.object("pole"):

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmv3.mini_city.canvas import TOWARDS_US, Billboard, Canvas, FloatArray, Plane, Rgb, ellipse
-from segmv3.mini_city.things import CLOTHES, SIZES, Figure, pick, scaled, soft_spot
+from segmv3.mini_city.canvas import TOWARDS_US, Canvas, FloatArray, Rgb, ellipse, rectangle
+from segmv3.mini_city.things import CLOTHES, DATA, Figure, pick, scaled, soft_spot
 
-_LEAVES = ((84, 118, 46), (66, 104, 44), (104, 128, 52), (58, 92, 52), (122, 132, 56), (150, 126, 50))
-_PLASTERS = (
-    (214, 196, 160), (196, 170, 140), (188, 182, 172), (206, 160, 120), (178, 130, 104), (224, 214, 196),
-    (160, 164, 166), (198, 186, 130), (150, 120, 104), (176, 188, 184),
-)  # fmt: skip
-_ROOFS = ((142, 72, 52), (110, 62, 52), (84, 82, 86), (66, 62, 64))
+_LEAVES, _PLASTERS, _ROOFS = (DATA["colors"][kind] for kind in ("leaves", "plasters", "roofs"))
 
 
 def _blob(rng: np.random.Generator, x: float, y: float, radius_x: float, radius_y: float) -> FloatArray:
@@ -22,22 +17,23 @@ def _blob(rng: np.random.Generator, x: float, y: float, radius_x: float, radius_
     return outline * (radius_x, radius_y) + (x, y)
 
 
-def _leaves(canvas: Canvas, rng: np.random.Generator, board: Billboard, outline: FloatArray, color: Rgb) -> None:
+def _leaves(rng: np.random.Generator, figure: Figure, outline: FloatArray, color: Rgb) -> None:
     """Foliage that is dark below and bright where the sun falls."""
-    plane = board.plane(float(rng.uniform(1.6, 2.6)))
+    canvas, metres = figure.canvas, float(rng.uniform(1.6, 2.6))
+    plane = figure.seen(rectangle(0, 0, metres, metres)), (metres, metres)
     middle, reach = outline.mean(axis=0), np.ptp(outline, axis=0)
     sun = np.array([np.sign(canvas.light.sun[0]) * 0.12, 0.16])
     for grow, shift, shade in ((1.0, 0.0, 0.66), (0.82, 0.5, 0.9), (0.56, 1.0, 1.16)):
         uneven = grow * rng.uniform(0.92, 1.05, (len(outline), 1))
         part = (outline - middle) * uneven + middle + sun * reach * shift
-        canvas.fill(board(part), canvas.lit(scaled(color, shade), board.z), "foliage", plane)
+        canvas.fill(figure.seen(part), canvas.lit(scaled(color, shade), figure.z), "foliage", plane)
 
 
 def tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float, size: float = 1.0) -> None:
     """A broad-leaved tree or a conifer; trunk and crown are one piece of vegetation."""
-    figure, color = Figure(canvas, canvas.billboard(x, z)), pick(rng, _LEAVES, 9)
+    figure, color = Figure(canvas, x, z), pick(rng, _LEAVES, 9)
     trunk = float(rng.uniform(1.8, 2.8)) * size
-    height = SIZES["tree"][2] * float(rng.uniform(0.75, 1.25)) * size
+    height = 6.8 * float(rng.uniform(0.75, 1.25)) * size
     soft_spot(canvas, x, z, 1.2, height * 0.8)
     with canvas.object("vegetation", whole=False):
         bark = pick(rng, ((92, 74, 56), (70, 60, 50), (120, 108, 92)), 6)
@@ -47,13 +43,13 @@ def tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float, size: flo
             for share in (0.0, 0.3, 0.55):
                 low, half = trunk * 0.5 + share * height * 0.8, (1 - share) * height * 0.27
                 cone = np.array([(-1, 0), (-0.5, 0.2), (0, 0.45), (0.5, 0.2), (1, 0)]) * (half, height) + (0, low)
-                _leaves(canvas, rng, figure.board, cone, scaled(color, 0.72))
+                _leaves(rng, figure, cone, scaled(color, 0.72))
             return
         half = height * float(rng.uniform(0.26, 0.36))
         lobes = rng.uniform(-0.5, 0.5, (2 if z < 45 else 1, 2))
         for dx, dy in (*lobes, (0.0, 0.0)):
             crown = _blob(rng, dx * half, trunk + half + dy * half * 0.7, half * 0.85, half * 0.8)
-            _leaves(canvas, rng, figure.board, crown, color)
+            _leaves(rng, figure, crown, color)
 
 
 def bushes(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, float], height: float) -> None:
@@ -61,9 +57,9 @@ def bushes(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, f
     color = pick(rng, _LEAVES, 8)
     with canvas.object("vegetation", whole=False):
         for at in np.arange(z[1], z[0], -height * 0.9):
-            board = canvas.billboard(x + float(rng.normal(0, 0.15)), float(at))
+            figure = Figure(canvas, x + float(rng.normal(0, 0.15)), float(at))
             size = height * float(rng.uniform(0.8, 1.15))
-            _leaves(canvas, rng, board, _blob(rng, 0, size * 0.42, size * 0.75, size * 0.58), color)
+            _leaves(rng, figure, _blob(rng, 0, size * 0.42, size * 0.75, size * 0.58), color)
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class _Front:
 
 def building(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, float], floors: int) -> None:
     """A house front of `floors` storeys with windows, a door or a shop, and sometimes a pitched roof."""
-    front, storey = _Front(canvas, x, z), SIZES["storey"][2] * float(rng.uniform(0.92, 1.08))
+    front, storey = _Front(canvas, x, z), 3.15 * float(rng.uniform(0.92, 1.08))
     height, outwards = floors * storey + 0.8, float(np.sign(x - canvas.camera.x))
     brick = rng.random() < 0.35
     color = pick(rng, ((158, 92, 72), (170, 116, 88), (140, 84, 74)) if brick else _PLASTERS)
@@ -107,7 +103,7 @@ def building(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float,
         )
         facing = canvas.lit(color, z[0], TOWARDS_US)
         order = slice(None) if outwards > 0 else [3, 2, 1, 0]
-        canvas.fill(end, facing, texture, Plane(end[order], (9, height)))
+        canvas.fill(end, facing, texture, (end[order], (9, height)))
         if rng.random() < 0.55:
             roof, ridge = pick(rng, _ROOFS), height + float(rng.uniform(2.0, 3.2))
             eaves, top = (x - outwards * 0.3, height - 0.1), (x + outwards * 4, ridge)
@@ -116,7 +112,7 @@ def building(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float,
             canvas.fill(canvas.camera.project(gable), facing)
             canvas.fill(canvas.camera.project(slope), canvas.lit(roof, middle, (-outwards * 0.6, 0.8, 0.0)))
         wall = front.box(0, 0, front.length, height)
-        canvas.fill(wall, front.lit(color), texture, Plane(wall, (front.length, height)))
+        canvas.fill(wall, front.lit(color), texture, (wall, (front.length, height)))
         canvas.fill(front.box(0, height - 0.35, front.length, 0.35), front.lit(scaled(color, 0.8)))
         canvas.fill(front.box(0, 0, front.length, 0.5), front.lit(scaled(color, 0.62)))
         _windows(canvas, rng, front, floors, storey, color)
@@ -155,7 +151,7 @@ def _windows(canvas: Canvas, rng: np.random.Generator, front: _Front, floors: in
 
 def wall(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, float]) -> None:
     """A free-standing wall of brick, field stone or concrete with a coping."""
-    front, height = _Front(canvas, x, z), SIZES["wall"][2] * float(rng.uniform(0.78, 1.24))
+    front, height = _Front(canvas, x, z), 2.2 * float(rng.uniform(0.78, 1.24))
     texture, colors = (
         ("stone", ((142, 136, 124), (120, 116, 110))),
         ("concrete", ((168, 166, 160), (146, 148, 150))),
@@ -164,7 +160,7 @@ def wall(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, flo
     color = pick(rng, colors, 8)
     with canvas.object("wall"):
         face = front.box(0, 0, front.length, height)
-        canvas.fill(face, front.lit(color), texture, Plane(face, (front.length, height)))
+        canvas.fill(face, front.lit(color), texture, (face, (front.length, height)))
         for along in np.arange(0, front.length, 4.0):
             canvas.fill(front.box(along, 0, 0.45, height), front.lit(scaled(color, 0.84)))
         end = canvas.street_rectangle((x, x + np.sign(x) * 0.35), (0, height), z[0])
@@ -176,7 +172,7 @@ def wall(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, flo
 def fence(canvas: Canvas, rng: np.random.Generator, x: float, z: tuple[float, float]) -> None:
     """A fence of steel bars, wooden pales or mesh; its gaps belong to it."""
     kind, front = str(rng.choice(["bars", "pales", "mesh"])), _Front(canvas, x, z)
-    height = SIZES["fence"][2] * float(rng.uniform(0.78, 1.24))
+    height = 1.55 * float(rng.uniform(0.78, 1.24))
     color = {
         "bars": pick(rng, ((40, 46, 48), (30, 60, 50), (90, 96, 98)), 5),
         "pales": pick(rng, ((168, 132, 92), (214, 206, 190), (128, 92, 64)), 8),
@@ -201,13 +197,13 @@ def skyline(canvas: Canvas, rng: np.random.Generator, z: float) -> None:
     middle = canvas.camera.x - canvas.camera.yaw * z
     with canvas.object("building", whole=False):
         for _ in range(16):
-            figure = Figure(canvas, canvas.billboard(middle + float(rng.uniform(-110, 110)), z))
+            figure = Figure(canvas, middle + float(rng.uniform(-110, 110)), z)
             half, height = float(rng.uniform(6, 16)), float(rng.uniform(7, 26))
             figure.box(-half, -1, half, height, pick(rng, _PLASTERS))
     with canvas.object("vegetation", whole=False):
         for _ in range(14):
-            board = canvas.billboard(middle + float(rng.uniform(-110, 110)), z)
+            figure = Figure(canvas, middle + float(rng.uniform(-110, 110)), z)
             half, height = float(rng.uniform(6, 16)), float(rng.uniform(4, 9))
-            _leaves(canvas, rng, board, _blob(rng, 0, height * 0.42, half, height * 0.6), pick(rng, _LEAVES))
+            _leaves(rng, figure, _blob(rng, 0, height * 0.42, half, height * 0.6), pick(rng, _LEAVES))
         # No gap may show the sky below the horizon.
-        Figure(canvas, canvas.billboard(middle, z)).box(-300, -1.5, 300, 2.5, scaled(_LEAVES[0], 0.8))
+        Figure(canvas, middle, z).box(-300, -1.5, 300, 2.5, scaled(_LEAVES[0], 0.8))

@@ -3,41 +3,24 @@
 Each thing is one function, in the file of its kind, that paints and annotates itself.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from segmv3.mini_city.canvas import Billboard, Canvas, FloatArray, Rgb, ellipse
+from segmv3.mini_city.canvas import Canvas, FloatArray, Rgb, ellipse
 
-SIZES = {
-    "car": (4.3, 1.8, 1.48),
-    "truck": (8.5, 2.45, 3.4),
-    "bus": (11.5, 2.5, 3.1),
-    "train": (24.0, 2.4, 3.5),
-    "motorcycle": (2.1, 0.8, 1.1),
-    "bicycle": (1.75, 0.5, 1.05),
-    "person": (0.35, 0.5, 1.75),
-    "street lamp": (0.24, 0.24, 7.5),
-    "traffic light": (0.3, 0.34, 0.95),
-    "traffic sign": (0.02, 0.72, 0.72),
-    "tree": (5.0, 5.0, 6.8),
-    "wall": (30.0, 0.35, 2.2),
-    "fence": (30.0, 0.05, 1.55),
-    "storey": (12.0, 9.0, 3.15),
-}
-"""Length, width, height in metres; single objects vary around them."""
+Points = Sequence[Sequence[float]] | FloatArray
 
+DATA = json.loads(Path(__file__).with_name("things.json").read_bytes())
+"""`sizes` of vehicles: length, width, height in metres, around which each one varies. `colors` by what has them.
+`drawings` of two-wheelers and prams, part after part, for `Figure.draw`."""
+
+SIZES, PAINTS, CLOTHES = DATA["sizes"], DATA["colors"]["paints"], DATA["colors"]["clothes"]
 RUBBER, STEEL, BLACK = (28, 28, 30), (128, 132, 136), (22, 23, 26)
-PAINTS = (
-    (176, 30, 34), (32, 64, 138), (205, 208, 212), (236, 236, 232), (48, 50, 56), (92, 98, 106),
-    (28, 92, 72), (196, 150, 40), (120, 40, 60), (90, 140, 186), (150, 152, 156), (70, 84, 60),
-)  # fmt: skip
-CLOTHES = (
-    (180, 44, 48), (38, 70, 140), (230, 226, 216), (60, 62, 70), (208, 168, 60), (86, 120, 80),
-    (140, 90, 150), (200, 110, 60), (90, 150, 170), (110, 76, 56), (34, 36, 44),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +31,7 @@ class Pose:
     z: float
     heading: float = 0.0
 
-    def street(self, local: Sequence[Sequence[float]] | FloatArray) -> FloatArray:
+    def street(self, local: Points) -> FloatArray:
         """Vehicle coordinates N x 3 (side, up, along) to street coordinates N x 3."""
         side, up, along = np.asarray(local, dtype=np.float64).T
         cos, sin = np.cos(self.heading), np.sin(self.heading)
@@ -84,19 +67,34 @@ def soft_spot(canvas: Canvas, x: float, z: float, width: float, height: float) -
         cast_shadow(canvas, spot, height, softness)
 
 
-@dataclass(frozen=True)
 class Figure:
-    """A billboard being painted; points, widths and radii in its own metres."""
+    """A flat upright figure at street (x, z) that faces the camera; points, widths and radii in its own metres.
 
-    canvas: Canvas
-    board: Billboard
+    Its `turn` is 1 when it is seen from the side, towards 0 when it is seen end-on, and negative when mirrored.
+    """
 
-    def shape(self, points: Sequence[Sequence[float]] | FloatArray, color: Rgb, glow: bool = False) -> None:
-        self.canvas.fill(self.board(points), color if glow else self.canvas.lit(color, self.board.z))
+    def __init__(self, canvas: Canvas, x: float, z: float, turn: float = 1.0) -> None:
+        self.canvas, self.z, self.turn, self.scale = canvas, z, turn, canvas.camera.scale(z)
+        self.foot = canvas.camera.project(np.array([[x, 0.0, z]]))[0]
 
-    def limb(self, points: Sequence[Sequence[float]] | FloatArray, width: float, color: Rgb) -> None:
-        paint = self.canvas.lit(color, self.board.z)
-        self.canvas.stroke(self.board(points), width * self.board.scale, paint)
+    def seen(self, points: Points) -> FloatArray:
+        """Points (x right, y up) on the canvas."""
+        return np.asarray(points, dtype=np.float64) * (self.scale * self.turn, -self.scale) + self.foot
+
+    def shape(self, points: Points, color: Rgb, glow: bool = False) -> None:
+        self.canvas.fill(self.seen(points), color if glow else self.canvas.lit(color, self.z))
+
+    def limb(self, points: Points, width: float, color: Rgb) -> None:
+        self.canvas.stroke(self.seen(points), width * self.scale, self.canvas.lit(color, self.z))
 
     def box(self, left: float, low: float, right: float, high: float, color: Rgb) -> None:
         self.shape([(left, low), (left, high), (right, high), (right, low)], color)
+
+    def draw(self, name: str, paint: Rgb) -> None:
+        """A drawing of `DATA`: lines have a width, lamps glow, and what has no colour of its own is of this paint."""
+        for part in DATA["drawings"][name]:
+            points, color = part.get("points") or ellipse(*part["disc"]), part.get("color", paint)
+            if "width" in part:
+                self.limb(points, part["width"], color)
+            else:
+                self.shape(points, color, glow="glow" in part)
