@@ -8,6 +8,7 @@ explains. Files are only ever read.
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,13 @@ from segmv3.config import Data
 from segmv3.data.check import id_names
 from segmv3.data.datasets import Dataset, find_split
 from segmv3.data.findings import describe, findings_of, see
-from segmv3.data.listing import Split
 from segmv3.data.sources import name_of
 from segmv3.errors import DataError
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import ILLEGAL, Classes, LabelTable
 from segmv3.media.draw import WRONG, colorize
-from segmv3.report.doctor import LabelledImage, Pictures, write_check_page
+from segmv3.report.doctor import LabelledImage, write_check_page
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,12 @@ class Examination:
 
     def picture(self, path: Path) -> UInt8Array | None:
         """An image, or a label in class colours (grey, with illegal ids in red): uint8 H x W x 3; None for damage."""
-        table = self.tables.get(path)
-        try:
-            if table is None:
-                return read_image(path)
-            return _painted(read_ids(path), table, self.classes)
-        except DataError:
-            pass
-        try:
-            return read_image(path)  # a label that is no label map: show what it is
-        except DataError:
-            return None
+        with suppress(DataError):
+            if table := self.tables.get(path):
+                return _painted(read_ids(path), table, self.classes)
+        with suppress(DataError):
+            return read_image(path)  # perhaps a label that is no label map: show what it is
+        return None
 
     def samples(self, count: int = 4) -> list[LabelledImage]:
         """Evenly spaced readable pairs of each split."""
@@ -74,8 +69,8 @@ def write_examination(examination: Examination, folder: Path) -> Path:
     """
     make_folder(folder)
     write_bytes(folder / "check.json", json.dumps(examination.result, indent=2).encode())
-    pictures = Pictures(examination.picture, frozenset(examination.tables))
-    return write_check_page(folder, examination.result, examination.classes, examination.samples(), pictures)
+    samples, classes, labels = examination.samples(), examination.classes, examination.tables
+    return write_check_page(folder, examination.result, classes, samples, examination.picture, labels)
 
 
 def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int], None] | None = None) -> Examination:
@@ -89,7 +84,10 @@ def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int
     Raises:
         DataError: none of the splits holds anything to look at.
     """
-    seen = [see(found, progress) for found in _list_splits(data, splits)]
+    listed = [find_split(data, split) for split in splits]
+    if (fault := listed[0].fault) and not any(found.images or found.labels for found in listed):
+        raise fault
+    seen = [see(found, progress) for found in listed]
     classes = seen[0].found.classes
     described = {each.split: describe(each) for each in seen}
     findings = findings_of(seen, described)
@@ -120,13 +118,6 @@ def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int
     datasets = (Dataset(each.found.title, each.split, classes, each.readable) for each in seen)
     tables = {path: table for each in seen for path, table in each.tables.items()}
     return Examination(result, classes, tuple(filter(len, datasets)), tables)
-
-
-def _list_splits(data: Data, splits: Sequence[str]) -> list[Split]:
-    listed = [find_split(data, split) for split in splits]
-    if (fault := listed[0].fault) and not any(found.images or found.labels for found in listed):
-        raise fault
-    return listed
 
 
 def _painted(ids: UInt8Array, table: LabelTable, classes: Classes) -> UInt8Array:

@@ -204,20 +204,16 @@ def script_scores(
         raise DataError(f"the Cityscapes script stopped: {' '.join(reason.split())}") from None
 
 
-class _Watched:
+class _Watched(list[str]):
     """The list of predictions; its reading by the script is the only sign of how far it is."""
 
     def __init__(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None) -> None:
-        self.paths, self.progress = paths, progress
+        super().__init__(map(str, paths))
+        self.progress = progress or (lambda done, total: None)
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> str:
-        path = str(self.paths[index])
-        if self.progress:
-            self.progress(index, len(self))
-        return path
+    def __getitem__(self, index: Any) -> Any:
+        self.progress(index, len(self))
+        return super().__getitem__(index)
 
 
 def agreement(official: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
@@ -227,29 +223,26 @@ def agreement(official: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any
     Returns: what was compared, as JSON types.
     Raises: OfficialError naming the first score that differs by more than `TOLERANCE`.
     """
-    facts = tables()
-    ours = {row["name"]: row["iou"] for row in scores["classes"]} | {"mean of classes": scores["miou"]}
-    theirs = {row["name"]: official["classScores"][row["name"]] for row in scores["classes"]}
-    theirs["mean of classes"] = official["averageScoreClasses"]
-    for row in scores["categories"]:
-        ours[f"category {row['name']}"] = row["iou"]
-        theirs[f"category {row['name']}"] = official["categoryScores"][row["name"]]
-    ours["mean of categories"] = scores["category_miou"]
-    theirs["mean of categories"] = official["averageScoreCategories"]
+    classes, categories = official["classScores"], official["categoryScores"]
+    compared = [
+        *((row["name"], row["iou"], classes[row["name"]]) for row in scores["classes"]),
+        ("mean of classes", scores["miou"], official["averageScoreClasses"]),
+        *((f"category {row['name']}", row["iou"], categories[row["name"]]) for row in scores["categories"]),
+        ("mean of categories", scores["category_miou"], official["averageScoreCategories"]),
+    ]
     largest = 0.0
-    for name, value in ours.items():
-        other = 100 * theirs[name]
-        mine = np.nan if value is None else value
+    for name, value, share in compared:
+        mine, other = np.nan if value is None else value, 100 * share
         if np.isnan(mine) != np.isnan(other) or abs(mine - other) > TOLERANCE:
             raise OfficialError(f"IoU of {name} is {mine!r} % here and {other!r} % by cityscapesscripts; not reported")
         largest = max(largest, 0.0 if np.isnan(mine) else abs(mine - other))
-    ids = facts.label_ids[:19]
+    ids = tables().label_ids[:19]
     counted = np.array(official["confMatrix"], np.int64)[np.ix_(ids, ids)]
     if not np.array_equal(counted, scores["confusion_matrix"]):
         raise OfficialError("the confusion matrix differs from that of cityscapesscripts; not reported")
     return {
         "script": f"cityscapesscripts {version('cityscapesscripts')}",
-        "compared": len(ours),
+        "compared": len(compared),
         "pixels": int(counted.sum()),
         "largest_difference": largest,
         "miou": 100 * official["averageScoreClasses"],

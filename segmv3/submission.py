@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -175,13 +175,9 @@ def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> di
         return {entry["name"]: entry for entry in entries[1:] if isinstance(entry.get("name"), str)}
     if overwrite:
         return None
-    text = ", ".join(f"{key} {_short(a)} (now {_short(b)})" for key, (a, b) in sorted(differing.items()))
+    told = {key: [str(v)[:12] if len(str(v)) == 64 else shortened(str(v)) for v in differing[key]] for key in differing}
+    text = ", ".join(f"{key} {a} (now {b})" for key, (a, b) in sorted(told.items()))
     raise OutputError(f"{record.parent} holds predictions made with {text}; choose another --output or add --overwrite")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else shortened(text)
 
 
 def _is_finished(folder: Path, name: str, target: Target, facts: Mapping[str, Any]) -> bool:
@@ -223,13 +219,11 @@ def write_zip(folder: Path, path: Path, *, overwrite: bool = False) -> str:
 # --- checking ---
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a checked submission holds."""
+class Check(NamedTuple):
+    """What a checked submission holds: the number of files, and the label ids that occur."""
 
     files: int
     ids: tuple[int, ...]
-    """Label ids that occur."""
 
 
 def check_submission(source: Path, target: Target, *, progress: Progress | None = None) -> Check:
@@ -246,8 +240,11 @@ def check_submission(source: Path, target: Target, *, progress: Progress | None 
         legal = cityscapes_label_ids()
         evaluated = {stored for stored, train in legal.train_ids if train != IGNORE}
         for number, (image, name) in enumerate(chosen.items(), 1):
-            ids = _read(files[name], name, source)
-            shown = f"{source}: {name}"
+            shown, path = f"{source}: {name}", files[name]
+            try:
+                ids = read_ids(path, path.read_bytes() if isinstance(path, zipfile.Path) else None)
+            except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+                raise DataError(f"{shown} cannot be unpacked ({error}); write the zip again") from None
             if ids.shape != target.sizes[image]:
                 size, wanted = ("x".join(map(str, shape)) for shape in (ids.shape, target.sizes[image]))
                 raise DataError(f"{shown} is {size}, its image is {wanted}; predictions must have the image's size")
@@ -313,16 +310,13 @@ def _files(folder: Path) -> list[str]:
 
 def _chosen(source: Path, target: Target, names: Sequence[str]) -> dict[str, str]:
     """Image name to file name, as the official script pairs them."""
-    by_length: dict[int, set[str]] = {}
-    for image in target.images:
-        by_length.setdefault(len(image), set()).add(image)
     found: dict[str, list[str]] = {image: [] for image in target.images}
     extra = []
     for name in names:
         base = name.rpartition("/")[2]
         if base.startswith(".") or not base.endswith(".png"):
             continue
-        images = [base[:length] for length, group in by_length.items() if base[:length] in group]
+        images = [image for image in target.images if base.startswith(image)]
         for image in images:
             found[image].append(name)
         if not images:
@@ -338,22 +332,15 @@ def _chosen(source: Path, target: Target, names: Sequence[str]) -> dict[str, str
             f"(first: {', '.join(missing[:3])}); the server takes all or nothing"
         )
     if doubled:
-        first = found[doubled[0]]
+        first, second, *_ = found[doubled[0]]
         raise DataError(
             f"{source} has several files for {len(doubled):,} of {len(found):,} images "
-            f"(first: {first[0]} and {first[1]}); the server takes one PNG per image, no colour image beside it"
+            f"(first: {first} and {second}); the server takes one PNG per image, no colour image beside it"
         )
     if extra:
         text = f"data: {source} has {len(extra):,} PNGs that belong to no image of '{target.split}' (first: {extra[0]})"
         warnings.warn(Segmv3Warning(f"{text}; the server ignores them"), stacklevel=3)
     return {image: files[0] for image, files in found.items()}
-
-
-def _read(path: Path, name: str, source: Path) -> UInt8Array:
-    try:
-        return read_ids(path, path.read_bytes() if isinstance(path, zipfile.Path) else None)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
-        raise DataError(f"{source}: {name} cannot be unpacked ({error}); write the zip again") from None
 
 
 # --- dry run ---

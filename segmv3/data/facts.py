@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,6 @@ class Facts:
 
 Found = Facts | DataError
 """A file's facts, or why it has none."""
-
 
 Files = tuple[Path | None, Path | None]
 """An image and its label; one of them is None where the other has no partner."""
@@ -115,7 +115,7 @@ def _read(path: Path | None, kind: Kind) -> Found | None:
 
 
 def _facts(path: Path, kind: Kind) -> Facts:
-    more: dict[str, Any] = {}
+    more: dict[str, Any]
     if kind == "image":
         pixels = read_image(path)
         more = {k: tuple(v.ravel().tolist()) for k, v in zip(("mean", "std"), cv2.meanStdDev(pixels), strict=True)}
@@ -141,7 +141,7 @@ class _Memory:
     """
 
     def __init__(self) -> None:
-        self._folders: dict[Path, dict[str, Any]] = {}
+        self._folder = cache(_load)
         self._states: dict[Path, list[int]] = {}  # before reading: a file that changes meanwhile is read again
         self._changed: set[Path] = set()
 
@@ -163,15 +163,10 @@ class _Memory:
     def save(self) -> None:
         for folder in self._changed:
             record = _record(folder)
-            text = json.dumps({"format": _FORMAT, "files": self._folders[folder]})
+            text = json.dumps({"format": _FORMAT, "files": self._folder(folder)})
             with suppress(OSError, Segmv3Error):
                 record.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(record, f"{text}\n{checksum(text)}".encode(), durable=False)
-
-    def _folder(self, folder: Path) -> dict[str, Any]:
-        if folder not in self._folders:
-            self._folders[folder] = _load(_record(folder))
-        return self._folders[folder]
 
 
 def _record(folder: Path) -> Path:
@@ -184,8 +179,9 @@ def checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load(record: Path) -> dict[str, Any]:
+def _load(folder: Path) -> dict[str, Any]:
     """What was saved: a line of JSON, and its checksum, which earlier versions did not write."""
+    record = _record(folder)
     try:
         text, _, found = record.read_text().partition("\n") if record.is_file() else ("", "", "")
         stored = json.loads(text)

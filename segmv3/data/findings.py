@@ -1,12 +1,13 @@
 """What the data doctor looks for in the splits of a data set, beyond what keeps it from being trained on."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from segmv3.labels import IGNORE, Classes, LabelTable
 Level = Literal["error", "warning", "note"]
 
 _TINY = 64  # pixels; the deepest features of such an image are 4 x 4
-_NARROW = f"less than {_TINY} pixels wide or high"
+_WORDS = json.loads(Path(__file__).with_suffix(".json").read_bytes())  # level, and what to say of one file and of more
+_FAULTS = ("damaged", "no label map", "illegal ids", "sizes differ")  # in the order they are told
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,7 @@ def findings_of(seen: Sequence[Seen], described: Mapping[str, dict[str, Any]]) -
     for each in seen:
         findings += [*_listing_findings(each.found), *_fault_findings(each), *_look_findings(each)]
     findings += [*_class_findings(described, seen[0].found.classes), *_duplicate_findings(seen)]
-    order: dict[Level, int] = {"error": 0, "warning": 1, "note": 2}
-    return sorted(findings, key=lambda finding: order[finding.level])  # stable: by split within
+    return sorted(findings, key=lambda finding: get_args(Level).index(finding.level))  # stable: by split within
 
 
 def _listing_findings(found: Split) -> list[Finding]:
@@ -144,9 +145,7 @@ def _listing_findings(found: Split) -> list[Finding]:
     if found.fault:
         findings += _pairing_findings(found)
         if found.misplaced:
-            text = f"{count_of(len(found.misplaced), 'file lies', 'files lie')} in the folder of another city"
-            items = tuple(Item(path) for path in found.misplaced)
-            findings.append(Finding("error", "wrong city", found.name, text, items))
+            findings.append(_finding("wrong city", found.name, map(Item, found.misplaced)))
         if not any(finding.level == "error" for finding in findings) and not (found.images and found.name == "test"):
             findings.append(Finding("error", "layout", found.name, message(found.fault)))
     return findings + [Finding("warning", "left out", found.name, text) for text in found.left_out]
@@ -159,93 +158,62 @@ def _pairing_findings(found: Split) -> Iterator[Finding]:
         text = f"none of the {len(images):,} images has a label: a test split; it can be predicted, not scored"
         yield Finding("note", "test split", split, text)
     elif images and labels:  # with one side empty the place is wrong, and the refusal says so
-        for what, kind, lone in (
-            ("image", "no label", found.lone_images),
-            ("label", "no image", [path for path, _ in found.lone_labels]),
-        ):
+        for what, lone in (("no label", found.lone_images), ("no image", [path for path, _ in found.lone_labels])):
             if lone:
-                text = count_of(len(lone), f"{what} has {kind}", f"{what}s have {kind}")
-                yield Finding("error", "unpaired", split, text, tuple(map(Item, lone)))
+                yield replace(_finding(what, split, map(Item, lone)), kind="unpaired")
     for side in (images, labels):
         same = [paths for _, paths in sorted(side.items()) if len(paths) > 1]
         if same:
-            items = tuple(Item(path, partner=paths[0]) for paths in same for path in paths[1:])
-            text = f"{count_of(len(same), 'name is', 'names are')} shared by two files or more; keep one of each"
-            yield Finding("error", "same name", split, text, items)
-
-
-def _is_deep(facts: Facts) -> bool:
-    return facts.mode.startswith(("I", "F"))
-
-
-_FAULTS = {  # in the order they are told: one, many, and the rest of the sentence
-    "damaged": ("file cannot", "files cannot", "be decoded"),
-    "no label map": ("label is", "labels are", "no map of ids (8-bit, one channel)"),
-    "illegal ids": ("label holds", "labels hold", "illegal ids"),
-    "sizes differ": ("image has", "images have", "another size than the label"),
-}
+            items = [Item(path, partner=paths[0]) for paths in same for path in paths[1:]]
+            yield replace(_finding("same name", split, items), text=_told("same name", len(same)))
 
 
 def _fault_findings(seen: Seen) -> Iterator[Finding]:
-    for kind, (one, many, rest) in _FAULTS.items():
+    for kind in _FAULTS:
         problems = [problem for problem in seen.problems if problem.kind == kind]
         if problems:
-            items = tuple(Item(problem.path, problem.text, seen.partners.get(problem.path)) for problem in problems)
-            yield Finding("error", kind, seen.split, f"{count_of(len(items), one, many)} {rest}", items)
-
-
-_LOOKS: tuple[tuple[str, Callable[[Facts], bool], str, str], ...] = (
-    ("tiny", lambda facts: min(facts.size) < _TINY, f"image is {_NARROW}", f"images are {_NARROW}"),
-    (
-        "EXIF",
-        lambda facts: facts.orientation != 1,
-        "image is turned by its EXIF data; its label must match the turned one",
-        "images are turned by their EXIF data; their labels must match the turned ones",
-    ),
-    (
-        "16-bit",
-        _is_deep,
-        "image has 16 bits or more; it is read as 8",
-        "images have 16 bits or more; they are read as 8",
-    ),
-)
-"""What is odd about an image: its kind, when it is so, what to say of one and of many."""
+            items = (Item(problem.path, problem.text, seen.partners.get(problem.path)) for problem in problems)
+            yield _finding(kind, seen.split, items)
 
 
 def _look_findings(seen: Seen) -> Iterator[Finding]:
     """What can be read, and is still seldom meant."""
-
-    def warn(kind: str, paths: list[Path], one: str, many: str) -> Iterator[Finding]:
-        if paths:
-            items = tuple(Item(path, partner=seen.partners.get(path)) for path in paths)
-            yield Finding("warning", kind, seen.split, count_of(len(paths), one, many), items)
-
     images, labels = seen.images, seen.labels
-    for kind, is_odd, one, many in _LOOKS:
-        yield from warn(kind, [path for path, facts in images.items() if is_odd(facts)], one, many)
+
+    def warn(kind: str, paths: Iterable[Path], **values: str) -> Iterator[Finding]:
+        if items := [Item(path, partner=seen.partners.get(path)) for path in paths]:
+            yield _finding(kind, seen.split, items, **values)
+
+    deep = {path for path, facts in images.items() if facts.mode.startswith(("I", "F"))}
+    yield from warn("tiny", (path for path, facts in images.items() if min(facts.size) < _TINY))
+    yield from warn("EXIF", (path for path, facts in images.items() if facts.orientation != 1))
+    yield from warn("16-bit", filter(deep.__contains__, images))
     for mode in sorted({facts.mode for facts in images.values()} - {"RGB"}):
-        odd = [path for path, facts in images.items() if facts.mode == mode and not _is_deep(facts)]
-        one, many = f"image is stored as {mode}; it is read as RGB", f"images are stored as {mode}; read as RGB"
-        yield from warn("mode", odd, one, many)
-    one = "label has a palette; its indices are read as ids"
-    palettes = [path for path, facts in labels.items() if facts.mode == "P"]
-    yield from warn("palette", palettes, one, "labels have a palette; their indices are read as ids")
+        odd = (path for path, facts in images.items() if facts.mode == mode and path not in deep)
+        yield from warn("mode", odd, mode=mode)
+    yield from warn("palette", (path for path, facts in labels.items() if facts.mode == "P"))
     sizes = Counter(facts.size for facts in images.values())
     if len(sizes) > 1:
         usual = sizes.most_common(1)[0][0]
-        odd_sizes = {path: _size(facts.size) for path, facts in images.items() if facts.size != usual}
-        items = tuple(Item(path, f"{path} is {size}") for path, size in odd_sizes.items())
-        text = (
-            f"{count_of(len(items), 'image is', 'images are')} not {_size(usual)} like most; {len(sizes)} sizes in all"
-        )
-        yield Finding("warning", "mixed sizes", seen.split, text, items)
+        others = {path: facts.size for path, facts in images.items() if facts.size != usual}
+        items = [Item(path, f"{path} is {_size(size)}") for path, size in others.items()]
+        yield _finding("mixed sizes", seen.split, items, usual=_size(usual), sizes=str(len(sizes)))
     classes = len(seen.found.classes)
     void = [path for path, facts in labels.items() if not train_counts(facts, seen.tables[path])[:classes].any()]
     if len(void) < len(labels):
-        yield from warn("void", void, "label has no labelled pixel", "labels have no labelled pixel")
+        yield from warn("void", void)
     elif void and seen.split == "test":
         text = "no pixel is labelled: a test split whose labels are kept back; it can be predicted, not scored"
         yield Finding("note", "test split", seen.split, text)
+
+
+def _finding(kind: str, split: str, items: Iterable[Item], **values: str) -> Finding:
+    items = tuple(items)
+    return Finding(_WORDS[kind][0], kind, split, _told(kind, len(items), **values), items)
+
+
+def _told(kind: str, number: int, **values: str) -> str:
+    return count_of(number, *_WORDS[kind][1:]).format(**values)
 
 
 def _class_findings(described: Mapping[str, dict[str, Any]], classes: Classes) -> Iterator[Finding]:
@@ -272,12 +240,8 @@ def _duplicate_findings(splits: Sequence[Seen]) -> Iterator[Finding]:
             text = f"{path} is the same picture as {original}" + (", but their labels differ" if differ else "")
             items[each.split, split].append(Item(path, text, original))
     for (split, other), same in items.items():
-        if split == other:
-            text = f"{count_of(len(same), 'image repeats', 'images repeat')} another one of the split"
-            yield Finding("warning", "duplicate", split, text, tuple(same))
-        else:
-            text = f"{count_of(len(same), 'image is', 'images are')} also in {other}: splits must not share images"
-            yield Finding("warning", "leak", split, text, tuple(same))
+        kind = "duplicate" if split == other else "leak"
+        yield _finding(kind, split, same, other=other)
 
 
 def describe(seen: Seen) -> dict[str, Any]:

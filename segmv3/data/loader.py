@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -144,27 +145,23 @@ def collate(samples: list[Sample]) -> Batch:
     return images.permute(0, 3, 1, 2), targets, photometric
 
 
+@dataclass(frozen=True)
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """The addresses of each step's batch, from `start` to `stop`; rank r of W takes its slice."""
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        start: int,
-        stop: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.start, self.stop = start, stop
-        self.places = range(rank, batch_size, world_size)
+    count: int
+    batch_size: int
+    seed: int
+    start: int
+    stop: int
+    rank: int = 0
+    world_size: int = 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        places = range(self.rank, self.batch_size, self.world_size)
         for step in range(self.start, self.stop):
             first = step * self.batch_size
-            yield [sample_at(first + place, self.count, self.seed) for place in self.places]
+            yield [sample_at(first + place, self.count, self.seed) for place in places]
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -186,21 +186,16 @@ def _read_index(path: Path) -> _Index:
         if content.pop("checksum", None) != checksum_of(content):
             raise DataError(f"{path} was altered; remove {path.parent} and pack again")
         index = typed(content, _Index)
-        _refuse_gaps(index.images)
+        end = 0
+        for each in index.images:  # they have pixels and lie one after the other
+            if min(each.height, each.width) < 1 or each.offset != end:
+                raise ValueError(f"{each.name} does not lie where it should")
+            end = each.end
+        if not index.images:
+            raise ValueError("it holds no image")
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); remove {path.parent} and pack again") from None
     return index
-
-
-def _refuse_gaps(images: Sequence[Packed]) -> None:
-    """Raises: ValueError unless images have pixels and lie one after the other, the first one at 0."""
-    end = 0
-    for each in images:
-        if min(each.height, each.width) < 1 or each.offset != end:
-            raise ValueError(f"{each.name} does not lie where it should")
-        end = each.end
-    if not images:
-        raise ValueError("it holds no image")
 
 
 def _difference(dataset: Dataset, packed: PackedDataset, classes: tuple[str, ...]) -> str:

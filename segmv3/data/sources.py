@@ -130,20 +130,10 @@ class FolderSource(Source):
         return ("train", "val", *(["test"] if any(images.is_dir() for images, _ in self.folders(root, "test")) else []))
 
     def pairs(self, root: Path, split: str) -> Iterable[tuple[Path, Path | None]]:
-        """The pairs that `find` lists."""
         found = self.find(root, split)
         return [(images[0], found.labels.get(name, [(None,)])[0][0]) for name, images in sorted(found.images.items())]
 
     def find(self, root: Path, split: str) -> Split:
-        """List the files of a split, whether they fit together or not.
-
-        Args:
-            root: the folder of the data set.
-            split: such as `train`.
-
-        Raises:
-            DataError: the classes are not known, or the layout is one that is not read.
-        """
         _refuse_idd(root, split)
         classes, tables, places = self.classes(root), self.label_tables(root), self.folders(root, split)
         image_root, label_root = next((place for place in places if place[0].is_dir()), places[0])
@@ -181,23 +171,18 @@ class Cityscapes(FolderSource):
     submits = True
 
     def title(self, root: Path) -> str:
-        """mini-city has the same layout, not the same streets."""
         return "mini-city" if (root / "mini-city.json").is_file() else "Cityscapes"
 
     def whole(self, root: Path, split: str) -> int | None:
-        """All of the test split, or nothing."""
         return 1525 if split == "test" and self.title(root) == "Cityscapes" else None
 
     def classes(self, root: Path) -> Classes:
-        """The 19 of the benchmark."""
         return cityscapes_classes()
 
     def table(self, root: Path) -> LabelTable:
-        """Label ids."""
         return cityscapes_label_ids()
 
     def folders(self, root: Path, split: str) -> Sequence[Folders]:
-        """The layout of its archives."""
         return [(root / "leftImg8bit" / split, root / "gtFine" / split)]
 
     def label_tables(self, root: Path) -> Mapping[str, LabelTable]:
@@ -205,7 +190,6 @@ class Cityscapes(FolderSource):
         return {"_gtFine_labelTrainIds": cityscapes_label_train_ids(), "_gtFine_labelIds": cityscapes_label_ids()}
 
     def extra_tables(self, root: Path) -> dict[str, LabelTable]:
-        """Tables of train_extra's coarse labels, and of fine ones."""
         fine = self.label_tables(root)
         return {name.replace("gtFine", kind): fine[name] for kind in ("gtCoarse", "gtFine") for name in fine}
 
@@ -223,11 +207,9 @@ class Folder(FolderSource):
     marks = ("classes.json", "classes.txt")
 
     def title(self, root: Path) -> str:
-        """The name of the folder."""
         return root.resolve().name
 
     def classes(self, root: Path) -> Classes:
-        """Read the classes file."""
         place = self._classes_at(root)
         nested = sorted(path.parent for mark in self.marks for path in root.glob(f"*/{mark}"))
         if nested and place == root and not any((root / mark).exists() for mark in self.marks):
@@ -235,7 +217,6 @@ class Folder(FolderSource):
         return read_classes(place)[0]
 
     def table(self, root: Path) -> LabelTable:
-        """The ids of the classes file."""
         return read_classes(self._classes_at(root))[1]
 
     def _classes_at(self, root: Path) -> Path:
@@ -274,7 +255,6 @@ class CamVid(Folder):
     """CamVid as `Folder` reads it."""
 
     def title(self, root: Path) -> str:
-        """CamVid, whatever its folder is called."""
         return "CamVid"
 
 

@@ -107,17 +107,9 @@ class RandomScaledCrop(A.DualTransform):
     `place` is given, a pixel, the crop shows it, wherever in the crop (NVIDIA's class-uniform sampling).
     """
 
-    def __init__(
-        self,
-        crop_size: tuple[int, int],
-        scale_range: tuple[float, float],
-        cat_max_ratio: float = 1.0,
-        p: float = 1.0,
-    ) -> None:
-        super().__init__(p=p)
-        self.crop_size = crop_size
-        self.scale_range = scale_range
-        self.cat_max_ratio = cat_max_ratio
+    def __init__(self, crop_size: tuple[int, int], scale_range: tuple[float, float], cat_max_ratio: float) -> None:
+        super().__init__(p=1.0)
+        self.crop_size, self.scale_range, self.cat_max_ratio = crop_size, scale_range, cat_max_ratio
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]

@@ -5,7 +5,7 @@ and no network, like the report of a run.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,6 @@ class LabelledImage:
     """uint8 H x W x 3, RGB."""
     labels: UInt8Array
     """uint8 H x W train ids, 255 = ignore."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What the page can show of the files that findings name."""
-
-    read: Callable[[Path], UInt8Array | None]
-    """A file as RGB, uint8 H x W x 3; None where it cannot be decoded."""
-    labels: frozenset[Path]
-    """The files that are labels: flat colours, not photographs."""
 
 
 # --- terminal ---
@@ -93,7 +83,9 @@ def verdict(result: dict[str, Any]) -> str:
     images = sum(each["images"] for each in result["splits"].values())
     state = "can be used" if result["usable"] else "cannot be used as it is"
     found = " and ".join(_level_count(result, level) for level in ("error", "warning"))
-    return f"{result['dataset']} {state}: {found} in {count(images, 'image')} of {_and(result['splits'])}"
+    *others, last = result["splits"]
+    splits = f"{', '.join(others)} and {last}" if others else last
+    return f"{result['dataset']} {state}: {found} in {count(images, 'image')} of {splits}"
 
 
 def _level_count(result: dict[str, Any], level: str) -> str:
@@ -111,8 +103,8 @@ def _split_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         "images are": lambda each: _most(each["image_modes"]),
         "labels are": lambda each: _most(each["label_modes"]),
         "labelled pixels": lambda each: _NONE if (share := each["labelled_share"]) is None else f"{share:.2f} %",
-        "mean R G B": lambda each: _rgb(each["mean"]),
-        "std R G B": lambda each: _rgb(each["std"]),
+        "mean R G B": lambda each: " ".join(f"{value:.1f}" for value in each["mean"] or ()) or _NONE,
+        "std R G B": lambda each: " ".join(f"{value:.1f}" for value in each["std"] or ()) or _NONE,
     }
     return [(name, *map(of, result["splits"].values())) for name, of in facts.items()]
 
@@ -141,24 +133,20 @@ def _most(counts: dict[str, int], limit: int = 3) -> str:
     return shown + (f", {len(counts) - limit} more" if len(counts) > limit else "")
 
 
-def _rgb(values: list[float] | None) -> str:
-    return _NONE if values is None else " ".join(f"{value:.1f}" for value in values)
-
-
 def _line(file: dict[str, Any], result: dict[str, Any]) -> str:
     return str(file["text"] or file["path"]).replace(f"{result['root']}/", "")
-
-
-def _and(words: Iterable[str]) -> str:
-    words = list(words)
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 # --- page ---
 
 
 def write_check_page(
-    folder: Path, result: dict[str, Any], classes: Classes, samples: list[LabelledImage], pictures: Pictures
+    folder: Path,
+    result: dict[str, Any],
+    classes: Classes,
+    samples: list[LabelledImage],
+    read: Callable[[Path], UInt8Array | None],
+    labels: Container[Path],
 ) -> Path:
     """Write `folder/check.html` and `folder/figures/`, each complete or not at all.
 
@@ -167,7 +155,8 @@ def write_check_page(
         result: as `segmv3.doctor.examine` returns it.
         classes: those of the data set.
         samples: pairs to show.
-        pictures: how to show the files that findings name.
+        read: a file that a finding names as RGB, uint8 H x W x 3; None where it cannot be decoded.
+        labels: the files that are labels: flat colours, not photographs.
 
     Returns:
         The path of the page.
@@ -182,11 +171,7 @@ def write_check_page(
     else:
         (figures / "samples.png").unlink(missing_ok=True)
     images = sum(each["images"] for each in result["splits"].values())
-    counts = [
-        ("image", images, False),
-        ("error", result["errors"], result["errors"] > 0),
-        ("warning", result["warnings"], False),
-    ]
+    counts = (("image", images), ("error", result["errors"]), ("warning", result["warnings"]))
     id_splits, ids = _ids(result)
     present = sorted(set().union(*(occurring(sample.labels, classes) for sample in samples)))
     return write_page(
@@ -195,8 +180,8 @@ def write_check_page(
         title=f"{result['dataset']}: data check",
         result=result,
         verdict=verdict(result),
-        metrics=[(name if number == 1 else f"{name}s", number, bad) for name, number, bad in counts],
-        findings=[_finding(finding, result, pictures) for finding in result["findings"]],
+        metrics=[(name if n == 1 else f"{name}s", n, name == "error" and n > 0) for name, n in counts],
+        findings=[_finding(finding, result, read, labels) for finding in result["findings"]],
         facts=[(name, values) for name, *values in _split_rows(result)],
         bars=bars,
         classes=[(name, classes.colors[i], values) for i, (name, *values) in enumerate(_class_rows(result))],
@@ -251,22 +236,25 @@ def _shrunk(picture: UInt8Array, *, flat: bool) -> UInt8Array:
     return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST if flat else cv2.INTER_AREA)
 
 
-def _finding(finding: dict[str, Any], result: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
-    """A finding with its first files: what is wrong with each, and (caption, name, address) of its pictures."""
-    marked = finding["kind"] == "illegal ids"
-    files = []
-    for file in finding["files"][:_SHOWN]:
-        paths = [Path(place) for place in (file["path"], file["partner"]) if place]
-        files.append((_line(file, result), [_picture(path, pictures, marked) for path in paths]))
+def _finding(
+    finding: dict[str, Any], result: dict[str, Any], read: Callable[[Path], UInt8Array | None], labels: Container[Path]
+) -> dict[str, Any]:
+    """A finding with its first files: what is wrong with each, and (caption, name, address) of its pictures.
+
+    There is no address where a file cannot be decoded.
+    """
+    label = "label, illegal ids in red" if finding["kind"] == "illegal ids" else "label"
+
+    def shown(path: Path) -> tuple[str, str, str]:
+        flat, picture = path in labels, read(path)
+        address = "" if picture is None else data_uri(_shrunk(picture, flat=flat), "PNG" if flat else "JPEG")
+        return label if flat else "image", path.name, address
+
+    files = [
+        (_line(file, result), [shown(Path(place)) for place in (file["path"], file["partner"]) if place])
+        for file in finding["files"][:_SHOWN]
+    ]
     return finding | {"files": files, "more": max(len(finding["files"]) - _SHOWN, 0)}
-
-
-def _picture(path: Path, pictures: Pictures, marked: bool) -> tuple[str, str, str]:
-    """(caption, name, address) of a file; no address where it cannot be decoded."""
-    flat, picture = path in pictures.labels, pictures.read(path)
-    caption = ("label, illegal ids in red" if marked else "label") if flat else "image"
-    shown = "" if picture is None else data_uri(_shrunk(picture, flat=flat), "PNG" if flat else "JPEG")
-    return caption, path.name, shown
 
 
 def _sample(sample: LabelledImage, classes: Classes) -> list[tuple[str, str]]:
