@@ -126,9 +126,7 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "S
     console.say(f"{archive}: {archive.stat().st_size / 1e6:,.1f} MB, SHA-256 {digest}, read back and equal")
     if dataset:
         bar = progress.add_task("official script", total=None)
-        result = dry_run(
-            folder, dataset, progress=lambda done, total: progress.update(bar, completed=done, total=total)
-        )
+        result = dry_run(folder, dataset, progress=lambda done, of: progress.update(bar, completed=done, total=of))
         console.print(_table(result))
         console.say(
             f"official script: {result.official:.4f} %, segmv3: {result.ours:.4f} % mIoU on {len(dataset):,} images "

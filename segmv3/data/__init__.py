@@ -1,1 +1,1 @@
-"""Data sets, transforms, loader, the check before a run, and mini-city."""
+"""Data sets, transforms, loader, and the check before a run."""

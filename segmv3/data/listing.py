@@ -131,7 +131,7 @@ def _nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> 
     archives = sorted(p.name for p in root.glob("*.zip"))
     if archives:
         return f"{text}; {root} holds {', '.join(archives[:3])} still packed: unzip it there"
-    parent = next(p for p in (*looked.parents,) if p.is_dir())
+    parent = next(p for p in looked.parents if p.is_dir())
     there = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))[:6]
     return f"{text}; {parent} has {', '.join(there) or 'nothing'} (split '{split}'); see data/README.md for the layout"
 

@@ -75,15 +75,11 @@ class PackedDataset(Dataset):
         Raises: DataError when they were changed since they were packed.
         """
         if not self._seen[index]:
-            if not self.intact(index):
+            if digest_of(*self._views(index)) != self.images[index].digest:
                 path = file_of(self.folder, self.split, "pixels")
                 raise DataError(f"{path} is damaged at {self.images[index].name}; remove {self.folder} and pack again")
             self._seen[index] = 1
         return self._views(index)
-
-    def intact(self, index: int) -> bool:
-        """Whether the pixels of a pair are those that were packed."""
-        return digest_of(*self._views(index)) == self.images[index].digest
 
     def _views(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         each = self.images[index]

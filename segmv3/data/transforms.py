@@ -41,20 +41,17 @@ class Colors(NamedTuple):
 def train_transforms(data: Data) -> A.Compose:
     """What makes a training sample of an image: random scale and crop, mirror, jitter, padding to the crop size."""
     height, width = data.crop_size
+    colors: A.ImageOnlyTransform = RandAugment(p=data.jitter)
+    if data.photometric == "jitter":
+        colors = ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=data.jitter)
     return A.Compose(
         [
             RandomScaledCrop(data.crop_size, data.scale_range, data.cat_max_ratio),
             A.HorizontalFlip(p=data.flip),
-            _street_colors(data),
+            colors,
             A.PadIfNeeded(height, width, position="random", fill=_MEAN_COLOR, fill_mask=IGNORE),
         ]
     )
-
-
-def _street_colors(data: Data) -> A.ImageOnlyTransform:
-    if data.photometric == "randaugment":
-        return RandAugment(p=data.jitter)
-    return ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=data.jitter)
 
 
 def transform(

@@ -6,12 +6,14 @@ direction, and everything painted while an object is open becomes that object's 
 never disagree with the picture.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,6 +30,12 @@ Area = tuple[slice, slice, UInt8Array]
 
 UP: Vector = (0.0, 1.0, 0.0)
 TOWARDS_US: Vector = (0.0, 0.0, -1.0)
+
+DATA = json.loads(Path(__file__).with_name("things.json").read_bytes())
+"""`sizes` of vehicles: length, width, height in metres, around which each one varies. `cars`: profiles, from the rear
+over the roof, for a length and height of 1. `colors` by what has them. `textures`: metres after which each repeats,
+shares of four kinds of noise, rows and columns of blocks. `lights` for `Light`, with ranges to draw from. `signs`:
+layers from the outside in, and the bar on them. `drawings` of two-wheelers and prams, part after part."""
 
 SUPERSAMPLE = 2
 _SUBPIXEL = 4  # fractional bits of the coordinates handed to OpenCV
@@ -103,18 +111,6 @@ class Light:
     haze: float
     """Metres after which 63 % of an object has faded into the sky's colour."""
 
-    def shade(self, normal: Vector | None) -> float:
-        """Brightness of a surface with this unit normal (None: a rounded one, lit on average)."""
-        facing = 0.45
-        if normal is not None:
-            facing = max(0.0, normal[0] * self.sun[0] + normal[1] * self.sun[1] + normal[2] * self.sun[2])
-        return self.ambient + self.direct * facing
-
-    def shadow_shift(self) -> tuple[float, float]:
-        """How far (x, z) the shadow of a point moves per metre of its height."""
-        x, y, z = self.sun
-        return -x / y, -z / y
-
 
 Plane = tuple[FloatArray, tuple[float, float]]
 """Canvas corners, from the lower left clockwise, of a flat rectangle, and its width and height in metres."""
@@ -157,7 +153,7 @@ class Canvas:
         if (area := self._covered(points)) is None:
             return
         rows, columns, mask = area
-        repeat = _TILE / TEXTURE_METRES[texture]
+        repeat = _TILE / DATA["textures"][texture]["metres"]
         corners, (wide, high) = plane
         source, target = rectangle(0, 0, wide * repeat, high * repeat), corners - (columns.start, rows.start)
         matrix = cv2.getPerspectiveTransform(source.astype(np.float32), target.astype(np.float32))
@@ -174,7 +170,7 @@ class Canvas:
         if (area := self._covered(points)) is None:
             return
         rows, columns, _ = area
-        repeat = np.float32(_TILE / TEXTURE_METRES[texture])
+        repeat = np.float32(_TILE / DATA["textures"][texture]["metres"])
         x, z = self._ground_x[rows, columns] * repeat, (self._ground_z[rows, columns] + self.camera.z) * repeat
         surface = cv2.remap(texture_tile(texture), x, z, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP)
         contrast = np.minimum(1, 14 / self._ground_z[rows, :1])  # far away, a texture would only flicker
@@ -208,8 +204,15 @@ class Canvas:
         part[...] = part * (1 - strength / 255 * mask[..., None].astype(np.float32))
 
     def lit(self, color: Rgb, z: float, normal: Vector | None = None) -> Rgb:
-        """The colour (0..255) of a surface at street z under this light, seen through the air before it."""
-        shade, haze = self.light.shade(normal), 1 - math.exp(-max(z - self.camera.z, 0.0) / self.light.haze)
+        """The colour (0..255) of a surface at street z under this light, seen through the air before it.
+
+        Without a unit normal it is a rounded one, lit on average.
+        """
+        facing, sun = 0.45, self.light.sun
+        if normal:
+            facing = max(0.0, normal[0] * sun[0] + normal[1] * sun[1] + normal[2] * sun[2])
+        shade = self.light.ambient + self.light.direct * facing
+        haze = 1 - math.exp(-max(z - self.camera.z, 0.0) / self.light.haze)
         red, green, blue = (
             near + (far - near) * haze
             for near, far in zip((min(c * shade, 255.0) for c in color), self.light.sky_low, strict=True)
@@ -282,40 +285,19 @@ def fractal_noise(height: int, width: int, power: float, rng: np.random.Generato
     return noise / noise.std()
 
 
-TEXTURE_METRES = {
-    "asphalt": 5.0,
-    "grass": 4.0,
-    "foliage": 2.2,
-    "brick": 2.0,
-    "plaster": 7.0,
-    "slabs": 2.4,
-    "stone": 2.4,
-    "concrete": 4.0,
-}
-"""Metres after which each texture repeats."""
-
-
 @cache
 def texture_tile(kind: str) -> UInt8Array:
     """A seamless brightness pattern, uint8 256 x 256, 128 = unchanged; the same in all scenes."""
-    rng = np.random.default_rng(sorted(TEXTURE_METRES).index(kind))
+    rng, texture = np.random.default_rng(sorted(DATA["textures"]).index(kind)), DATA["textures"][kind]
     soft, fine = fractal_noise(_TILE, _TILE, 1.2, rng), rng.standard_normal((_TILE, _TILE))
-    mix = {
-        "asphalt": 0.035 * soft + 0.07 * fine,
-        "grass": 0.09 * soft + 0.10 * fractal_noise(_TILE, _TILE, 0.5, rng),
-        "foliage": 0.26 * fractal_noise(_TILE, _TILE, 1.0, rng) + 0.05 * fine,
-        "plaster": 0.05 * soft + 0.012 * fine,
-        "concrete": 0.09 * soft + 0.02 * fine,
-    }
-    if kind in mix:
-        pattern = 1 + mix[kind]
-    else:
-        rows, columns = {"brick": (16, 8), "slabs": (4, 4), "stone": (6, 5)}[kind]
-        pattern = _masonry(rows, columns, rng) + 0.03 * soft + 0.03 * fine
+    noises = (soft, fine, fractal_noise(_TILE, _TILE, 0.5, rng), fractal_noise(_TILE, _TILE, 1.0, rng))
+    pattern = _masonry(rng, *texture["blocks"]) if "blocks" in texture else np.ones((_TILE, _TILE))
+    for share, noise in zip(texture["noise"], noises, strict=True):
+        pattern += share * noise
     return np.clip(pattern * _PLAIN, 40, 230).round().astype(np.uint8)
 
 
-def _masonry(rows: int, columns: int, rng: np.random.Generator) -> FloatArray:
+def _masonry(rng: np.random.Generator, rows: int, columns: int) -> FloatArray:
     """Blocks of varied brightness with darker joints; every other row is moved by half a block."""
     height, width = _TILE / rows, _TILE / columns
     y, x = np.mgrid[:_TILE, :_TILE].astype(np.float64)

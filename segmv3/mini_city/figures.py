@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segmv3.mini_city.canvas import Canvas, Rgb, ellipse
-from segmv3.mini_city.things import BLACK, CLOTHES, DATA, PAINTS, RUBBER, Figure, pick, scaled, soft_spot
+from segmv3.mini_city.canvas import DATA, Canvas, Rgb, ellipse
+from segmv3.mini_city.things import BLACK, CLOTHES, PAINTS, RUBBER, Figure, pick, scaled, soft_spot
 
 _SKIN = DATA["colors"]["skin"]
 
@@ -41,29 +41,23 @@ def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None
         figure.shape(ellipse(-0.02, 1.68, 0.105, 0.09) * size, hair)
 
 
-def _wheel(figure: Figure, x: float, radius: float, tyre: float) -> None:
-    rim = ellipse(x, radius, radius - tyre / 2, corners=20)
-    figure.limb(np.concatenate([rim, rim[:1]]), tyre, RUBBER)
-    for angle in np.linspace(0, np.pi, 5, endpoint=False):
-        spoke = np.array([(-np.cos(angle), -np.sin(angle)), (np.cos(angle), np.sin(angle))]) * (radius - tyre)
-        figure.limb(np.add(spoke, (x, radius)), 0.012, (150, 152, 154))
-
-
 def bicycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float) -> None:
     """A bicycle; `turn` as in `Figure`."""
-    figure = Figure(canvas, x, z, turn)
-    frame = pick(rng, PAINTS)
+    figure, frame = Figure(canvas, x, z, turn), pick(rng, PAINTS)
     soft_spot(canvas, x, z, 1.5 * abs(turn), 0.8)
     with canvas.object("bicycle"):
         for wheel in (-0.53, 0.53):
-            _wheel(figure, wheel, 0.35, 0.06)
+            rim = ellipse(wheel, 0.35, 0.35 - 0.06 / 2, corners=20)
+            figure.limb(np.concatenate([rim, rim[:1]]), 0.06, RUBBER)
+            for angle in np.linspace(0, np.pi, 5, endpoint=False):
+                spoke = np.array([(-np.cos(angle), -np.sin(angle)), (np.cos(angle), np.sin(angle))]) * (0.35 - 0.06)
+                figure.limb(np.add(spoke, (wheel, 0.35)), 0.012, (150, 152, 154))
         figure.draw("bicycle", frame)
 
 
 def motorcycle(canvas: Canvas, rng: np.random.Generator, x: float, z: float, turn: float) -> None:
     """A motorcycle or a scooter; `turn` as in `Figure`."""
-    figure = Figure(canvas, x, z, turn)
-    paint = pick(rng, PAINTS)
+    figure, paint = Figure(canvas, x, z, turn), pick(rng, PAINTS)
     soft_spot(canvas, x, z, 1.7 * abs(turn), 0.9)
     with canvas.object("motorcycle"):
         figure.draw("motorcycle", paint)
@@ -167,32 +161,25 @@ def traffic_sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -
     soft_spot(canvas, x, z, 0.3, low + radius)
     with canvas.object("pole"):
         _mast(canvas, x, z, low + 2 * radius, 0.13, pick(rng, ((140, 143, 146), (110, 114, 116)), 5))
-    white, red, blue, dark = (238, 238, 234), (200, 28, 34), (28, 84, 172), (34, 34, 38)
-    shape = {"warning": 3, "stop": 8, "priority": 4}.get(kind, 20)
-    angle = np.linspace(0, 2 * np.pi, shape, endpoint=False) + (np.pi / 8 if shape == 8 else np.pi / 2)
-    outline = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius * (1.2 if shape == 3 else 1.0)
     with canvas.object("traffic sign"):
         if kind == "board":
             wide = radius * float(rng.uniform(1.5, 2.4))
             face = pick(rng, ((28, 84, 172), (238, 206, 60), (236, 236, 232), (26, 120, 80)), 4)
-            for grow, color in ((1.0, white), (0.9, face)):
+            for grow, color in ((1.0, (238, 238, 234)), (0.9, face)):
                 half, rise = wide * grow, radius * 0.8 * grow
                 figure.box(-half, middle - rise, half, middle + rise, color)
-            ink = white if sum(face) < 420 else dark
+            ink = (238, 238, 234) if sum(face) < 420 else (34, 34, 38)
             for row in (-0.3, 0.25):
                 figure.limb([(-wide * 0.7, middle + row * radius), (wide * 0.5, middle + row * radius)], 0.09, ink)
             return
-        layers = {
-            "ban": ((1.0, red), (0.74, white)), "warning": ((1.0, red), (0.62, white)),
-            "command": ((1.0, white), (0.92, blue)), "stop": ((1.0, white), (0.92, red)),
-            "priority": ((1.0, white), (0.72, (240, 196, 40))),
-        }[kind]  # fmt: skip
-        for grow, color in layers:
+        sign = DATA["signs"][kind]
+        angle = np.linspace(0, 2 * np.pi, sign["corners"], endpoint=False) + np.pi / (8 if kind == "stop" else 2)
+        outline = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius * (1.2 if kind == "warning" else 1.0)
+        for grow, color in sign["layers"]:
             figure.shape(outline * grow + (0, middle), color)
-        symbol = {"stop": white, "command": white, "ban": dark, "warning": dark}.get(kind)
-        if symbol is not None:
-            bar = [(-0.45, 0), (0.45, 0)] if kind in ("stop", "ban") else [(0, -0.3), (0, 0.35)]
-            figure.limb([(a * radius, middle + b * radius) for a, b in bar], 0.26 * radius, symbol)
+        if "bar" in sign:
+            bar = [(a * radius, middle + b * radius) for a, b in sign["bar"]]
+            figure.limb(bar, 0.26 * radius, sign["ink"])
 
 
 def bin_or_box(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from segmv3.images import UInt8Array
 from segmv3.mini_city import figures, scenery, vehicles
-from segmv3.mini_city.canvas import SUPERSAMPLE, Camera, Canvas, FloatArray, Light, Rgb, ellipse, fractal_noise
+from segmv3.mini_city.canvas import DATA, SUPERSAMPLE, Camera, Canvas, FloatArray, Light, Rgb, ellipse, fractal_noise
 from segmv3.mini_city.things import SIZES, Pose, pick, scaled
 
 CITIES = {"train": "minitown", "val": "minihaven"}
@@ -22,8 +22,10 @@ CITIES = {"train": "minitown", "val": "minihaven"}
 SPEED, FPS = 8.0, 15
 """Speed of a drive in metres a second, and its frames a second."""
 
-_FAR_END = 170.0  # metres to the skyline that closes the street
+Scene = tuple[UInt8Array, list[dict[str, object]]]
+"""The picture, uint8 H x W x 3 RGB, and its objects in painting order, as in Cityscapes."""
 
+_FAR_END = 170.0  # metres to the skyline that closes the street
 _ONCOMING = -0.6  # as fast as most of us, the other way
 
 Task = tuple[float, Callable[[], None]] | tuple[float, Callable[[], None], float | None]
@@ -45,39 +47,25 @@ class _Street:
     """Grass between the sidewalk and what stands behind it."""
     camera_x: float
 
-    @property
-    def front(self) -> float:
-        """Where houses, walls and fences stand."""
-        return self.road + self.sidewalk + self.verge
-
     def kerb(self, side: int) -> float:
         """Edge of the moving traffic on the left (-1) or right (1)."""
         return side * (self.road - (2.1 if self.parking[side > 0] else 0.0))
 
 
-def render_scene(
-    split: str, index: int, *, size: tuple[int, int], seed: int
-) -> tuple[UInt8Array, list[dict[str, object]]]:
-    """Paint one scene.
-
-    Returns: the picture, uint8 H x W x 3 RGB, and its objects in painting order, as in Cityscapes.
-    """
+def render_scene(split: str, index: int, *, size: tuple[int, int], seed: int) -> Scene:
+    """Paint one scene."""
     return _render([seed, list(CITIES).index(split), index], size)
 
 
-def render_frame(frame: int, *, size: tuple[int, int], seed: int) -> tuple[UInt8Array, list[dict[str, object]]]:
+def render_frame(frame: int, *, size: tuple[int, int], seed: int) -> Scene:
     """Paint one frame of a drive along a street at `SPEED`, `FPS` frames a second.
 
     Everything keeps its place and its look from frame to frame; cars move; only the sensor's noise is new.
-
-    Returns: as `render_scene`.
     """
     return _render([seed, len(CITIES), 1], size, frame)
 
 
-def _render(
-    seed: list[int], size: tuple[int, int], frame: int | None = None
-) -> tuple[UInt8Array, list[dict[str, object]]]:
+def _render(seed: list[int], size: tuple[int, int], frame: int | None = None) -> Scene:
     rng = np.random.default_rng(seed)
     light, street = _draw_light(rng), _draw_street(rng)
     way = 0.0 if frame is None else SPEED / FPS * frame
@@ -87,11 +75,8 @@ def _render(
     _paint_sky(canvas, rng)
     _paint_ground(canvas, rng, street, tram=index % 3 != 0)
     scenery.skyline(canvas, rng, _FAR_END)
-    tasks = [
-        *_frontage(canvas, rng, street, index),
-        *_traffic(canvas, rng, street, index),
-        *_footway(canvas, rng, street),
-    ]
+    tasks = _frontage(canvas, rng, street, index) + _traffic(canvas, rng, street, index)
+    tasks += _footway(canvas, rng, street)
     if frame is None:
         for _, paint, *_ in sorted(tasks, key=lambda task: -task[0]):
             paint()
@@ -106,7 +91,6 @@ def _render(
 def _paint_moving(canvas: Canvas, rng: np.random.Generator, tasks: list[Task], seed: list[int], way: float) -> None:
     """Paint the things of a drive after `way` metres: far to near, each from random numbers of its own."""
     camera = canvas.camera
-
     seen = []  # (distance now, number, task)
     for number, task in enumerate(tasks):
         speed = task[2] if len(task) == 3 else 0.0
@@ -122,23 +106,12 @@ def _paint_moving(canvas: Canvas, rng: np.random.Generator, tasks: list[Task], s
 
 
 def _draw_light(rng: np.random.Generator) -> Light:
-    side = float(rng.choice([-1.0, 1.0]))
-
-    def sun(across: float, up: float, ahead: float) -> tuple[float, float, float]:
-        vector = np.array([side * across, up, ahead]) * rng.uniform(0.8, 1.2, 3)
-        x, y, z = vector / np.linalg.norm(vector)
-        return float(x), float(y), float(z)
-
-    lights = (  # sky above, sky at the horizon, clouds, their share, sun, direct and ambient light, gain, haze
-        Light((70, 128, 206), (190, 214, 236), (250, 250, 250), float(rng.uniform(0.1, 0.5)),
-              sun(0.5, 1.0, -0.35), 0.52, 0.62, (1.0, 1.0, 0.98), 330),  # noon
-        Light((158, 168, 180), (206, 210, 214), (222, 224, 228), 0.8,
-              sun(0.3, 1.0, -0.2), 0.12, 0.8, (0.94, 0.97, 1.0), 190),  # overcast
-        Light((92, 142, 206), (226, 220, 204), (255, 244, 226), float(rng.uniform(0.1, 0.4)),
-              sun(1.0, 0.52, -0.5), 0.62, 0.5, (1.06, 1.0, 0.88), 260),  # low sun
-        Light((84, 96, 150), (244, 178, 120), (250, 190, 160), float(rng.uniform(0.2, 0.6)),
-              sun(1.0, 0.6, -0.3), 0.34, 0.78, (1.02, 0.92, 0.86), 230),  # dusk
-    )  # fmt: skip
+    """One of the lights of `DATA`; where a share of clouds is a range, it is drawn."""
+    side, lights = float(rng.choice([-1.0, 1.0])), []
+    for each in DATA["lights"].values():
+        cover = float(rng.uniform(*each["cover"])) if isinstance(each["cover"], list) else each["cover"]
+        sun = np.multiply(each["sun"], (side, 1, 1)) * rng.uniform(0.8, 1.2, 3)
+        lights.append(Light(**each | {"cover": cover, "sun": tuple((sun / np.linalg.norm(sun)).tolist())}))
     return lights[int(rng.choice(4, p=[0.4, 0.24, 0.22, 0.14]))]
 
 
@@ -236,7 +209,7 @@ def _frontage(canvas: Canvas, rng: np.random.Generator, street: _Street, index: 
     for side in (-1, 1):
         screen = scenery.fence if side == (-1) ** index else scenery.wall
         start, end = float(rng.uniform(5, 9)), float(rng.uniform(24, 38))
-        x = side * street.front
+        x = side * (street.road + street.sidewalk + street.verge)
         tasks.append((end, partial(screen, canvas, rng, x, (start, end))))
         if rng.random() < 0.4:
             beyond = (end + 1, end + float(rng.uniform(10, 25)))

@@ -1,12 +1,11 @@
 """What lines a street of mini-city: trees, bushes, houses, walls, fences, and the skyline that closes it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from segmv3.mini_city.canvas import TOWARDS_US, Canvas, FloatArray, Rgb, ellipse, rectangle
-from segmv3.mini_city.things import CLOTHES, DATA, Figure, pick, scaled, soft_spot
+from segmv3.mini_city.canvas import DATA, TOWARDS_US, Canvas, FloatArray, Rgb, ellipse, rectangle
+from segmv3.mini_city.things import CLOTHES, Figure, pick, scaled, soft_spot
 
 _LEAVES, _PLASTERS, _ROOFS = (DATA["colors"][kind] for kind in ("leaves", "plasters", "roofs"))
 
@@ -74,15 +73,13 @@ class _Front:
     def length(self) -> float:
         return self.z[1] - self.z[0]
 
-    def __call__(self, points: Sequence[Sequence[float]]) -> FloatArray:
-        """(metres from the left end as seen from the road, metres up) to canvas points."""
-        right, (near, far) = self.x > self.canvas.camera.x, self.z
-        return self.canvas.camera.project(
-            np.array([(self.x, up, far - along if right else near + along) for along, up in points])
-        )
-
     def box(self, left: float, low: float, width: float, height: float) -> FloatArray:
-        return self([(left, low), (left, low + height), (left + width, low + height), (left + width, low)])
+        """The canvas corners of a rectangle; `left` is metres from the left end as seen from the road."""
+        start, end = self.z[0] + left, self.z[0] + (left + width)
+        if self.x > self.canvas.camera.x:
+            start, end = self.z[1] - left, self.z[1] - (left + width)
+        corners = rectangle(start, low, end, low + height)
+        return self.canvas.camera.project(np.array([(self.x, up, z) for z, up in corners]))
 
     def lit(self, color: Rgb) -> Rgb:
         towards_road = (-1.0 if self.x > self.canvas.camera.x else 1.0, 0.0, 0.0)

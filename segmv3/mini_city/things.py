@@ -3,21 +3,15 @@
 Each thing is one function, in the file of its kind, that paints and annotates itself.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from segmv3.mini_city.canvas import Canvas, FloatArray, Rgb, ellipse
+from segmv3.mini_city.canvas import DATA, Canvas, FloatArray, Rgb, ellipse
 
 Points = Sequence[Sequence[float]] | FloatArray
-
-DATA = json.loads(Path(__file__).with_name("things.json").read_bytes())
-"""`sizes` of vehicles: length, width, height in metres, around which each one varies. `colors` by what has them.
-`drawings` of two-wheelers and prams, part after part, for `Figure.draw`."""
 
 SIZES, PAINTS, CLOTHES = DATA["sizes"], DATA["colors"]["paints"], DATA["colors"]["clothes"]
 RUBBER, STEEL, BLACK = (28, 28, 30), (128, 132, 136), (22, 23, 26)
@@ -49,7 +43,8 @@ def scaled(color: Rgb, factor: float) -> Rgb:
 
 def cast_shadow(canvas: Canvas, base: FloatArray, height: float, softness: float) -> None:
     """The sun's shadow of an upright prism with ground plan `base` (N x 2 street x, z), on flat ground."""
-    shift = np.asarray(canvas.light.shadow_shift()) * height
+    x, y, z = canvas.light.sun
+    shift = np.array([-x / y, -z / y]) * height
     plan = np.concatenate([base, base + shift])
     hull = cv2.convexHull(plan.astype(np.float32))[:, 0].astype(np.float64)
     hull[:, 1] = np.maximum(hull[:, 1], canvas.camera.z + 2.0)  # the camera cannot project what lies behind it

@@ -11,7 +11,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from segmv3.mini_city.canvas import Canvas, FloatArray, Rgb, Vector, ellipse
+from segmv3.mini_city.canvas import DATA, Canvas, FloatArray, Rgb, Vector, ellipse
 from segmv3.mini_city.things import BLACK, PAINTS, RUBBER, SIZES, STEEL, Pose, cast_shadow, pick, scaled
 
 _GLASS = (44, 56, 68)
@@ -118,14 +118,7 @@ def car(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
     kind = rng.choice(["hatchback", "saloon", "van"], p=[0.42, 0.36, 0.22])
     length, width, height = np.array(SIZES["car"]) * rng.uniform(0.94, 1.06, 3)
     height *= 1.22 if kind == "van" else 1.0
-    rear, roof, front = {
-        "hatchback": ((-0.48, 0.6), (-0.36, 0.02), (0.24, 0.6)),
-        "saloon": ((-0.34, 0.64), (-0.2, 0.04), (0.24, 0.62)),
-        "van": ((-0.5, 0.55), (-0.46, 0.16), (0.34, 0.58)),
-    }[str(kind)]
-    unit = [(-0.5, 0.17), (-0.5, 0.56), rear, (roof[0], 0.96), (roof[0] + 0.06, 1.0), (roof[1], 1.0), front,
-            (0.47, 0.5), (0.5, 0.38), (0.5, 0.17)]  # fmt: skip
-    profile = [(a * length, u * height) for a, u in unit]
+    profile = [(a * length, u * height) for a, u in DATA["cars"][str(kind)]]
     paint = pick(rng, PAINTS)
     _vehicle_shadow(canvas, pose, length, width, height)
     with canvas.object("car"):
@@ -134,11 +127,9 @@ def car(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         hull.shell(profile, paint)
         low, high = 0.17 * height, 0.26 * height
         hull.box(-length / 2, low, length / 2, high, scaled(paint, 0.55))
-        (ra, ru), (fa, fu) = profile[2], profile[6]
-        ta, tu = profile[3]
-        sa, su = profile[5]
-        hull.pane((ra, ru), (ta, tu), 0.1)
-        hull.pane((sa, su), (fa, fu), 0.08)
+        hull.pane(profile[2], profile[3], 0.1)
+        hull.pane(profile[5], profile[6], 0.08)
+        ra, ta, sa, fa = (profile[corner][0] for corner in (2, 3, 5, 6))
         low, high, middle = 0.63 * height, 0.93 * height, ta + (sa - ta) * 0.55
         for start, end in ((ra + 0.12, middle - 0.05), (middle + 0.05, fa - 0.12)):
             top = (max(start, ta + 0.05), min(end, sa - 0.02))
