@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -109,20 +109,14 @@ class Seen:
 
 def see(found: Split, progress: Callable[[str, int, int], None] | None) -> Seen:
     """Read the files of a split; `progress` is told (split, files done, files to read)."""
-
-    def show(done: int, total: int) -> None:
-        if progress:
-            progress(found.name, done, total)
-
     files: list[Files] = [
         *((pair.image, pair.label) for pair in found.pairs),
         *((image, None) for image in found.lone_images),
         *((None, label) for label, _ in found.lone_labels),
     ]
-    facts = chain.from_iterable(read_files(files, show))
-    return Seen(
-        found, {path: each for path, each in zip(chain.from_iterable(files), facts, strict=True) if path and each}
-    )
+    facts = chain.from_iterable(read_files(files, progress and partial(progress, found.name)))
+    pairs = zip(chain.from_iterable(files), facts, strict=True)
+    return Seen(found, {path: each for path, each in pairs if path and each})
 
 
 def findings_of(seen: Sequence[Seen], described: Mapping[str, dict[str, Any]]) -> list[Finding]:

@@ -75,15 +75,13 @@ class Batching(Protocol):
     """The settings of a data set that its batches depend on."""
 
     @property
-    def batch_size(self) -> int:
-        """Images per step over all processes together."""
+    def batch_size(self) -> int: ...
 
     @property
     def crop_size(self) -> tuple[int, int]: ...
 
     @property
-    def workers(self) -> int:
-        """Processes that prepare samples."""
+    def workers(self) -> int: ...
 
 
 class Samples(TorchDataset[Sample]):

@@ -204,12 +204,9 @@ def bus(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         for x in np.arange(-half + 1.5, half - 0.6, 1.45):
             hull.box(x, 1.2, x + 0.1, 2.4, scaled(paint, 0.6))
         for x in (half - 1.5, -0.6):
-            door = [(x, 0.4), (x, 2.4), (x + 1.1, 2.4), (x + 1.1, 0.4)]
-            hull.panel([(hull.half + 0.01, up, along) for along, up in door], (58, 70, 80))
-            hull.panel(
-                [(hull.half + 0.02, up, x + 0.52 + d) for d, up in ((0, 0.4), (0, 2.4), (0.07, 2.4), (0.07, 0.4))],
-                BLACK,
-            )
+            for out, left, wide, color in ((0.01, x, 1.1, (58, 70, 80)), (0.02, x + 0.52, 0.07, BLACK)):
+                door = [(left, 0.4), (left, 2.4), (left + wide, 2.4), (left + wide, 0.4)]
+                hull.panel([(hull.half + out, up, along) for along, up in door], color)
         hull.across(half - 0.07, height - 0.62, half + 0.01, 1.15, _GLASS, 0.93)
         hull.front(0, height - 0.42, width * 0.72, 0.3, half + 0.02, (36, 34, 30), False)
         hull.front(0, height - 0.42, width * 0.5, 0.13, half + 0.03, (255, 176, 40), True)
