@@ -1,22 +1,18 @@
-"""Weight files and training states: written crash-safely, checked when read, never executed.
+"""Weight files: written crash-safely, checked when read, never executed.
 
-A *weight file* is one safetensors file whose header says everything needed to use it. A *training state* is
-`step_00012000.pt` (plain types only) and, written after it, `step_00012000.json` with its SHA-256: a state
-without a manifest that verifies does not exist.
+A weight file is one safetensors file whose header says everything needed to use it.
 """
 
 import contextlib
 import hashlib
-import io
 import json
-import re
 import subprocess
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,19 +20,22 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from segmv3.errors import CheckpointError, ModelError, NumericsError, Segmv3Warning
+from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.files import make_folder, write_bytes
 from segmv3.labels import Classes, Color, are_numbered, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Classifier, Model, Part, net_from_dict
 from segmv3.models.segmenter import Segmenter
-from segmv3.models.zoo import create_classifier, create_model, state_shapes
-from segmv3.records import read_json, read_regular
+from segmv3.models.zoo import build, state_shapes
 from segmv3.settings import to_dict
+from segmv3.states import load_state as load_state
+from segmv3.states import one_line as one_line
+from segmv3.states import refuse_non_finite as refuse_non_finite
+from segmv3.states import save_state as save_state
+from segmv3.states import saved_steps as saved_steps
 
 _FORMAT = 2
 _KEY = "segmv3"
-_STATES_KEPT = 2
 _MAX_BYTES = 200_000_000  # the largest net here is under 20 MB
 
 
@@ -115,10 +114,7 @@ def load(path: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter, Card]
     Returns: the net in eval mode on the CPU, and what the file says of itself.
     Raises: CheckpointError when the file is missing, damaged, not segmv3's, or does not fit the net it names.
     """
-    weights = read(path, parts)
-    if not isinstance(weights.net, Model):
-        raise CheckpointError(f"{path} is a classifier: use it with segmv3 classify, or as --model.pretrained")
-    return _loaded(create_model(weights.net, len(weights.card.names)), weights), weights.card
+    return _loaded(path, Model, parts)
 
 
 def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
@@ -126,10 +122,41 @@ def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
 
     Raises: CheckpointError, as `load`.
     """
-    weights = read(path)
-    if not isinstance(weights.net, Classifier):
-        raise CheckpointError(f"{path} is a segmentation net: use it with segmv3 predict or segmv3 evaluate")
-    return _loaded(create_classifier(weights.net, len(weights.card.names)), weights), weights.card
+    return _loaded(path, Classifier)
+
+
+def _loaded(path: Path | str, kind: type[Model | Classifier], parts: Iterable[Part] = ()) -> Any:
+    weights = read(path, parts)
+    check_kind(weights.net, kind, path)
+    model = build(weights.net, len(weights.card.names))
+    model.load_state_dict(weights.tensors)
+    return model.eval(), weights.card
+
+
+def check_kind(net: Model | Classifier, wanted: type[Model | Classifier], source: Path | str) -> None:
+    """Raises: CheckpointError for a classifier where a segmentation net is wanted, and the other way round."""
+    if not isinstance(net, wanted):
+        kind = (
+            "a classifier: use it with segmv3 classify, or as --model.pretrained"
+            if wanted is Model
+            else "a segmentation net: use it with segmv3 predict or segmv3 evaluate"
+        )
+        raise CheckpointError(f"{source} is {kind}")
+
+
+def file_bytes(path: Path, most: int, whose: str) -> bytes:
+    """A whole weight file at once, so that what is parsed is what was hashed.
+
+    Raises: CheckpointError when it is missing, has more than `most` bytes or cannot be read.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    try:
+        if path.stat().st_size > most:
+            raise CheckpointError(f"{path} is larger than {most // 10**6} MB: no weight file {whose} is")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
 def is_ours(path: Path) -> bool:
@@ -146,11 +173,7 @@ def read(path: Path | str, parts: Iterable[Part] = ()) -> Weights:
     Raises: CheckpointError when the file is missing, damaged or not segmv3's.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
-    if path.stat().st_size > _MAX_BYTES:
-        raise CheckpointError(f"{path} is larger than {_MAX_BYTES // 10**6} MB: no weight file of segmv3 is")
-    data = path.read_bytes()
+    data = file_bytes(path, _MAX_BYTES, "of segmv3")
     header = _header(data, path)
     try:
         tensors = load_safetensors(data)
@@ -175,14 +198,6 @@ def read(path: Path | str, parts: Iterable[Part] = ()) -> Weights:
         first = ascii(wrong[0])[1:-1][:80]
         raise CheckpointError(f"{path} does not hold the net it names: {len(wrong)} tensors differ, first {first}")
     return Weights(net, tensors, card)
-
-
-Net = TypeVar("Net", Segmenter, ImageClassifier)
-
-
-def _loaded(model: Net, weights: Weights) -> Net:
-    model.load_state_dict(weights.tensors)
-    return model.eval()
 
 
 def _header(data: bytes, path: Path) -> dict[str, Any]:
@@ -211,20 +226,6 @@ def _names_and_colors(
     if not isinstance(classes, Classes):
         classes = replace(numbered_classes(len(classes)), names=tuple(classes))
     return classes.names, classes.colors
-
-
-def refuse_non_finite(content: Any, name: str = "") -> None:
-    """Look at every tensor in nested mappings and lists: weights, BN statistics, moments of an optimiser.
-
-    Raises:
-        NumericsError: names the first tensor with a NaN or infinity.
-    """
-    if isinstance(content, Tensor):
-        if content.is_floating_point() and not bool(torch.isfinite(content).all()):
-            raise NumericsError(f"{name} is not finite, nothing was saved; try --precision fp32 or a lower --optim.lr")
-    elif isinstance(content, Mapping | list | tuple):
-        for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-            refuse_non_finite(value, f"{name}.{key}" if name else str(key))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -256,93 +257,6 @@ def source_commit() -> str:
     return ""
 
 
-def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Write a training state: file, then manifest, then forget all but the newest two.
-
-    Args: state: plain types and tensors only, so that it loads with weights_only=True.
-    Raises: NumericsError, OutputError or ResourceError; earlier states are untouched then.
-    """
-    refuse_non_finite(state["model"])  # by the names of the net
-    refuse_non_finite({key: value for key, value in state.items() if key != "model"})
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    data = buffer.getvalue()
-    make_folder(folder)
-    write_bytes(_state_path(folder, step), data)
-    manifest = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_bytes(_state_path(folder, step).with_suffix(".json"), json.dumps(manifest).encode())
-    for old in saved_steps(folder)[_STATES_KEPT:]:
-        # manifest first: a state without one does not exist, a manifest without a state would be a complaint
-        _state_path(folder, old).with_suffix(".json").unlink(missing_ok=True)
-        _state_path(folder, old).unlink(missing_ok=True)
-
-
-def load_state(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-    """The newest training state from which a run can go on, or None when there is none.
-
-    Raises: CheckpointError when there are states but none is good.
-    """
-    broken = ""
-    for step in saved_steps(folder):
-        path = _state_path(folder, step)
-        try:
-            state = _read_state(path, step)
-        except ValueError as fault:
-            broken = broken or f"{path.name} {fault}"
-            continue
-        if broken:
-            say(f"checkpoint: {broken}; resuming from {path.name}")
-        return state
-    if broken:
-        raise CheckpointError(
-            f"no training state in {folder} can be gone on from ({broken}); start again with another --run"
-        )
-    return None
-
-
-def _read_state(path: Path, step: int) -> dict[str, Any]:
-    """Raises: ValueError with what is wrong, behind the name of the file."""
-    data = read_regular(path)
-    if hashlib.sha256(data).hexdigest() != _manifest_digest(path):
-        raise ValueError("fails its checksum")
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a file may be anything
-        raise ValueError(f"is no training state ({one_line(error)})") from None
-    kinds = {"step": int, "seconds": float, "evaluations": list, "origin": dict, "model": dict, "optimizer": dict}
-    if not (isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in kinds.items())):
-        raise ValueError("is no training state")
-    if state["step"] != step or not all(isinstance(each, dict) and "step" in each for each in state["evaluations"]):
-        raise ValueError("is the state of another step")
-    try:
-        refuse_non_finite(state)
-    except NumericsError as error:
-        raise ValueError(f"holds a value that is not finite ({error.args[0].partition(' ')[0]})") from None
-    return state
-
-
-def _state_path(folder: Path, step: int) -> Path:
-    return folder / f"step_{step:08d}.pt"
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """Steps of the training states in a folder, newest first; a state counts once its manifest is written."""
-    names = (re.fullmatch(r"step_(\d+)\.json", path.name) for path in folder.glob("step_*.json"))
-    return sorted((int(name[1]) for name in names if name), reverse=True)
-
-
-def _manifest_digest(path: Path) -> str:
-    try:
-        return str(read_json(path.with_suffix(".json"))["sha256"])
-    except (ValueError, KeyError, TypeError):
-        return "no manifest"
-
-
-def one_line(error: BaseException) -> str:
-    """What a library says of an error, as a part of a line."""
-    return " ".join(str(error).split())[:160]
-
-
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Settings (dotted names) whose values differ between two nested configs, as (was, now)."""
     found: dict[str, tuple[Any, Any]] = {}
@@ -355,15 +269,19 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
     return found
 
 
+def net_differences(was: Model | Classifier, now: Model | Classifier) -> dict[str, tuple[Any, Any]]:
+    """As `differences`, of what counts once a net is trained."""
+    found = differences(to_dict(was), to_dict(now))
+    return {name: values for name, values in found.items() if name not in ("pretrained", "bn_momentum")}
+
+
 def check_net(card: Card, model: Segmenter, wanted: Model, classes: Classes, path: Path) -> None:
     """Refuse weights that are not the net, or not for the classes, that a config asks for.
 
     Raises: CheckpointError saying what differs.
     """
     check_classes(card, classes, path)
-    differing = differences(to_dict(model.config), to_dict(replace(wanted, pretrained=None)))
-    differing.pop("bn_momentum", None)  # acts in training only
-    if differing:
+    if differing := net_differences(model.config, wanted):
         text = ", ".join(f"{name} {a!r} (config: {b!r})" for name, (a, b) in differing.items())
         raise CheckpointError(f"{path} holds another net: {text}")
 

@@ -9,6 +9,8 @@ import json
 import math
 import os
 import stat
+import tomllib
+from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -45,6 +47,11 @@ def read_regular(path: Path, largest: int = _LARGEST) -> bytes:
             return file.read()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror or error})") from None
+
+
+def packaged(package: str, name: str) -> dict[str, Any]:
+    """A table of our own, a TOML file in a package."""
+    return tomllib.loads(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def from_json(data: bytes | str) -> Any:

@@ -8,8 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmv3.models.backbones import Tap
+
 Activation = Literal["relu", "hard_swish"]
 Norm = partial[nn.BatchNorm2d]
+Place = tuple[int, bool]
+"""Where a feature map is: number of the layer, the stem being 0, and whether it is the expanded map inside it."""
 
 
 class FeatureMaps(nn.Module):
@@ -25,6 +29,50 @@ class FeatureMaps(nn.Module):
 
         def __call__(self, *args: Any) -> tuple[Tensor, ...]:
             """Normalised image, float N x 3 x H x W -> the maps, the deep one last."""
+
+
+class TappedMaps(FeatureMaps):
+    """A stem, blocks and maybe a last layer, the maps of which can be taken out.
+
+    A block returns its expanded map, after the depthwise convolution, and its output.
+    """
+
+    stem: nn.Module
+    blocks: nn.ModuleList
+    last: nn.Module
+
+    def tap(self, taps: tuple[Tap, ...], strides: list[int], widths: list[int], expanded: list[int], deep: int) -> None:
+        """Choose the maps to return before the deep one.
+
+        Args:
+            taps: the maps, in this order.
+            strides: undilated ones of the layers, the stem first.
+            widths: channels of the layers, the stem first.
+            expanded: channels of the expanded maps of the blocks.
+            deep: channels of the deep map.
+        """
+        self._strides = strides
+        self._channels = {(i, False): width for i, width in enumerate(widths)}
+        self._channels |= {(i, True): width for i, width in enumerate(expanded, 1)}
+        located = [self.locate(tap) for tap in taps]
+        self.taps = tuple(place for place, _ in located)
+        self.channels = (*(channels for _, channels in located), deep)
+
+    def locate(self, tap: Tap) -> tuple[Place, int]:
+        """Where a feature map is, and its channels."""
+        place = tap.layer(self._strides), tap.at == "expanded"
+        return place, self._channels[place]
+
+    def forward(self, x: Tensor, also: tuple[Place, ...] = ()) -> tuple[Tensor, ...]:
+        """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up), then the maps
+        at the places `also`."""
+        wanted = (*self.taps, *also)
+        x = self.stem(x)
+        maps = {(0, False): x}
+        for i, block in enumerate(self.blocks, 1):
+            filtered, x = block(x)
+            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in wanted}
+        return (*(maps[place] for place in self.taps), self.last(x), *(maps[place] for place in also))
 
 
 class Normalize(nn.Module):
@@ -109,10 +157,6 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0, 0.01)
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-Place = tuple[int, bool]
-"""Where a feature map is: number of the layer, the stem being 0, and whether it is the expanded map inside it."""
 
 
 def dilated(strides: list[int], output_stride: int, *, dilate_first: bool = True) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2
 
 from segmv3.models.backbones import MobileNetV2, Tap
-from segmv3.models.layers import FeatureMaps, Place, dilated
+from segmv3.models.layers import TappedMaps, dilated
 
 # expansion, channels, blocks, stride of each stage
 _STAGES = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1]]
@@ -32,7 +32,7 @@ class _Block(InvertedResidual):
         return filtered, x + y if self.use_res_connect else y
 
 
-class MobileNetV2Backbone(FeatureMaps):
+class MobileNetV2Backbone(TappedMaps):
     """Normalised image in, the tapped feature maps and the deep one (the last block's output) out.
 
     Args: taps: the maps to return before the deep one, in this order.
@@ -49,32 +49,14 @@ class MobileNetV2Backbone(FeatureMaps):
         self.stem = layers[0]
         self.blocks = nn.ModuleList(layers[1:])
         blocks = list(cast(Iterable[_Block], self.blocks))
-        self._strides = strides = [2]
+        strides = [2]
         for block, (stride, dilation) in zip(
             blocks, dilated([b.stride for b in blocks], net.output_stride), strict=True
         ):
             strides.append(strides[-1] * block.stride)
             filter_ = cast(nn.Conv2d, block.conv[-3][0])
             filter_.stride, filter_.dilation, filter_.padding = (stride,) * 2, (dilation,) * 2, (dilation,) * 2
-        widths = [self.stem[0].out_channels, *(b.out_channels for b in blocks)]
-        self._channels = {(i, False): width for i, width in enumerate(widths)}
-        self._channels |= {(i, True): cast(nn.Conv2d, b.conv[-2]).in_channels for i, b in enumerate(blocks, 1)}
-        located = [self.locate(tap) for tap in taps]
-        self.taps = tuple(place for place, _ in located)
-        self.channels = (*(channels for _, channels in located), widths[-1])
-
-    def locate(self, tap: Tap) -> tuple[Place, int]:
-        """Where a feature map is, and its channels."""
-        place = tap.layer(self._strides), tap.at == "expanded"
-        return place, self._channels[place]
-
-    def forward(self, x: Tensor, also: tuple[Place, ...] = ()) -> tuple[Tensor, ...]:
-        """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up), then the maps
-        at the places `also`."""
-        wanted = (*self.taps, *also)
-        x = self.stem(x)
-        maps = {(0, False): x}
-        for i, block in enumerate(cast(Iterable[_Block], self.blocks), 1):
-            filtered, x = block(x)
-            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in wanted}
-        return (*(maps[place] for place in self.taps), x, *(maps[place] for place in also))
+        widths = [layers[0][0].out_channels, *(b.out_channels for b in blocks)]
+        expanded = [cast(nn.Conv2d, b.conv[-2]).in_channels for b in blocks]
+        self.tap(taps, strides, widths, expanded, widths[-1])
+        self.last = nn.Identity()

@@ -1,15 +1,15 @@
 """MobileNetV3-Large and -Small as backbones (arXiv 1905.02244).
 
-The layer tables are the paper's tables 1 and 2. Width, the minimalistic variant, the tail, output stride and
-dilation are applied to the table before anything is built, so that a net is one readable list of blocks.
+The layer tables are the paper's tables 1 and 2; mobilenetv3.toml holds them. Width, the minimalistic variant, the tail,
+output stride and dilation are applied to the table before anything is built, so that a net is one readable list of
+blocks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from operator import mul
-from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from segmv3.models.backbones import MobileNetV3, Tap
 from segmv3.models.layers import (
     Activation,
-    FeatureMaps,
     Norm,
-    Place,
+    TappedMaps,
     conv_bn,
     dilated,
     global_pool,
     make_activation,
     multiple_of_8,
 )
+from segmv3.records import packaged
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Block:
     expanded: int
     out: int
     squeeze: int
-    """Channels inside squeeze-and-excite, 0 for none; in the tables below only whether there is one."""
+    """Channels inside squeeze-and-excite, 0 for none; in the tables only whether there is one."""
     activation: Activation
     stride: int
     dilation: int = 1
@@ -48,39 +48,8 @@ class Block:
     """Whether it begins with a 1x1 convolution."""
 
 
-LARGE = (
-    Block(3, 16, 16, False, "relu", 1),
-    Block(3, 64, 24, False, "relu", 2),
-    Block(3, 72, 24, False, "relu", 1),
-    Block(5, 72, 40, True, "relu", 2),
-    Block(5, 120, 40, True, "relu", 1),
-    Block(5, 120, 40, True, "relu", 1),
-    Block(3, 240, 80, False, "hard_swish", 2),
-    Block(3, 200, 80, False, "hard_swish", 1),
-    Block(3, 184, 80, False, "hard_swish", 1),
-    Block(3, 184, 80, False, "hard_swish", 1),
-    Block(3, 480, 112, True, "hard_swish", 1),
-    Block(3, 672, 112, True, "hard_swish", 1),
-    Block(5, 672, 160, True, "hard_swish", 2),
-    Block(5, 960, 160, True, "hard_swish", 1),
-    Block(5, 960, 160, True, "hard_swish", 1),
-)
-
-SMALL = (
-    Block(3, 16, 16, True, "relu", 2),
-    Block(3, 72, 24, False, "relu", 2),
-    Block(3, 88, 24, False, "relu", 1),
-    Block(5, 96, 40, True, "hard_swish", 2),
-    Block(5, 240, 40, True, "hard_swish", 1),
-    Block(5, 240, 40, True, "hard_swish", 1),
-    Block(5, 120, 48, True, "hard_swish", 1),
-    Block(5, 144, 48, True, "hard_swish", 1),
-    Block(5, 288, 96, True, "hard_swish", 2),
-    Block(5, 576, 96, True, "hard_swish", 1),
-    Block(5, 576, 96, True, "hard_swish", 1),
-)
-
-_TABLES = {"large": LARGE, "small": SMALL}
+_TABLE = packaged("segmv3.models", "mobilenetv3.toml")
+_TABLES = {size: tuple(Block(*row) for row in rows) for size, rows in _TABLE["layers"].items()}
 _STEM_CHANNELS = 16
 _LAST_BLOCK = 3  # rows of each table that RF2 halves: the last stride-2 block and the two after it
 _DEEP_EXPANSION = 6  # the closing 1x1 convolution, in units of the last block's output
@@ -97,7 +66,7 @@ class Family:
     """Widths below this leave the stem at 16 channels."""
     deep_follows_output: bool = True
     """The closing 1x1 convolution is six times the last block's output, not of its value at width 1.0, scaled."""
-    hidden_scales: tuple[float, float] = (1.0, 1.0)
+    hidden_scales: Sequence[float] = (1.0, 1.0)
     """The classifier's hidden layer scales with the width only outside these bounds."""
     hidden_as_large: bool = False
     """Small has Large's 1280 hidden channels."""
@@ -116,26 +85,7 @@ class Family:
     """Large's first block, which keeps its shape, has a shortcut."""
 
 
-_NEVER = (0.0, float("inf"))
-
-FAMILIES = {
-    "timm": Family(stem_kept_below=0.75, deep_follows_output=False, hidden_scales=_NEVER),
-    "d-li14": Family(hidden_scales=(0.0, 1.0), squeeze_first=True),
-    "torchvision": Family(expansion_follows_input=False, shortcut_after_lost_stride=False),
-    "paddle": Family(
-        expansion_follows_input=False,
-        deep_follows_output=False,
-        hidden_scales=_NEVER,
-        hidden_as_large=True,
-        hidden_bias=False,
-        always_expands=True,
-        rounded_squeeze=False,
-    ),
-    # timm's first MobileNetV3, before the paper's details were known
-    "rw": Family(
-        hidden_scales=_NEVER, hidden_bias=False, rounded_squeeze=False, squeeze_relu=False, first_shortcut=False
-    ),
-}
+FAMILIES = {name: Family(**values) for name, values in _TABLE["families"].items()}
 
 
 def layout(net: MobileNetV3) -> tuple[Block, ...]:
@@ -248,7 +198,7 @@ class InvertedResidual(nn.Module):
         return filtered, x + y if self.shortcut else y
 
 
-class MobileNetV3Backbone(FeatureMaps):
+class MobileNetV3Backbone(TappedMaps):
     """Normalised image in, the tapped feature maps and the deep one out.
 
     Args: taps: the maps to return before the deep one, in this order.
@@ -262,34 +212,12 @@ class MobileNetV3Backbone(FeatureMaps):
         same = net.padding == "same"
         blocks = layout(net)
         widths = [stem_channels(net), *(block.out for block in blocks)]
-        self._strides = list(accumulate((row.stride for row in _TABLES[net.size]), mul, initial=2))
-        self._channels = {(i, False): width for i, width in enumerate(widths)}
-        self._channels |= {(i, True): block.expanded for i, block in enumerate(blocks, 1)}
-        located = [self.locate(tap) for tap in taps]
-        self.taps = tuple(place for place, _ in located)
-        self.channels = (*(channels for _, channels in located), deep_channels(net))
+        strides = list(accumulate((row.stride for row in _TABLES[net.size]), mul, initial=2))
+        self.tap(taps, strides, widths, [block.expanded for block in blocks], deep_channels(net))
         self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=kind, stride=2, same=same)
         squeeze_relu = FAMILIES[net.family].squeeze_relu
         self.blocks = nn.ModuleList(
             InvertedResidual(width, block, norm, squeeze_relu=squeeze_relu, same=same)
             for width, block in zip(widths, blocks, strict=False)
         )
-        self.last: nn.Module = (
-            conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()
-        )
-
-    def locate(self, tap: Tap) -> tuple[Place, int]:
-        """Where a feature map is, and its channels."""
-        place = tap.layer(self._strides), tap.at == "expanded"
-        return place, self._channels[place]
-
-    def forward(self, x: Tensor, also: tuple[Place, ...] = ()) -> tuple[Tensor, ...]:
-        """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up), then the maps
-        at the places `also`."""
-        wanted = (*self.taps, *also)
-        x = self.stem(x)
-        maps = {(0, False): x}
-        for i, block in enumerate(cast(Iterable[InvertedResidual], self.blocks), 1):
-            filtered, x = block(x)
-            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in wanted}
-        return (*(maps[place] for place in self.taps), self.last(x), *(maps[place] for place in also))
+        self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()

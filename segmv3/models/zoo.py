@@ -1,80 +1,36 @@
-"""The named nets, and the one way to build a net."""
+"""The named nets, which nets.toml holds, and the one way to build a net."""
 
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 
 from segmv3.errors import ModelError
-from segmv3.models.backbones import MobileNetV2, MobileNetV3
+from segmv3.models.backbones import MobileNetV3
 from segmv3.models.classifier import ImageClassifier
-from segmv3.models.heads import LRASPP, RASPP, LRASPPDecoder, LRASPPPlus
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
-from segmv3.models.nets import Classifier, Model, net_rules
+from segmv3.models.nets import Classifier, Model, net_from_dict, net_rules
 from segmv3.models.segmenter import Segmenter
+from segmv3.records import packaged
 from segmv3.settings import mistyped
 
 if TYPE_CHECKING:
     from segmv3.config import Config
 
-
-def _flagship(size: Literal["large", "small"]) -> Model:
-    """The paper's net: the last block halved and at stride 16, LR-ASPP with 128 filters on the 1/8 map."""
-    return Model(backbone=MobileNetV3(size=size, tail="rf2", output_stride=16), head=LRASPP())
+_TABLE = packaged("segmv3.models", "nets.toml")
 
 
-def _mmseg(size: Literal["large", "small"]) -> Model:
-    """mmsegmentation's net: everything after 1/8 dilated, a decoder up to 1/2, stride-2 convolutions padded SAME."""
-    return Model(backbone=MobileNetV3(size=size, output_stride=8, padding="same"), head=LRASPPDecoder())
+def _nets(values: dict[str, Any]) -> Mapping[str, Model]:
+    return MappingProxyType({name: cast(Model, net_from_dict(net)) for name, net in values.items()})
 
 
-def _plus(size: Literal["large", "small"]) -> Model:
-    """The accuracy option: all blocks, none dilated, without the closing 1x1 convolution (as PaddleSeg's nets), under a
-    head that gathers context and detail itself."""
-    return Model(backbone=MobileNetV3(size=size, last=False), head=LRASPPPlus())
+NETS = _nets(_TABLE["nets"])
 
-
-NETS: Mapping[str, Model] = MappingProxyType(
-    {
-        "lraspp_large_d8": _flagship("large"),  # paper, table 7 row 8: 1.51 M parameters
-        "lraspp_small_d8": _flagship("small"),  # paper, table 7 row 11: 0.47 M parameters
-        "lraspp_large_d8_mmseg": _mmseg("large"),
-        "lraspp_small_d8_mmseg": _mmseg("small"),
-        "lraspp_large_plus": _plus("large"),
-        "lraspp_small_plus": _plus("small"),
-    }
-)
-
-
-def _v2(tail: Literal["full", "rf2"] = "rf2", width: float = 1.0) -> MobileNetV2:
-    return MobileNetV2(tail=tail, width=width, output_stride=16)
-
-
-def _v3(tail: Literal["full", "rf2"] = "rf2") -> MobileNetV3:
-    return MobileNetV3(tail=tail, output_stride=16)
-
-
-_V2_LRASPP = LRASPP(tap="output")  # agrees with the paper's parameters in more rows than the expanded map
-
-PAPER_NETS: Mapping[str, Model] = MappingProxyType(
-    {
-        "paper_01_v2_raspp": Model(backbone=_v2("full"), head=RASPP()),
-        "paper_02_v2_rf2_raspp": Model(backbone=_v2(), head=RASPP()),
-        "paper_03_v2_rf2_lraspp_f256": Model(backbone=_v2(), head=replace(_V2_LRASPP, channels=256)),
-        "paper_04_v2_rf2_lraspp": Model(backbone=_v2(), head=_V2_LRASPP),
-        "paper_05_large_raspp": Model(backbone=_v3("full"), head=RASPP()),
-        "paper_06_large_rf2_raspp": Model(backbone=_v3(), head=RASPP()),
-        "paper_07_large_rf2_lraspp_f256": Model(backbone=_v3(), head=LRASPP(channels=256)),
-        "paper_08_large_rf2_lraspp": NETS["lraspp_large_d8"],
-        "paper_09_v2_x0.5_rf2_lraspp": Model(backbone=_v2(width=0.5), head=_V2_LRASPP),
-        "paper_10_v2_x0.35_rf2_lraspp": Model(backbone=_v2(width=0.35), head=_V2_LRASPP),
-        "paper_11_small_rf2_lraspp": NETS["lraspp_small_d8"],
-    }
-)
+PAPER_NETS = _nets({n: _TABLE["nets"][net] if isinstance(net, str) else net for n, net in _TABLE["paper"].items()})
 """The rows of the MobileNetV3 paper's Cityscapes table (arXiv 1905.02244, table 7), in its order."""
 
 

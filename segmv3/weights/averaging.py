@@ -13,8 +13,7 @@ from segmv3.errors import CheckpointError
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Model
 from segmv3.models.segmenter import Segmenter
-from segmv3.models.zoo import create_classifier, create_model
-from segmv3.settings import to_dict
+from segmv3.models.zoo import build
 
 
 def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifier:
@@ -40,14 +39,10 @@ def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifie
             for path, weights in zip(sources, read, strict=True)
         ]
     }
-    if isinstance(first.net, Model):
-        model: Segmenter | ImageClassifier = create_model(first.net, len(first.card.names))
-        model.load_state_dict(tensors)
-        checkpoint.save(model, output, classes=first.card.classes, **facts)
-    else:
-        model = create_classifier(first.net, len(first.card.names))
-        model.load_state_dict(tensors)
-        checkpoint.save(model, output, classes=first.card.names, **facts)
+    model = build(first.net, len(first.card.names))
+    model.load_state_dict(tensors)
+    classes = first.card.classes if isinstance(first.net, Model) else first.card.names
+    checkpoint.save(model, output, classes=classes, **facts)
     return model
 
 
@@ -66,9 +61,7 @@ def _mean(tensors: list[Tensor]) -> Tensor:
 
 def _check_same(path: Path, first: Weights, other_path: Path, other: Weights) -> None:
     """Raises: CheckpointError saying what differs."""
-    differing = checkpoint.differences(to_dict(first.net), to_dict(other.net))
-    differing.pop("bn_momentum", None)  # acts in training only
-    if differing:
+    if differing := checkpoint.net_differences(first.net, other.net):
         name, (a, b) = next(iter(differing.items()))
         raise CheckpointError(f"{other_path} holds another net than {path}: {name} {b!r}, not {a!r}")
     if first.card.names != other.card.names:

@@ -5,11 +5,9 @@ what must be recomputed on the way.
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +18,7 @@ from segmv3.models.backbones import MobileNetV3
 from segmv3.models.mobilenetv3 import layout
 from segmv3.models.nets import Classifier, Model, net_from_dict
 from segmv3.models.zoo import NETS, PAPER_NETS, state_shapes
+from segmv3.records import packaged
 
 Tensors = dict[str, Tensor]
 
@@ -91,7 +90,7 @@ def _paddle_prepare(tensors: Tensors) -> Tensors:
 
 
 def _formats() -> tuple[Format, ...]:
-    tables = tomllib.loads(files("segmv3.weights").joinpath("formats.toml").read_text(encoding="utf-8"))
+    tables = packaged("segmv3.weights", "formats.toml")
     words = ("mark", "licence", "leaves", "optional", "unused")
     prepare = {"PaddleClas": _paddle_prepare, "PaddleSeg": _paddle_prepare}
     return tuple(

@@ -74,13 +74,12 @@ def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
     if path.is_file() and checkpoint.is_ours(path):
         return _ours(path, variant)
     foreign = read_foreign(path)
-    try:
-        raw, averaged, notes = _without_prefixes(foreign.tensors)
-    except _Several as several:
-        raise CheckpointError(f"{path} holds several nets, under {several}; save the one that is wanted") from None
+    raw, averaged, notes = _without_prefixes(foreign.tensors, path)
     kind = recognise(list(raw))
     if kind is None:
-        raise CheckpointError(f"{path} is of no known format ({_described(raw)}); known are {_known()}")
+        known = ", ".join(kind.name for kind in formats())
+        found = f"{_count(list(raw))}, first {_safe(next(iter(raw)))}" if raw else "no tensors in it"
+        raise CheckpointError(f"{path} is of no known format ({found}); known are {known}")
     raw = kind.prepare(raw)
     chosen, alike = _choose(kind, raw, path, variant)
     parts = _Parts(kind, chosen.net, raw)
@@ -125,7 +124,7 @@ def _ours(path: Path, variant: str | None) -> Imported:
     return Imported("segmv3", weights.net, weights.card.names, weights.tensors, origin=origin, facts=facts)
 
 
-def _without_prefixes(tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
+def _without_prefixes(tensors: Tensors, path: Path) -> tuple[Tensors, list[str], list[str]]:
     """Tensors without the words that wrappers put in front, what was left out, and what to say of both.
 
     A hook of mmcv writes its averages beside the weights, dots replaced by underscores; alone they are the weights.
@@ -133,8 +132,12 @@ def _without_prefixes(tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
     plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema_")}
     averaged = {name.removeprefix("ema_"): tensor for name, tensor in tensors.items() if name.startswith("ema_")}
     if not plain and averaged:
-        return _with_dots({name.removeprefix("module_"): t for name, t in _unwrapped(averaged)[0].items()}), [], []
-    found, left, notes = _unwrapped(plain)
+        return (
+            _with_dots({name.removeprefix("module_"): t for name, t in _unwrapped(averaged, path)[0].items()}),
+            [],
+            [],
+        )
+    found, left, notes = _unwrapped(plain, path)
     if kept := [f"ema_{name}" for name in averaged]:
         notes.append(f"{_count(kept)} of averaged weights (ema_) left out")
     return found, [*kept, *left], notes
@@ -145,7 +148,7 @@ _AVERAGED = r"(?i)(ema|averag|teacher|shadow|swa)"
 _NOT_WEIGHTS = r"(?i)(^|[._])(n_averaged|criterion|loss|metric|m?iou|confmat|acc|optim|ema|num_updates|decay)"
 
 
-def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
+def _unwrapped(tensors: Tensors, path: Path) -> tuple[Tensors, list[str], list[str]]:
     """Tensors under the names that a format knows, where words in front of them hide it; as `_without_prefixes`.
 
     A file with two nets is refused, unless one of them is the average of the other. mmsegmentation's own backbone
@@ -161,7 +164,8 @@ def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
     if len(found) > 1:
         found = [prefix for prefix in found if not re.search(_AVERAGED, prefix)] or found
     if len(found) > 1:
-        raise _Several(", ".join(_safe(prefix or "(none)") for prefix in found))
+        several = ", ".join(_safe(prefix or "(none)") for prefix in found)
+        raise CheckpointError(f"{path} holds several nets, under {several}; save the one that is wanted")
     if not found:
         longer = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
         return (longer if recognise(list(longer)) in (MMSEG, OURS) else tensors), [], notes
@@ -183,24 +187,16 @@ def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
     return kept, left, notes
 
 
-class _Several(Exception):
-    """A file with more than one net."""
-
-
 def _prefixes(names: list[str]) -> list[str]:
-    """The prefixes of the nets in a file. A net inside another net is a part of that."""
+    """The prefixes of the nets in a file. A net inside another net is a part of that, unless it is an average."""
     places = {
         name[: match.start()]
         for name in names
         for kind in formats()
         if (match := re.search(kind.mark.replace("^", r"(?:^|(?<=\.))", 1), name))
     }
-    return sorted(p for p in places if not any(p != q and p.startswith(q) and _inside(p[len(q) :]) for q in places))
-
-
-def _inside(rest: str) -> bool:
-    """Whether what follows a net's prefix is one of its own parts, not another net beside it."""
-    return not re.search(_AVERAGED, rest)
+    parts = {p for p in places for q in places if p != q and p.startswith(q) and not re.search(_AVERAGED, p[len(q) :])}
+    return sorted(places - parts)
 
 
 def _with_dots(tensors: Tensors) -> Tensors:
@@ -328,7 +324,8 @@ def _class_names(variant: Variant, meta: Mapping[str, Any], number: int) -> tupl
     notes = {**notes, **_mapping(notes.get("dataset_meta"))}
     stored = notes.get("CLASSES") or notes.get("classes")
     if isinstance(stored, list) and len(stored) == number and all(isinstance(n, str) for n in stored):
-        names = tuple(_printable(name) for name in stored)
+        # without what would command a terminal
+        names = tuple("".join(c for c in name if c.isprintable())[:80].strip() for name in stored)
         if all(names) and len(set(names)) == number:
             return names
     if isinstance(variant.net, Classifier) and number == 1000:
@@ -365,24 +362,9 @@ def _notes(
         yield "names no classes; its 19 are taken for Cityscapes'"
 
 
-def _printable(text: str) -> str:
-    """Without what would command a terminal."""
-    return "".join(c for c in text if c.isprintable())[:80].strip()
-
-
 def _safe(name: str) -> str:
     """A name out of a file, fit to be printed."""
     return ascii(name)[1:-1][:120]
-
-
-def _described(tensors: Tensors) -> str:
-    if not tensors:
-        return "no tensors in it"
-    return f"{_count(list(tensors))}, first {_safe(next(iter(tensors)))}"
-
-
-def _known() -> str:
-    return ", ".join(kind.name for kind in formats())
 
 
 def _count(names: list[str], one: str = "", many: str = "") -> str:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from segmv3 import checkpoint
 from segmv3.checkpoint import Card
@@ -51,13 +52,7 @@ def open_segmenter(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segm
                 stacklevel=2,
             )
         return segmenter, card
-    imported = open_weights(source)
-    if not isinstance(imported.net, Model):
-        raise CheckpointError(f"{source} is a classifier: use it with segmv3 classify, or as --model.pretrained")
-    model = imported.model()
-    assert isinstance(model, Segmenter)
-    _tell(imported, source)
-    return model, _card(imported, colored(imported.names))
+    return _imported(source, Model)
 
 
 def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
@@ -67,13 +62,19 @@ def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
     """
     if _is_ours(source):
         return checkpoint.load_classifier(source)
+    return _imported(source, Classifier)
+
+
+def _imported(source: Path | str, kind: type[Model | Classifier]) -> Any:
+    """A net of this kind from a file of another project, and its card."""
     imported = open_weights(source)
-    if not isinstance(imported.net, Classifier):
-        raise CheckpointError(f"{source} is a segmentation net: use it with segmv3 predict or segmv3 evaluate")
+    checkpoint.check_kind(imported.net, kind, source)
     model = imported.model()
-    assert isinstance(model, ImageClassifier)
-    _tell(imported, source)
-    return model, _card(imported, None)
+    for note in imported.notes:
+        warnings.warn(Segmv3Warning(f"{source}: {note}"), stacklevel=3)
+    colors = colored(imported.names).colors if kind is Model else ()
+    facts = {"version": checkpoint.package_version(), "commit": "", "origin": imported.origin}
+    return model, Card(imported.names, colors, facts, imported.origin["sha256"])
 
 
 def colored(names: tuple[str, ...]) -> Classes:
@@ -82,16 +83,6 @@ def colored(names: tuple[str, ...]) -> Classes:
     return cityscapes if names == cityscapes.names else replace(numbered_classes(len(names)), names=names)
 
 
-def _tell(imported: Imported, source: Path | str) -> None:
-    for note in imported.notes:
-        warnings.warn(Segmv3Warning(f"{source}: {note}"), stacklevel=3)
-
-
 def _is_ours(source: Path | str) -> bool:
     path = Path(source)
     return path.is_file() and checkpoint.is_ours(path)
-
-
-def _card(imported: Imported, classes: Classes | None) -> Card:
-    facts = {"version": checkpoint.package_version(), "commit": "", "origin": imported.origin}
-    return Card(imported.names, classes.colors if classes else (), facts, imported.origin["sha256"])

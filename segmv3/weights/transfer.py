@@ -43,8 +43,11 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
     Raises: CheckpointError for a backbone of another kind, size or width, or one that hardly fits; for another
         number of classes without `new_head`.
     """
-    _check_backbones(source, model)
-    tensors = _without_classes(source) if new_head else source.tensors
+    theirs, ours = _kind(source.net.backbone), _kind(model.config.backbone)
+    if theirs != ours:
+        raise CheckpointError(f"{source.origin.get('file')} holds another net: {theirs}, wanted is {ours}")
+    classifiers = source.net.classifiers if new_head else ()
+    tensors = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(classifiers)}
     same_task = isinstance(source.net, Model) == isinstance(model, Segmenter)
     if not new_head and same_task and source.names and len(source.names) != model.num_classes:
         raise CheckpointError(
@@ -134,19 +137,9 @@ def differing_settings(trained: Model | Classifier, now: Model | Classifier) -> 
     return found + [f"--model.{name} {' '.join(f'{v:g}' for v in getattr(trained, name))}" for name in inputs]
 
 
-def _check_backbones(source: Imported, model: Segmenter | ImageClassifier) -> None:
-    theirs, ours = _kind(source.net.backbone), _kind(model.config.backbone)
-    if theirs != ours:
-        raise CheckpointError(f"{source.origin.get('file')} holds another net: {theirs}, wanted is {ours}")
-
-
 def _kind(backbone: Backbone) -> str:
     width = getattr(backbone, "width", None)
     return backbone.title if width is None else f"{backbone.title} of width {width:g}"
-
-
-def _without_classes(source: Imported) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in source.tensors.items() if not name.startswith(source.net.classifiers)}
 
 
 def _convolution_of(name: str, own: Mapping[str, Tensor]) -> str:
