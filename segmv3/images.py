@@ -7,11 +7,12 @@ else OpenCV. `PIL.Image.verify` and `cv2.imread` both accept half a JPEG; `load(
 import errno
 import io
 import os
+import re
 import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -54,11 +55,12 @@ if Image.MAX_IMAGE_PIXELS is not None and MAX_PIXELS > 2 * Image.MAX_IMAGE_PIXEL
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FORMATS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
     (_PNG, PngImagePlugin.PngImageFile),
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"RIFF", WebPImagePlugin.WebPImageFile),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-    *((start, TiffImagePlugin.TiffImageFile) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
+    (rb"BM", BmpImagePlugin.BmpImageFile),
+    (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
 )
+"""Regular expression of the first bytes of a file, and what of Pillow opens it."""
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 # Of a PNG, what its pixels are made of and which way is up. All else is left out: profiles and texts of any size.
@@ -143,10 +145,8 @@ def _bare_png(data: bytes, path: Path) -> tuple[bytes, bool]:
     _check_size(path, int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
     kept, names = [data[:8]], set()
     for name, start, end in chunks:
-        text = (
-            name in (b"tEXt", b"zTXt", b"iTXt") and data.startswith(_TURNING_TEXTS, start + 8) and end - start < 65536
-        )
-        if name in _PIXEL_CHUNKS or text:
+        text = name in (b"tEXt", b"zTXt", b"iTXt") and end - start < 65536
+        if name in _PIXEL_CHUNKS or (text and data.startswith(_TURNING_TEXTS, start + 8)):
             kept.append(data[start:end])
             names.add(name)
         elif name == b"acTL":
@@ -168,7 +168,18 @@ def _plain_png(data: bytes, *, color: bool) -> UInt8Array | None:
     """
     if data[25:26] not in ((b"\0", b"\2") if color else (b"\0",)):
         return None
-    return (_by_libspng if png_library() == "libspng" else _by_opencv)(data, color)
+    if png_library() == "libspng":
+        import pyspng
+
+        with suppress(RuntimeError):  # whole by its checksums, and yet no picture
+            return cast(UInt8Array, pyspng.load(data, format="RGB" if color else "L"))
+        return None
+    import cv2
+
+    with suppress(cv2.error):  # of its own limits, or no memory: Pillow will say
+        flags = cv2.IMREAD_COLOR_RGB if color else cv2.IMREAD_UNCHANGED
+        return cast(UInt8Array | None, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+    return None
 
 
 @cache  # an import that fails is searched for each time
@@ -179,25 +190,6 @@ def png_library() -> str:
     except ImportError:
         return "OpenCV"
     return "libspng"
-
-
-def _by_libspng(data: bytes, color: bool) -> UInt8Array | None:
-    import pyspng
-
-    try:
-        return cast(UInt8Array, pyspng.load(data, format="RGB" if color else "L"))
-    except RuntimeError:  # whole by its checksums, and yet no picture
-        return None
-
-
-def _by_opencv(data: bytes, color: bool) -> UInt8Array | None:
-    import cv2
-
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB if color else cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # of its own limits, or no memory: Pillow will say
-        return None
-    return cast(UInt8Array | None, pixels)
 
 
 def _read(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, Image.Image | None]:
@@ -231,9 +223,7 @@ def _read(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, I
 
 def _decoder(data: bytes, path: Path) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
     """What of Pillow opens a file, by its first bytes."""
-    kind = next((kind for start, kind in _FORMATS if data.startswith(start)), None)
-    if data[:4] == b"RIFF" and data[8:12] != b"WEBP":
-        kind = None
+    kind = next((kind for start, kind in _FORMATS if re.match(start, data, re.DOTALL)), None)
     if kind is None and data[4:8] == b"ftyp":
         kind = _modern(data, path)
     if kind is None:
@@ -264,8 +254,7 @@ def _modern(data: bytes, path: Path) -> Callable[[io.BytesIO], ImageFile.ImageFi
 def is_image(start: bytes) -> bool:
     """Whether a file that begins like this is a picture, by its first 64 bytes."""
     boxed = start[4:8] == b"ftyp" and start[8:12] in _AVIF | _HEIC
-    riff = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    return boxed or riff or any(start.startswith(each) for each, _ in _FORMATS if each != b"RIFF")
+    return boxed or any(re.match(each, start, re.DOTALL) for each, _ in _FORMATS)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
