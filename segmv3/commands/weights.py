@@ -89,7 +89,7 @@ def _list(options: List) -> None:
         print_line(f"{title}:")
         for entry in entries:  # plain lines: a table would cut the names on a narrow terminal
             if entry.trained_on.startswith(group):
-                print_line(f"  {entry.name:<39}{entry.licence.partition(' (')[0]:<13}{entry.accuracy}")
+                print_line(f"  {entry.name:<43}{entry.licence.partition(' (')[0]:<13}{entry.accuracy}")
     print_line("segmv3 weights list --json has addresses, digests, sources and whole licences.")
 
 
