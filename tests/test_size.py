@@ -8,8 +8,8 @@ import segmv3
 
 WHEEL_LINES = 30_300
 """Of Python in the wheel; the aim is 18,500."""
-FILE_LINES = 460
-"""Of the longest file; the aim is 400."""
+FILE_LINES = 400
+"""Of the longest file."""
 FUNCTION_LINES = 67
 """Of the longest function, compiled kernels apart; the aim is 60."""
 
