@@ -63,15 +63,7 @@ def write_report(
         "total": len(samples),
     }
     if scores:
-        named = (("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy"))
-        values |= {
-            "metrics": [(name, scores.get(key)) for name, key in named],
-            "conditions": _conditions(scores),
-            "colors": dict(zip(classes.names, classes.colors, strict=True)),
-            "bars": Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme)),
-            "matrix": Chart(figures / "confusion.png", lambda theme: confusion(scores, theme)),
-            "worst": _worst_confusions(scores),
-        }
+        values |= _scored(scores, classes, figures)
     else:
         (figures / "iou.png").unlink(missing_ok=True)
         (figures / "confusion.png").unlink(missing_ok=True)
@@ -85,6 +77,18 @@ def write_report(
     else:
         (figures / "samples.png").unlink(missing_ok=True)
     return write_page(run / "report.html", "run.html", **values)
+
+
+def _scored(scores: dict, classes: Classes, figures: Path) -> dict[str, Any]:
+    named = (("mIoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy"))
+    return {
+        "metrics": [(name, scores.get(key)) for name, key in named],
+        "conditions": _conditions(scores),
+        "colors": dict(zip(classes.names, classes.colors, strict=True)),
+        "bars": Chart(figures / "iou.png", lambda theme: iou_bars(scores, classes, theme)),
+        "matrix": Chart(figures / "confusion.png", lambda theme: confusion(scores, theme)),
+        "worst": _worst_confusions(scores),
+    }
 
 
 def write_classification_report(run: Path, *, title: str, facts: dict[str, str], log: list[dict], scores: dict) -> Path:
