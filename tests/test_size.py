@@ -6,12 +6,12 @@ from pathlib import Path
 
 import segmv3
 
-WHEEL_LINES = 30_300
+WHEEL_LINES = 30_851
 """Of Python in the wheel; the aim is 18,500."""
 FILE_LINES = 400
 """Of the longest file."""
-FUNCTION_LINES = 67
-"""Of the longest function, compiled kernels apart; the aim is 60."""
+FUNCTION_LINES = 60
+"""Of the longest function, compiled kernels apart."""
 
 PACKAGE = Path(segmv3.__file__).parent
 COMPILED = ("_compiled", "njit", "jit", "intrinsic")
