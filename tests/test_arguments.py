@@ -1,5 +1,6 @@
 """Odd arguments: every command answers in one line, with exit code 2, or does what was asked."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -91,6 +92,11 @@ train CONFIG --run r --schedule.steps V --data.root nothing
 sweep CONFIG SPACE --output s --data.root nothing --trials V
 sweep CONFIG SPACE --output s --data.root nothing --hours V
 """.strip().split("\n")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_piped_in(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO())))
 
 
 @pytest.fixture(scope="module")
