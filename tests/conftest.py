@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from segmv3.config import AdamW, Config, Data, Schedule
+from segmv3.data.check import problems_in, refuse
 from segmv3.images import write_png
 from segmv3.models.zoo import NETS
 
@@ -90,3 +91,8 @@ def config(folder: Path) -> Config:
         optim=AdamW(lr=1e-3),
         schedule=Schedule(steps=12, min_lr=0, eval_every=6, save_every=4, log_every=3),
     )
+
+
+def check(dataset, progress=None):
+    """Read every pair of a split, and refuse it where one is damaged, as a training does."""
+    refuse(problems_in(dataset, progress), dataset.split)

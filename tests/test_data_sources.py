@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import check
 from PIL import Image
 
 from segmv3.config import Config, Data, DataSource, Layout, Schedule, load_config, mistyped, to_dict
-from segmv3.data.check import check, contents
+from segmv3.data.check import contents
 from segmv3.data.datasets import find_split, open_dataset, open_extra
 from segmv3.data.loader import train_batches
 from segmv3.data.sources import SOURCES, Source, data_in, name_of, source_of

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import paint
+from conftest import check, paint
 from PIL import Image
 
 from segmv3.checkpoint import save
 from segmv3.cli import main
 from segmv3.config import Data
-from segmv3.data.check import check, class_fault, contents
+from segmv3.data.check import class_fault, contents
 from segmv3.data.datasets import open_dataset
 from segmv3.data.facts import read_pairs
 from segmv3.errors import ConfigError, DataError, Segmv3Warning

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import paint
+from conftest import check, paint
 from PIL import Image
 
 from segmv3.cli import main
 from segmv3.config import Data
-from segmv3.data.check import check, problems_in, refuse
+from segmv3.data.check import problems_in, refuse
 from segmv3.data.datasets import open_dataset
 from segmv3.data.sources import layout_of, source_of
 from segmv3.doctor import examine

@@ -182,3 +182,5 @@ def test_nothing_blocks_the_way_of_a_drive(seed):
     for frame in (0, 20, 60):
         _, objects = render_frame(frame, size=(64, 128), seed=seed)
         assert {"road", "sky", "building"} <= {one["label"] for one in objects}
+        heavy = [np.ptp(np.array(one["polygon"])[:, 0]) for one in objects if one["label"] in ("bus", "truck", "train")]
+        assert max(heavy, default=0) < 100  # of 128 columns

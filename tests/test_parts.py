@@ -3,7 +3,7 @@
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def test_it_is_a_frozen_dataclass_and_comes_back_from_a_header(net):
         with pytest.raises(AttributeError):
             part.channels = 3
         assert pickle.loads(pickle.dumps(part)) == part
-        assert part.__doc__ and all(f.default is not None for f in fields(part))
+        assert part.__doc__ and not [f.name for f in fields(part) if f.default is MISSING]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (33, 47)])
@@ -149,6 +149,18 @@ def test_two_parts_of_one_name_are_refused():
     twin = dataclass(frozen=True, kw_only=True)(type("LRASPP", (LRASPP,), {"__module__": "theirs"}))
     with pytest.raises(ModelError, match=r"two parts have the name LRASPP \(segmv3.models.heads and theirs\)"):
         net_from_dict(to_dict(Model()), parts=[twin])
+    assert net_from_dict(to_dict(Model())) == Model()  # only imported, it disturbs nobody
+
+
+def test_two_imported_parts_of_one_name_matter_where_the_name_is_used():
+    kinds = [
+        dataclass(frozen=True, kw_only=True)(type("Twice", (LRASPP,), {"__module__": module})) for module in ("a", "b")
+    ]
+    assert net_from_dict(to_dict(Model())) == Model()
+    net = Model(head=kinds[1]())
+    with pytest.raises(ModelError, match=r"two parts have the name Twice \(a and b\)"):
+        net_from_dict(to_dict(net))
+    assert net_from_dict(to_dict(net), parts=[kinds[1]]) == net
 
 
 def test_a_part_without_a_method_cannot_be_made():

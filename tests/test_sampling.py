@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import paint
+from conftest import check, paint
 
 from segmv3.cli import main
 from segmv3.config import Config, Data, Schedule
 from segmv3.data import facts as checking
-from segmv3.data.check import check, class_counts, class_pixels
+from segmv3.data.check import class_counts, class_pixels
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import TrainSamples, train_batches
 from segmv3.data.pack import pack

@@ -80,6 +80,7 @@ def _kept(picture: "UInt8Array | DataError") -> "UInt8Array":
 
 def _net(weights: str | None, options: View) -> "Predictor":
     from segmv3.runtime import load
-    from segmv3.weights.names import DEFAULT
+    from segmv3.screen import print_line
+    from segmv3.weights.names import default_net
 
-    return load(weights or DEFAULT, threads=options.threads, device=options.device, trust=options.trust)
+    return load(weights or default_net(print_line), threads=options.threads, device=options.device, trust=options.trust)

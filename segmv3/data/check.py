@@ -37,22 +37,8 @@ class Problem:
     """The file, what is wrong with it and what to do, without the area in front."""
 
 
-def check(dataset: Dataset, progress: Progress | None = None) -> None:
-    """Read every pair of a split completely; files that are remembered are not read again.
-
-    Args:
-        dataset: the split.
-        progress: called with (pairs done, pairs to read) after each pair.
-
-    Raises:
-        DataError: names the files that are damaged, hold illegal ids or have another size than their partner, and
-            says what is wrong with the first.
-    """
-    refuse(problems_in(dataset, progress), dataset.split)
-
-
 def problems_in(dataset: Dataset, progress: Progress | None = None) -> list[Problem]:
-    """Every problem of a split, in the order of its pairs; `check` without the raising."""
+    """Every problem of a split, in the order of its pairs. Files that are remembered are not read again."""
     found = read_pairs(dataset, progress)
     return [problem for pair, facts in zip(dataset.pairs, found, strict=True) for problem in problems_of(pair, *facts)]
 

@@ -117,9 +117,9 @@ class FolderSource(Source):
     pairs_by_way: ClassVar[bool] = True
     """Whether names that repeat are told apart by the folders they lie in."""
 
+    @abstractmethod
     def folders(self, root: Path, split: str) -> Sequence[Folders]:
         """Where a split may lie; the first folder of images that exists is read."""
-        raise NotImplementedError
 
     def label_tables(self, root: Path) -> Mapping[str, LabelTable]:
         """How labels are stored, by the end of their names; the last one wins where a label is there twice."""

@@ -79,17 +79,16 @@ def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Model |
         ModelError: a part is not here, or two have one name.
         ValueError, KeyError, TypeError: the values are of another kind, or the net is none that can be built.
     """
-    known = _known(parts)
+    given = list(parts)
+    for part in given:
+        if not (isinstance(part, type) and is_dataclass(part) and issubclass(part, Backbone | Head)):
+            name = getattr(part, "__name__", part)
+            raise ModelError(f"{name} is no dataclass that inherits Head or Backbone of segmv3.config")
 
     def typed(value: Any) -> Any:
         if isinstance(value, dict):
-            kind = value["kind"]
-            if kind not in known and str(kind).isidentifier():
-                raise ModelError(
-                    f"its net has the part {kind[:80]}, which segmv3 does not have: import the class and give it as "
-                    "segmv3.load(..., parts=[...]), or name its file with --parts FILE.py"
-                )
-            return known[kind](**{name: typed(v) for name, v in value.items() if name != "kind"})
+            kind = _part(value["kind"], given)
+            return kind(**{name: typed(v) for name, v in value.items() if name != "kind"})
         return tuple(value) if isinstance(value, list) else value
 
     net = typed(values)
@@ -103,27 +102,26 @@ def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Model |
     return net
 
 
-def _known(parts: Iterable[Part]) -> dict[str, type]:
-    """All parts by name. Of a class that was defined twice by the same file the later one counts.
+def _part(name: str, given: list[Part]) -> type:
+    """The class of this name: segmv3's own or one of those given, else one that is imported.
+
+    Of a class that was defined twice by the same file the later one counts.
 
     Raises:
-        ModelError: two parts of different files have one name, or something is no part.
+        ModelError: there is none, or there are two of different files.
+        KeyError: the name is none.
     """
-    known = dict(_OURS)
-    given = list(parts)
-    for part in [*_subclasses(Backbone), *_subclasses(Head), *given]:
-        if not (isinstance(part, type) and is_dataclass(part) and issubclass(part, Backbone | Head)):
-            if part in given:
-                name = getattr(part, "__name__", part)
-                raise ModelError(f"{name} is no dataclass that inherits Head or Backbone of segmv3.config")
-            continue
-        other = known.setdefault(part.__name__, part)
-        if other.__module__ != part.__module__:
-            raise ModelError(
-                f"two parts have the name {part.__name__} ({other.__module__} and {part.__module__}); rename one"
-            )
-        known[part.__name__] = part
-    return known
+    imported = [*_subclasses(Backbone), *_subclasses(Head)]
+    named = [part for part in (_OURS.get(name), *given) if part and part.__name__ == name]
+    found = {part.__module__: part for part in named or imported if part.__name__ == name}
+    if len(found) > 1:
+        raise ModelError(f"two parts have the name {name} ({' and '.join(found)}); rename one")
+    if not found and str(name).isidentifier():
+        raise ModelError(
+            f"its net has the part {name[:80]}, which segmv3 does not have: import the class and give it as "
+            "segmv3.load(..., parts=[...]), or name its file with --parts FILE.py"
+        )
+    return next(iter(found.values())) if found else _OURS[name]
 
 
 def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:

@@ -8,7 +8,9 @@ it takes nothing.
 import json
 import secrets
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any, cast
@@ -51,6 +53,7 @@ class Server(ThreadingHTTPServer):
                 f"port {port} cannot be used ({error.strerror}); leave --port out, or name another"
             ) from None
         self.shown = shown
+        self.one_at_a_time = threading.Lock()  # a page asks for all layers at once, and they are made together
         self.token = secrets.token_urlsafe(12)
         self.url = f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
@@ -73,7 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         query = {name: values[0] for name, values in parse_qs(path.query).items()}
         try:
-            content, kind = _answer(server.shown, rest, query)
+            with server.one_at_a_time if rest[:1] in (["item"], ["frame"]) else nullcontext():
+                content, kind = _answer(server.shown, rest, query)
         except Segmv3Error as error:
             self._send(409, str(error).encode(), "text/plain; charset=utf-8")
         except (LookupError, ValueError):

@@ -5,14 +5,13 @@ the page's business: it gets the ids themselves.
 """
 
 import re
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ import torch
 from segmv3.config import Config, Data
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.loader import TrainSamples, collate
+from segmv3.data.settings import Layout
 from segmv3.data.sources import data_in
 from segmv3.decode import label_map_and_confidence
 from segmv3.errors import DataError
@@ -32,7 +32,7 @@ LayerKind = Literal["picture", "ids", "confidence"]
 
 
 class Gallery(ABC):
-    """Pictures by number, each with the same layers.
+    """Pictures by number, each with the same layers. Whoever asks from several threads asks for one layer at a time.
 
     Attributes:
         title: what is shown.
@@ -90,7 +90,6 @@ class DatasetGallery(Gallery):
         self.layers = {"image": "picture", "labels": "ids", "sample": "picture", "sample labels": "ids"}
         self._samples = {dataset.split: TrainSamples(dataset, data, seed) for dataset in self._sets}
         self._epochs = dict[int, int]()
-        self._one_at_a_time = threading.Lock()  # the transforms keep a state
 
     def __len__(self) -> int:
         return len(self._places)
@@ -115,8 +114,7 @@ class DatasetGallery(Gallery):
     @lru_cache(maxsize=4)  # noqa: B019
     def _sample(self, index: int, epoch: int) -> tuple[UInt8Array, UInt8Array]:
         dataset, number = self._places[index]
-        with self._one_at_a_time:
-            images, labels, photometric = collate([self._samples[dataset.split][epoch, number]])
+        images, labels, photometric = collate([self._samples[dataset.split][epoch, number]])
         if photometric is not None:
             images = adjust(images, photometric)
         return images[0].permute(1, 2, 0).numpy(), labels[0].numpy()
@@ -237,6 +235,8 @@ class LiveFrame:
 class Live:
     """Frames that a net labels one after the other: of a video in their order, of a camera the newest.
 
+    The server asks for one at a time.
+
     Args:
         title: what is shown.
         frames: the frames and their times.
@@ -246,25 +246,23 @@ class Live:
     def __init__(self, title: str, frames: Iterator[tuple[UInt8Array, Any]], net: Predictor) -> None:
         self.title, self.classes = title, net.classes
         self._frames, self._net = frames, net
-        self._lock = threading.Lock()
         self._last: LiveFrame | None = None
 
     def after(self, number: int) -> LiveFrame | None:
         """The frame after one of this number; None at the end. Several pages see the same frames."""
-        with self._lock:
-            if self._last is not None and self._last.number > number:
-                return self._last
-            start = time.perf_counter()
-            image, when = next(self._frames, (None, None))
-            if image is None:
-                return None
-            read = time.perf_counter()
-            labels, confidence = _by_net(self._net, image)
-            end = time.perf_counter()
-            spent = {"read": 1000 * (read - start), "net and labels": 1000 * (end - read)}
-            count = 0 if self._last is None else self._last.number + 1
-            self._last = LiveFrame(count, image, labels, confidence, float(when or 0), spent)
+        if self._last is not None and self._last.number > number:
             return self._last
+        start = time.perf_counter()
+        image, when = next(self._frames, (None, None))
+        if image is None:
+            return None
+        read = time.perf_counter()
+        labels, confidence = _by_net(self._net, image)
+        end = time.perf_counter()
+        spent = {"read": 1000 * (read - start), "net and labels": 1000 * (end - read)}
+        count = 0 if self._last is None else self._last.number + 1
+        self._last = LiveFrame(count, image, labels, confidence, float(when or 0), spent)
+        return self._last
 
 
 # ---- which one ----
@@ -299,7 +297,10 @@ def gallery_of(path: Path, config: Config | None, open_net: Callable[[str | Path
 def _gallery_of_run(run: Path, open_net: Callable[[str | Path], Predictor]) -> RunGallery:
     net = open_net(run / "best.safetensors")
     facts = net.card.facts["config"]["data"]
+    layout: Any = facts["dataset"]
+    if not isinstance(layout, str):
+        raise DataError(f"{run} was trained on a data set of one's own; name its config instead")
     root = Path(facts["root"])  # from where the run was started: here, or the folder that holds runs/
     beside = run.resolve().parent.parent / root
-    data = Data(dataset=facts["dataset"], root=beside if beside.is_dir() and not root.is_dir() else root)
+    data = Data(dataset=cast(Layout, layout), root=beside if beside.is_dir() and not root.is_dir() else root)
     return RunGallery(f"{run.name}: val", open_dataset(data, "val"), net)

@@ -38,6 +38,13 @@ def published() -> dict[str, Published]:
     return {name: Published(**{field: row[field] for field in fields}) for name, row in _rows().items()}
 
 
+def default_net(say: Callable[[str], None]) -> str:
+    """The name of the net that is taken without being asked; says its score and licence."""
+    entry = published()[DEFAULT]
+    say(f"net: {DEFAULT} ({entry.accuracy}; {entry.licence}); --weights takes another")
+    return DEFAULT
+
+
 def find(name: str, *, offline: bool = False, say: Callable[[str], None] = print_line) -> Imported:
     """The weights of a published name, downloaded unless they are in the cache, with a bar on a terminal.
 
