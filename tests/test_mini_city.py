@@ -184,3 +184,10 @@ def test_nothing_blocks_the_way_of_a_drive(seed):
         assert {"road", "sky", "building"} <= {one["label"] for one in objects}
         heavy = [np.ptp(np.array(one["polygon"])[:, 0]) for one in objects if one["label"] in ("bus", "truck", "train")]
         assert max(heavy, default=0) < 100  # of 128 columns
+
+
+@pytest.mark.parametrize("frames", [0, -3, 100_001])
+def test_a_drive_of_no_or_too_many_frames_is_refused(tmp_path, frames):
+    with pytest.raises(ConfigError, match=f"a drive has 1 to 100,000 frames, got {frames:,}"):
+        write_mini_city(tmp_path / "drive", size=(64, 128), video=frames)
+    assert not (tmp_path / "drive").exists()

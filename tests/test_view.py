@@ -139,6 +139,8 @@ def test_results_of_predict(tmp_path, city):
 def test_what_cannot_be_shown_is_one_line(tmp_path, capsys, city):
     assert main(["view", str(tmp_path / "nothing"), "--no-browser"]) == 2
     assert "does not exist" in capsys.readouterr().err
+    assert main(["view", str(city), "--no-browser", "--port", "99999"]) == 2
+    assert capsys.readouterr().err == "config: --port is 99999; it must be 0 (a free one) to 65535\n"
     with Server(gallery(city)) as server, pytest.raises(OutputError, match=r"port \d+ cannot be used \(Address"):
         Server(gallery(city), server.server_port)
 

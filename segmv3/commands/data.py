@@ -125,7 +125,7 @@ def _mini_city(arguments: list[str]) -> None:
             val=options.val,
             size=options.size,
             seed=options.seed,
-            video=options.frames if options.video else 0,
+            video=options.frames if options.video else None,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     drawn = f"{options.train} train and {options.val} val scenes"

@@ -11,7 +11,7 @@ import tyro
 
 from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
 from segmv3.config import load_config
-from segmv3.errors import DataError
+from segmv3.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from segmv3.images import UInt8Array
@@ -41,6 +41,8 @@ def run(arguments: list[str]) -> None:
     """
     options = parse(View, "segmv3 view", arguments)
     options.import_parts()
+    if not 0 <= options.port < 65536:
+        raise ConfigError(f"--port is {options.port}; it must be 0 (a free one) to 65535")
     from segmv3.screen import print_line
     from segmv3.view.server import Server
 

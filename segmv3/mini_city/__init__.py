@@ -32,7 +32,7 @@ def write_mini_city(
     val: int = 12,
     size: tuple[int, int] = (256, 512),
     seed: int = 0,
-    video: int = 0,
+    video: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a small synthetic Cityscapes (leftImg8bit and gtFine, train and val) under `root`.
@@ -61,8 +61,8 @@ def write_mini_city(
         raise ConfigError(f"mini-city draws at most {_MOST_IMAGES:,} images of at most {_LARGEST_SIDE:,} pixels a side")
     if seed < 0:
         raise ConfigError(f"seed must be at least 0, got {seed}")
-    if not 0 <= video <= _MOST_IMAGES:
-        raise ConfigError(f"a drive has at most {_MOST_IMAGES:,} frames, got {video}")
+    if video is not None and not 1 <= video <= _MOST_IMAGES:
+        raise ConfigError(f"a drive has 1 to {_MOST_IMAGES:,} frames, got {video:,}")
     parameters: dict[str, object] = {"format": _FORMAT, "train": train, "val": val, "size": list(size), "seed": seed}
     if video:
         parameters |= {"train": 0, "val": video, "video": True}

@@ -120,13 +120,6 @@ class DatasetGallery(Gallery):
         return images[0].permute(1, 2, 0).numpy(), labels[0].numpy()
 
 
-@dataclass(frozen=True)
-class _Labelled:
-    image: UInt8Array
-    labels: UInt8Array
-    confidence: UInt8Array
-
-
 class NetGallery(Gallery):
     """Images that a net labels when they are looked at."""
 
@@ -144,12 +137,12 @@ class NetGallery(Gallery):
         return self._names[index]
 
     def layer(self, index: int, name: str) -> UInt8Array:
-        return getattr(self._labelled(index), name)
+        return self._labelled(index)[name]
 
     @lru_cache(maxsize=4)  # noqa: B019
-    def _labelled(self, index: int) -> _Labelled:
+    def _labelled(self, index: int) -> dict[str, UInt8Array]:
         image = self._reads[index]()
-        return _Labelled(image, *_by_net(self._net, image))
+        return dict(zip(self.layers, (image, *_by_net(self._net, image)), strict=True))
 
 
 class RunGallery(Gallery):
