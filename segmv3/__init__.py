@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from segmv3.checkpoint import save as save
     from segmv3.config import Config as Config
     from segmv3.config import load_config as load_config
+    from segmv3.data.importing.run import import_data as import_data
     from segmv3.evaluation.run import evaluate as evaluate
     from segmv3.exporting import export as export
     from segmv3.images import read_image as read_image
@@ -44,6 +45,7 @@ _ROOMS = {
     "create_model": "segmv3.models.zoo",
     "evaluate": "segmv3.evaluation.run",
     "export": "segmv3.exporting",
+    "import_data": "segmv3.data.importing.run",
     "load": "segmv3.runtime",
     "load_config": "segmv3.config",
     "overlay": "segmv3.media.draw",

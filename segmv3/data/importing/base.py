@@ -1,0 +1,165 @@
+"""The contract between the readers, one for each kind of source, and what writes the data set.
+
+A reader is a frozen dataclass in a file of its own, listed in `segmv3.data.importing.readers`. It says whether a source
+is of its kind (`look`), and then what lies there (`read`): the classes, and for each frame the image and its label.
+It writes nothing and asks nothing. Linking, converting, splitting, counting and all checks of sizes and ids are done
+for it, by `segmv3.data.importing.run`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from segmv3.data.importing.settings import ImportSettings
+from segmv3.errors import DataError
+from segmv3.images import UInt8Array
+from segmv3.labels import IGNORE, Classes, Color, class_name, named_classes
+
+Label = Path | Callable[[], UInt8Array]
+"""A file of ids that `segmv3.images.read_ids` reads (8-bit, one channel), or a function that makes the label.
+
+Both give uint8 H x W, of the size that `read_image` has for the image, whose values are the `value` of a `SourceClass`
+of the legend, or 255 for pixels that nobody labelled. A function is called once, in any thread, and raises DataError.
+"""
+
+Tell = Callable[[str, int, int], None]
+"""Is told what is done, how much of it, and how much there is: `tell("masks", 3, 100)`."""
+
+
+@dataclass(frozen=True)
+class SourceClass:
+    """One thing that labels of the source tell apart."""
+
+    value: int
+    """What stands for it in the labels of the frames: 0..254, or 255 for what is ignored anyway."""
+    name: str
+    """What the source calls it."""
+    to: str | None
+    """The class of the data set that it becomes; None for ignored."""
+    rgb: Color | None = None
+    """Its colour, for display; that of a class is the one of the first that becomes it."""
+    shown: str = ""
+    """How the source stores it, where that is not `value`: `#804080`, `polygons`."""
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the labels of a source mean."""
+
+    classes: Classes
+    """Those of the data set, in train-id order."""
+    sources: tuple[SourceClass, ...]
+    """Everything that labels may hold. Another value in a label is refused, with its count."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of the source."""
+
+    image: Path
+    name: str
+    """Unique, without suffix; folders that tell drives apart stay in it: `drive_1/000012`. Frames of one drive that
+    are sorted by name are in the order of time."""
+    label: Label | None
+    """None where nobody labelled it: such frames are left out and counted."""
+    drive: str = ""
+    """Drive or clip that it is from, if the source says so; by default it is found from folders and name prefixes."""
+    split: str = ""
+    """train, val or test where the source has splits of its own (`split_named`)."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a reader found in a source."""
+
+    legend: Legend
+    frames: tuple[Frame, ...]
+    left_out: tuple[str, ...] = ()
+    """A line for each kind of thing that is there and not taken, counted, with the first name."""
+    said: tuple[str, ...] = ()
+    """A line for each thing that was found out or decided and that the user should know."""
+
+
+class Reader(ABC):
+    """A kind of source."""
+
+    name: ClassVar[str]
+    """As `--kind` takes it: `coco`."""
+    looks_for: ClassVar[str]
+    """What makes a source one of this kind, as the end of "coco (a .json with images, annotations and categories)"."""
+
+    @abstractmethod
+    def look(self, source: Path, settings: ImportSettings) -> str | None:
+        """Whether a source is of this kind: cheap and certain.
+
+        Args:
+            source: an existing folder, or a file.
+            settings: what the user said.
+
+        Returns:
+            What was found in a few words for the user (`instances_train.json, 120 images`); None where it is not.
+
+        Raises:
+            DataError: it is of this kind without doubt, and cannot be read.
+        """
+
+    @abstractmethod
+    def read(self, source: Path, settings: ImportSettings, tell: Tell) -> Content:
+        """Everything that the source holds.
+
+        Args:
+            source: one that `look` took, or that the user named the kind of.
+            settings: what the user said.
+            tell: is told how far the work is, where that takes long.
+
+        Raises:
+            DataError: one line with what is wrong, where, and what to do.
+        """
+
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validating", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def split_named(folder: str) -> str:
+    """`train`, `val` or `test` for a folder that is called like a split (`Validation`); empty for any other."""
+    return _SPLITS.get(folder.lower(), "")
+
+
+def legend_of(sources: Iterable[SourceClass], settings: ImportSettings, where: Path | str) -> Legend:
+    """The legend of what a source tells apart.
+
+    Several that become the same class are one class; the classes stand in the order of their first. Names that
+    `settings.ignore` lists are ignored.
+
+    Args:
+        sources: in the order of the classes.
+        settings: what the user said.
+        where: the file or folder that names them, for messages.
+
+    Raises:
+        DataError: a name cannot be used, or less than two classes are left.
+    """
+    ignored = {name.casefold() for name in settings.ignore}
+    kept: list[SourceClass] = []
+    for each in sources:
+        try:
+            name = each.to if each.to is None else class_name(each.to)
+        except ValueError as error:
+            raise DataError(f"{where}: {each.shown or each.value}: {error}") from None
+        left = name is None or name.casefold() in ignored or each.value == IGNORE
+        kept.append(SourceClass(each.value, each.name, None if left else name, each.rgb, each.shown))
+    names = tuple(dict.fromkeys(each.to for each in kept if each.to is not None))
+    if not 2 <= len(names) < 254:
+        raise DataError(
+            f"{where} has {len(names)} classes to learn ({', '.join(names[:5]) or 'none'}); between 2 and 253 are "
+            "possible, and a net of one class is always right: name the others too (--classes, --ignore)"
+        )
+    colors = dict(zip(names, named_classes(*names).colors, strict=True))
+    given = {each.to: each.rgb for each in reversed(kept) if each.to is not None and each.rgb is not None}
+    return Legend(Classes(names, tuple(given.get(name, colors[name]) for name in names)), tuple(kept))

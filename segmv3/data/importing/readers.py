@@ -1,0 +1,5 @@
+"""The table of readers, asked in this order: those that recognise a file of their own first."""
+
+from segmv3.data.importing.base import Reader
+
+READERS: tuple[Reader, ...] = ()
