@@ -21,6 +21,12 @@ class ImportSettings:
     """Names of classes that count neither for the loss nor for the score."""
     masks: Path | None = None
     """Folder of the masks, where they do not lie below SOURCE."""
+    images: Path | None = None
+    """Folder of the images that an annotation file names, where they do not lie beside it."""
+    background: str | None = None
+    """Class of the pixels that no annotated region covers; by default they count neither for the loss nor the score."""
+    native: bool = False
+    """Keep a data set's own classes instead of the 19 of Cityscapes (Mapillary Vistas, IDD, A2D2)."""
     snap: bool = False
     """Give pixels of blended colours (smooth edges, JPEG) the nearest colour of the palette."""
     val: float = 0.2
