@@ -20,6 +20,7 @@ from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus
 from segmv3.models.nets import Classifier, Model, net_from_dict, net_rules
 from segmv3.settings import Rule, has_type, mistyped, to_dict
 from segmv3.training.experiment import Compile, Experiment, TrainingPrecision, under
+from segmv3.training.freezing import Freeze
 from segmv3.training.losses import Criterion, Distill, Loss
 from segmv3.training.optim import SGD, AdamW, RMSProp, Schedule
 
@@ -32,9 +33,9 @@ Precision = Literal["fp32", "bf16"]
 __all__ = [  # noqa: RUF022 - by lines
     "LRASPP", "RASPP", "SGD", "AdamW", "Backbone", "Classifier", "Compile", "Config", "Criterion", "Data",
     "DataSource", "Layout", "data_rules", "flag_rules",
-    "Device", "Distill", "Experiment", "Head", "LRASPPDecoder", "LRASPPPlus", "Loss", "MobileNetV2", "MobileNetV3",
-    "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision", "has_type", "load_config",
-    "load_parts", "mistyped", "net_from_dict", "net_rules", "to_dict",
+    "Device", "Distill", "Experiment", "Freeze", "Head", "LRASPPDecoder", "LRASPPPlus", "Loss", "MobileNetV2",
+    "MobileNetV3", "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision", "has_type",
+    "load_config", "load_parts", "mistyped", "net_from_dict", "net_rules", "to_dict",
     "Classification", "ImageFolder",  # noqa: F822 - of `__getattr__`
 ]  # fmt: skip
 

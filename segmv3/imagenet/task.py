@@ -72,7 +72,7 @@ class ClassificationTask(Task):
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
         model, card = load_classifier(run.best)
         metrics = run.metrics(self.metric.key)
-        title, facts = f"{metrics['net']} on {metrics['dataset']}", facts_of(metrics, parameters(model), card)
+        title, facts = f"{metrics['net']} on {metrics['dataset']}", facts_of(metrics, parameters(model), card, log)
         write_classification_report(run.folder, title=title, facts=facts, log=log, scores=metrics)
 
 

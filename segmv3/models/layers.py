@@ -63,6 +63,14 @@ class TappedMaps(FeatureMaps):
         place = tap.layer(self._strides), tap.at == "expanded"
         return place, self._channels[place]
 
+    def layers_by_stride(self) -> dict[int, list[nn.Module]]:
+        """Its layers by their stride in the undilated net."""
+        found: dict[int, list[nn.Module]] = {}
+        for stride, layer in zip(self._strides, (self.stem, *self.blocks), strict=True):
+            found.setdefault(stride, []).append(layer)
+        found[self._strides[-1]].append(self.last)
+        return found
+
     def forward(self, x: Tensor, also: tuple[Place, ...] = ()) -> tuple[Tensor, ...]:
         """N x 3 x H x W normalised -> the taps, then the deep map N x D x H/os x W/os (sizes rounded up), then the maps
         at the places `also`."""

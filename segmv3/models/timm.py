@@ -47,11 +47,26 @@ class TimmBackbone(FeatureMaps):
                     f"{net.title} has no {kind} at stride {tap.stride}; it has the outputs of its stages at "
                     f"{', '.join(map(str, strides))}: choose another head or tap"
                 )
+        names, known = info.module_name(), {name for name, _ in self.net.named_modules()}
+        names = [name if name in known else name.replace(".", "_") for name in names]
+        self._ends = dict(zip(names, strides, strict=True))
         self._places = [*(strides.index(tap.stride) for tap in taps), -1]
         self.channels = tuple(info.channels()[place] for place in self._places)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = bn_momentum
+
+    def layers_by_stride(self) -> dict[int, list[nn.Module]]:
+        """Modules by their stride in the undilated net; all at 32 where timm does not name the ends of its stages."""
+        every = self.net.named_modules()
+        owners = [(name, x) for name, x in every if list(x.parameters(recurse=False)) or not list(x.children())]
+        inside = [[f"{name}.".startswith(f"{end}.") for end in self._ends] for name, _ in owners]
+        found: dict[int, list[nn.Module]] = {}
+        place, strides = 0, list(self._ends.values())
+        for before, now, (_, owner) in zip([inside[0], *inside], inside, owners, strict=False):
+            place += place < len(strides) - 1 and before[place] and not now[place]  # the end of a stage is behind
+            found.setdefault(strides[place], []).append(owner)
+        return found if len(found) == len(strides) else {32: [self]}
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """N x 3 x H x W normalised -> the taps, then the deep map."""

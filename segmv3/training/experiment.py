@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from segmv3.models.nets import net_rules
 from segmv3.settings import Rule, refuse
+from segmv3.training.freezing import Freeze
 from segmv3.training.optim import SGD, AdamW, RMSProp, Schedule
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Experiment:
     data: Any
     optim: SGD | AdamW | RMSProp = field(default_factory=SGD)
     schedule: Schedule
+    freeze: Freeze = field(default_factory=Freeze)
     precision: TrainingPrecision = "fp32"
     """Arithmetic of the training step (bf16, fp16 = autocast; fp16 needs a GPU); loss and evaluation are fp32."""
     compile: Compile = "off"
@@ -54,6 +56,7 @@ class Experiment:
             (data.workers >= 0, "data.workers", "must be at least 0"),
             *under("schedule", self.schedule.rules(self.optim.lr)),
             *under("optim", self.optim.rules()),
+            *under("freeze", self.freeze.rules()),
             (
                 self.compile == "off" or not self.recompute,
                 "recompute",

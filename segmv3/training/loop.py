@@ -40,9 +40,10 @@ def step(state: State, batch: Batch, setup: Setup) -> Stepped:
     """
     fabric, config, task = setup.fabric, setup.config, setup.task
     model, optimizer, parts = state.model, state.optimizer, config.schedule.accumulate
-    lr = lr_at(state.step, config.optim.lr, config.schedule)
+    lr = lr_at(state.step, config.optim.lr, config.schedule) * config.optim.scale(config.data.batch_size)
     set_lr(optimizer, lr)
     model.train()
+    state.freezing.apply(state.step)
     # dropout, too, is a function of the step, so that a resumed run draws what an unbroken one would
     seed = np.random.SeedSequence([config.seed, 2, state.step, fabric.global_rank])
     torch.manual_seed(int(seed.generate_state(1)[0]))
@@ -77,6 +78,7 @@ def step(state: State, batch: Batch, setup: Setup) -> Stepped:
             losses.append(loss.detach())
 
         # update
+        state.freezing.drop_gradients()
         if norm := config.schedule.clip_norm:
             # a gradient that is not finite must not raise here, where the host would wait for it: the loss tells
             fabric.clip_gradients(model, optimizer, max_norm=norm, error_if_nonfinite=False)
@@ -138,8 +140,9 @@ def _fit(
                 if on_evaluation:
                     on_evaluation(state.step, score)
                 journal.restart()
-            if state.step == schedule.steps:
+            if state.step == schedule.steps or _ends_early(state, setup):
                 return
+            _tell_thaw(state, setup)
 
             done = step(state, next_batch(stream, state, setup, journal), setup)
             journal.add(done)
@@ -153,6 +156,29 @@ def _fit(
                 journal.losses()
                 save(state, setup)
             setup.console.step(state.step)
+
+
+def _ends_early(state: State, setup: Setup) -> bool:
+    """Whether the patience is over; then the log and the terminal say so."""
+    key, patience, log = setup.task.metric.key, setup.config.schedule.patience, setup.run.log
+    if not state.is_out_of_patience(key, patience):
+        return False
+    if setup.fabric.is_global_zero and setup.run.stopped() != state.step:  # ended before its report was written
+        log.add(event="stop", step=state.step, best_step=state.best_step(key), patience=patience)
+    setup.console.say(
+        f"stopped early at step {state.step:,} of {setup.config.schedule.steps:,}: {patience} "
+        f"evaluation{'s' * (patience > 1)} without a better score (schedule.patience)"
+    )
+    return True
+
+
+def _tell_thaw(state: State, setup: Setup) -> None:
+    if text := state.freezing.thawed(state.step):
+        if setup.fabric.is_global_zero:
+            setup.run.log.add(
+                event="thaw", step=state.step + 1, text=text
+            )  # the step that trains more is still to come
+        setup.console.say(f"step {state.step + 1:,}: {text}")
 
 
 def _batches(state: State, setup: Setup) -> Iterable[Batch]:
@@ -245,6 +271,10 @@ def _run(
         restore(state, setup)
         if before and first:
             _extend(state, setup, settings, before)
+        extended = [entry["at_step"] for entry in setup.run.extensions()] if first else []
+        state.extended_at = int(everywhere(fabric, torch.tensor(max(extended, default=0)), "max").item())
+        if text := state.freezing.told(state.step):
+            console.say(f"frozen: {text}")
         journal = Journal(state, setup, tensorboard=tensorboard)
         console.begin(state.step)
         _fit(state, setup, journal, on_evaluation)
@@ -261,7 +291,8 @@ def _extend(state: State, setup: Setup, settings: dict[str, Any], before: int) -
     run, config = setup.run, setup.config
     run.extend(settings, before, state.step)
     schedules = replace(config.schedule, steps=before), config.schedule
-    old, new = (lr_at(min(state.step, each.steps - 1), config.optim.lr, each) for each in schedules)
+    factor = config.optim.scale(config.data.batch_size)
+    old, new = (lr_at(min(state.step, each.steps - 1), config.optim.lr, each) * factor for each in schedules)
     run.log.add(event="extend", step=state.step, **{"from": before, "to": config.schedule.steps})
     setup.console.say(
         f"extending {run.folder} from {before:,} to {config.schedule.steps:,} steps at step {state.step:,}: "

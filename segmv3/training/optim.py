@@ -5,7 +5,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from segmv3.errors import ModelError
 from segmv3.settings import Rule
+from segmv3.training.freezing import layers_by_stride
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +25,26 @@ class Optimizer:
     head_lr: float = 1.0
     """Factor of the learning rate of all that is not the backbone: a head that starts fresh on a pretrained backbone
     may go faster, by 10 in DeepLab (arXiv 1606.00915) and PSPNet. The log shows the base rate."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each stage of the backbone to the one before it: layers near the image keep more
+    of what they know (ULMFiT, arXiv 1801.06146; BEiT, arXiv 2106.08254). The deepest stage has the base rate."""
+    reference_batch: int = 0
+    """Batch that `lr` is meant for: the whole curve of the rate is multiplied by data.batch-size / this (the linear
+    rule, Goyal et al., arXiv 1706.02677, whose reference is 256; warm up with it). 0 takes `lr` as it is."""
 
     def rules(self) -> list[Rule]:
         """What the settings must keep to."""
         return [
             (self.lr > 0, "lr", "must be above 0"),
             (self.head_lr > 0, "head-lr", "must be above 0"),
+            (0 < self.layer_decay <= 1, "layer-decay", "must be above 0 and at most 1"),
+            (self.reference_batch >= 0, "reference-batch", "must be at least 0"),
             (self.weight_decay >= 0, "weight-decay", "must be at least 0"),
         ]
+
+    def scale(self, batch: int) -> float:
+        """What the linear rule multiplies the rate by, for a batch of so many."""
+        return batch / self.reference_batch if self.reference_batch else 1.0
 
     @abstractmethod
     def build(self, groups: list[dict[str, Any]], *, fused: bool | None) -> "torch.optim.Optimizer":
@@ -129,6 +143,8 @@ class Schedule:
     """Largest gradient norm; 0 leaves gradients as they are."""
     ema: float = 0.0
     """Decay of the moving average of the weights that is scored and kept; 0 keeps the weights themselves."""
+    patience: int = 0
+    """Evaluations in a row without a better score after which the run ends early, finished; 0 never ends it early."""
 
     def rules(self, lr: float) -> list[Rule]:
         """What the settings must keep to; `lr` is the optimiser's."""
@@ -139,6 +155,7 @@ class Schedule:
             (self.warmup_steps >= 0, "warmup-steps", "must be at least 0"),
             (0 <= self.warmup_from <= lr, "warmup-from", between),
             (self.clip_norm >= 0, "clip-norm", "must be at least 0"),
+            (self.patience >= 0, "patience", "must be at least 0"),
             (0 < self.decay_rate <= 1, "decay-rate", "must be above 0 and at most 1"),
             (0 <= self.ema < 1, "ema", "must be at least 0 and below 1"),
             (0 <= self.min_lr <= lr, "min-lr", between),
@@ -146,8 +163,8 @@ class Schedule:
 
 
 def build_optimizer(model: "nn.Module", config: Optimizer, *, fused: bool = True) -> "torch.optim.Optimizer":
-    """The optimiser over two groups, weights of convolutions, and BN parameters with biases; and the same two for all
-    that is not the backbone where that has a learning rate of its own.
+    """The optimiser over two groups, weights of convolutions, and BN parameters with biases; and the same two for each
+    part that has a learning rate of its own: all that is not the backbone, and the backbone's stages.
 
     Args:
         model: what is trained.
@@ -156,15 +173,36 @@ def build_optimizer(model: "nn.Module", config: Optimizer, *, fused: bool = True
     """
     decay = config.weight_decay if config.decay_bn_and_bias else 0.0
     groups: list[dict[str, Any]] = []
-    for factor in dict.fromkeys((1.0, config.head_lr)):
+    factors = _stage_factors(model, config.layer_decay)
+    for factor in dict.fromkeys((1.0, config.head_lr, *factors.values())):
         own = [
             parameter
             for name, parameter in model.named_parameters()
-            if factor == (1.0 if "backbone" in name.split(".") else config.head_lr)
+            if factor == (factors.get(parameter, 1.0) if "backbone" in name.split(".") else config.head_lr)
         ]
         groups.append({"params": [p for p in own if p.ndim > 1], "lr_factor": factor})
         groups.append({"params": [p for p in own if p.ndim <= 1], "lr_factor": factor, "weight_decay": decay})
     return config.build(groups, fused=True if fused else None)  # False would be one tensor after the other
+
+
+def _stage_factors(model: "nn.Module", decay: float) -> "dict[nn.Parameter, float]":
+    """What each parameter of the backbone multiplies the rate by, where the stages differ.
+
+    Raises:
+        ModelError: the backbone does not tell its stages.
+    """
+    if decay == 1:
+        return {}
+    net: Any = next(part for part in model.modules() if hasattr(part, "backbone"))  # a loss may have wrapped it
+    layers = layers_by_stride(net.backbone)
+    if len(layers) == 1:
+        raise ModelError(f"{net.config.backbone.title} does not tell its stages; leave optim.layer-decay at 1")
+    return {
+        parameter: decay**above
+        for above, stride in enumerate(sorted(layers, reverse=True))
+        for layer in layers[stride]
+        for parameter in layer.parameters()
+    }
 
 
 def set_lr(optimizer: "torch.optim.Optimizer", lr: float) -> None:

@@ -20,6 +20,8 @@ from segmv3.checkpoint import differences, saved_steps
 from segmv3.errors import ConfigError, OutputError, shortened
 from segmv3.files import alone, append_line, is_temporary, make_folder, remove_leftovers, write_bytes
 from segmv3.records import from_json, read_json, read_regular, typed
+from segmv3.settings import to_dict
+from segmv3.training.freezing import Freeze
 
 # these settings change no result: places of files (their contents are compared), number of workers, recomputing
 FREE = (
@@ -27,6 +29,8 @@ FREE = (
     *("data.workers", "recompute", "extended"),
 )
 _STEPS = "schedule.steps"
+_LATER = {"schedule.patience": 0, "optim.layer_decay": 1.0, "optim.reference_batch": 0, "freeze": to_dict(Freeze())}
+"""Settings that earlier versions did not have, and what their runs did."""
 
 
 class RunLog:
@@ -79,6 +83,8 @@ class Trained:
     """The page about the run."""
     metrics: dict[str, Any]
     """All scores of the best weights with their conditions, as in metrics.json."""
+    stopped: int | None = None
+    """Step at which training ended early, by schedule.patience; None where it did all its steps."""
 
 
 class Run:
@@ -171,7 +177,12 @@ class Run:
     def trained(self, key: str) -> Trained:
         """The result, by the score `key`."""
         metrics = self.metrics(key)
-        return Trained(metrics[key], metrics["step"], self.best, self.report, metrics)
+        return Trained(metrics[key], metrics["step"], self.best, self.report, metrics, self.stopped())
+
+    def stopped(self) -> int | None:
+        """The step at which the run ended early; None where it did not."""
+        last = self.log.entries()[-1:]
+        return last[0]["step"] if last and last[0]["event"] == "stop" else None
 
     def metrics(self, key: str) -> dict[str, Any]:
         """The scores of the best weights, `key` and what belongs to it among them."""
@@ -198,7 +209,7 @@ def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], f
     was = _read_json(file, flag)
     if "contents" not in was or "contents" not in settings:  # of an earlier version; before the files were looked at
         was, settings = ({k: v for k, v in each.items() if k != "contents"} for each in (was, settings))
-    changed = {k: v for k, v in differences(was, settings).items() if k not in free}
+    changed = {k: v for k, v in differences(was, settings).items() if k not in free and v != (None, _LATER.get(k))}
     for name in changed.keys() & {"train_set", "val_set"}:
         raise ConfigError(f"the images of {name[:-4]} are not those {file.parent} was started with")
     if other := _other_data({k[9:]: v for k, v in changed.items() if k.startswith("contents.")}):

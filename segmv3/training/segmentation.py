@@ -146,7 +146,7 @@ class SegmentationTask(Task):
         write_report(
             run.folder,
             title=f"{metrics['net']} on {self.val_set.title}",
-            facts=facts_of(metrics, parameters(model), card),
+            facts=facts_of(metrics, parameters(model), card, log),
             log=log,
             scores=metrics,
             classes=self.classes,

@@ -12,6 +12,7 @@ from segmv3.errors import CheckpointError
 from segmv3.labels import Classes
 from segmv3.training.average import MovingAverage
 from segmv3.training.compiling import Compilation
+from segmv3.training.freezing import Freezing
 from segmv3.training.optim import Schedule, build_optimizer
 from segmv3.training.processes import Setup, everywhere
 from segmv3.training.recompute import recompute
@@ -31,11 +32,13 @@ class State:
         scaler: of the loss, in fp16 only.
         average: follows `net` where the schedule asks for it; then it is what is scored and kept.
         compilation: of the method of the net that a step calls.
+        freezing: of parts of the net.
         origin: of the weights that training started from, licence included.
         step: optimiser steps done.
         seconds: of training so far.
         evaluations: their entries in the log.
         saved_step: where the newest training state stands; 0 where there is none.
+        extended_at: step at which the run was last given more steps; patience counts from there.
     """
 
     net: Net
@@ -44,11 +47,13 @@ class State:
     scaler: torch.amp.GradScaler | None
     average: MovingAverage[Net] | None
     compilation: Compilation
+    freezing: Freezing
     origin: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     saved_step: int = 0
+    extended_at: int = 0
 
     @property
     def scored(self) -> Net:
@@ -64,6 +69,17 @@ class State:
         """A pure function of what was done, so that an interrupted evaluation is simply due again."""
         planned = self.step > 0 and (self.step % schedule.eval_every == 0 or self.step == schedule.steps)
         return planned and not any(entry["step"] == self.step for entry in self.evaluations)
+
+    def best_step(self, key: str) -> int:
+        """The step of the best score so far, the first of equal ones."""
+        return max(self.evaluations, key=lambda entry: entry[key])["step"]
+
+    def is_out_of_patience(self, key: str, patience: int) -> bool:
+        """Whether so many evaluations in a row brought no better score: a function of the scores, as they are saved."""
+        if not patience or not self.evaluations:
+            return False
+        since = max(self.best_step(key), self.extended_at)
+        return sum(entry["step"] > since for entry in self.evaluations) >= patience
 
     def to_dict(self) -> dict[str, Any]:
         """The training state as it is saved."""
@@ -116,6 +132,7 @@ def fresh(setup: Setup) -> State:
     module = task.wrap(net).to(memory_format=torch.channels_last)
     if fabric.world_size > 1:
         module = synchronise(module, fabric.device)
+    freezing = Freezing(net, config.freeze, shared=fabric.world_size > 1)  # synchronised BN has new modules
     if config.recompute:
         recompute(net)
     compilation = Compilation(
@@ -132,7 +149,7 @@ def fresh(setup: Setup) -> State:
     model, optimizer = fabric.setup(module, optimizer)
     if task.entry != "forward":
         model.mark_forward_method(task.entry)
-    return State(net, model, optimizer, scaler, average, compilation, origin)
+    return State(net, model, optimizer, scaler, average, compilation, freezing, origin)
 
 
 def save(state: State, setup: Setup) -> None:

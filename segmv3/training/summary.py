@@ -13,19 +13,21 @@ def evenly_spaced(count: int) -> range:
     return range(0, count, max(1, math.ceil(count / _SAMPLES)))
 
 
-def facts_of(metrics: dict[str, Any], size: int, card: Card) -> dict[str, str]:
+def facts_of(metrics: dict[str, Any], size: int, card: Card, log: list[dict[str, Any]]) -> dict[str, str]:
     """The facts about a run, by their names.
 
     Args:
         metrics: the content of metrics.json.
         size: parameters of the net.
         card: of the best weights.
+        log: the entries of the run's log.
     """
     config = metrics["config"]
+    early = f"; stopped early at step {log[-1]['step']:,}" if log and log[-1]["event"] == "stop" else ""
     return {
         "net": f"{metrics['net']}, {size:,} parameters",
         "data": f"{metrics['dataset']}, scored on {metrics['images']:,} images of {metrics['split']}",
-        "best at": f"step {metrics['step']:,} of {config['schedule']['steps']:,}",
+        "best at": f"step {metrics['step']:,} of {config['schedule']['steps']:,}{early}",
         "training": f"batch {config['data']['batch_size']}, crop {' x '.join(map(str, config['data']['crop_size']))}, "
         f"{config['precision']}, seed {config['seed']}",
         "device": metrics["device"],
