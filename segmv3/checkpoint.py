@@ -242,13 +242,17 @@ def package_version() -> str:
     return version("segmv3")
 
 
-def source_commit() -> str:
-    """The git commit of the checkout this package runs from, with "+" for uncommitted changes; "" without one."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
+def source_commit(folder: Path | None = None) -> str:
+    """The git commit of a folder, with "+" for uncommitted changes in it; "" without one.
+
+    Args:
+        folder: by default the checkout that this package runs from.
+    """
+    root = folder or Path(__file__).parents[1]
+    if not folder and not (root / ".git").exists():
         return ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        commands = ["git rev-parse --short=12 HEAD", "git status --porcelain -- segmv3"]
+        commands = ["git rev-parse --short=12 HEAD", f"git status --porcelain -- {'.' if folder else 'segmv3'}"]
         head, changes = (
             subprocess.run(c.split(), cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
             for c in commands

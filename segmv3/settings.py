@@ -72,3 +72,14 @@ def to_dict(settings: Any) -> dict[str, Any]:
         return value if plainly else {"kind": type(value).__name__}
 
     return plain(settings)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names: `optim.lr`; the kind of a part stands under the part's own name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[(prefix + name).removesuffix(".kind")] = value
+    return found

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from segmv3.commands.options import OnDevice, config_file, parse
-from segmv3.config import Config
+from segmv3.config import Config, find_config
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 """A config whose fields are flags without a prefix: --optim.lr, not --config.optim.lr."""
@@ -24,6 +24,8 @@ class Train(OnDevice):
     """Allow more --schedule.steps than the run was started with; the rate goes on along the new schedule."""
     tensorboard: bool = False
     """Also write event files for TensorBoard into the folder (pip install "segmv3[log]")."""
+    track: str = ""
+    """What else follows the run, with commas between: tensorboard, trackio, or MODULE:CLASS from beside the config."""
 
 
 def run(arguments: list[str]) -> None:
@@ -38,4 +40,6 @@ def run(arguments: list[str]) -> None:
         threads=options.threads,
         extend=options.extend,
         tensorboard=options.tensorboard,
+        track=[name.strip() for name in options.track.split(",") if name.strip()],
+        config_file=find_config(path),
     )

@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmv3.checkpoint import load_classifier
 from segmv3.errors import ModelError
 from segmv3.imagenet.pictures import PictureSamples, check_pictures, check_same_classes, open_pictures
 from segmv3.imagenet.scoring import accuracies, count_hits
 from segmv3.imagenet.settings import Classification
 from segmv3.models.classifier import ImageClassifier
-from segmv3.models.count import parameters
 from segmv3.models.zoo import create_classifier
 from segmv3.report import write_classification_report
 from segmv3.training.losses import Seen, Term
+from segmv3.training.manifest import read_manifest
 from segmv3.training.run import Run
 from segmv3.training.summary import facts_of
 from segmv3.training.task import Metric, OpenProgress, Progress, Task
@@ -70,9 +69,8 @@ class ClassificationTask(Task):
         return accuracies(counts, self.val_set, self.config.data)
 
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
-        model, card = load_classifier(run.best)
         metrics = run.metrics(self.metric.key)
-        title, facts = f"{metrics['net']} on {metrics['dataset']}", facts_of(metrics, parameters(model), card, log)
+        title, facts = f"{metrics['net']} on {metrics['dataset']}", facts_of(read_manifest(run))
         write_classification_report(run.folder, title=title, facts=facts, log=log, scores=metrics)
 
 

@@ -1,9 +1,10 @@
-"""What is told of a run while it goes on: in its log, on the terminal and to TensorBoard."""
+"""What is told of a run while it goes on: in its log, on the terminal, in its manifest and to trackers."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from segmv3.data.loader import waiting_advice
 from segmv3.errors import NumericsError
+from segmv3.training.manifest import Manifest
 from segmv3.training.processes import Setup, everywhere
 from segmv3.training.state import State
-from segmv3.training.tensorboard import Board
+from segmv3.training.trackers import Panel, Tracker, Trackers
 
 HINT = "Try --precision fp32 or a lower --optim.lr"
 
@@ -33,17 +35,31 @@ class Journal:
     Args:
         state: where the run begins or goes on.
         setup: what is trained.
-        tensorboard: whether events are written for it too.
-
-    Attributes:
-        board: TensorBoard's files, on the first process alone.
+        trackers: what else is told.
+        config_file: for the manifest.
     """
 
-    def __init__(self, state: State, setup: Setup, *, tensorboard: bool) -> None:
+    def __init__(
+        self, state: State, setup: Setup, trackers: Sequence[Tracker] = (), config_file: Path | None = None
+    ) -> None:
         self._state, self._setup, self._begun_at, self._advised = state, setup, state.step, False
-        shown = tensorboard and setup.fabric.is_global_zero
-        self.board = Board(setup.run.folder / "tensorboard", state.step) if shown else None
+        self._first = setup.fabric.is_global_zero
+        self._trackers = Trackers(trackers if self._first else ())
+        self._manifest = Manifest(state, setup, config_file) if self._first else None
         self.restart()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Around the training: the manifest and the trackers are told how it ends."""
+        if not self._manifest:
+            yield
+            return
+        self._trackers.tell("begin", self._setup.run.folder, self._manifest.content, self._state.step)
+        try:
+            with self._manifest.kept():
+                yield
+        finally:
+            self._trackers.tell("end", self._manifest.content)
 
     def restart(self) -> None:
         """Count and time steps from here on."""
@@ -101,8 +117,14 @@ class Journal:
         self.restart()
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Add an entry to the log, and its numbers to TensorBoard."""
-        if self._setup.fabric.is_global_zero:
+        """Add an entry about training to the log, and tell it."""
+        if self._first:
             self._setup.run.log.add(**entry)
-        if self.board:
-            self.board.add(entry)
+        self._trackers.tell("step", entry)
+
+    def write_scores(self, entry: dict[str, Any], scores: dict[str, Any], panel: Panel) -> None:
+        """Add an entry about an evaluation to the log and the manifest, and tell it with all scores."""
+        if self._manifest:
+            self._setup.run.log.add(**entry)
+            self._manifest.write("running")
+        self._trackers.tell("evaluation", entry, scores, panel)

@@ -1,7 +1,7 @@
 """Training a net: `step` computes, `_fit` repeats it and looks after the run, `train` prepares both."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from segmv3.config import Device, load_config
+from segmv3.config import Device, find_config, load_config
 from segmv3.data.loader import Batch, Photometric, batches, kill_workers
 from segmv3.errors import NumericsError
 from segmv3.runtime import use_device
@@ -27,7 +27,7 @@ from segmv3.training.progress import RunConsole
 from segmv3.training.run import Run, Trained
 from segmv3.training.signals import StopRequest
 from segmv3.training.state import State, fresh, restore, save
-from segmv3.training.tensorboard import require_tensorboard
+from segmv3.training.trackers import Tracker, open_trackers
 from segmv3.training.validation import evaluate, headline
 
 _SMALLEST_SCALE = 2.0**-24  # of the loss in fp16; what overflows below it is no gradient that scaling could save
@@ -202,7 +202,9 @@ def train(
     threads: int | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
+    track: Sequence[Tracker | str] = (),
     extend: bool = False,
+    config_file: Path | None = None,
     on_evaluation: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train a net, or go on with a run where it stopped.
@@ -216,8 +218,10 @@ def train(
         device: where to train; "auto" takes a GPU when there is one.
         threads: of the CPU; torch's own choice by default.
         quiet: no lines and no progress bar.
-        tensorboard: also write event files for TensorBoard into the folder.
+        tensorboard: also write event files for TensorBoard into the folder: the same as "tensorboard" in `track`.
+        track: what follows the run: "tensorboard", "trackio", `MODULE:CLASS`, or trackers of your own.
         extend: allow more steps than the run was started with; the rate goes on along the new schedule.
+        config_file: the file that `config` was read from, for the manifest; known where `config` is a file.
         on_evaluation: called with the step and the score of each evaluation, once the state is saved. What it raises
             ends the training there.
 
@@ -229,9 +233,10 @@ def train(
         Interrupted: a signal arrived; the work is saved.
         NumericsError: the loss is not finite; the last good state is kept.
     """
-    if tensorboard:
-        require_tensorboard()
-    config = config if isinstance(config, Experiment) else load_config(config)
+    if not isinstance(config, Experiment):
+        config_file = find_config(config)
+        config = load_config(config_file)
+    trackers = open_trackers([*track, *(["tensorboard"] if tensorboard else [])])
     fabric = launch(config, use_device(device, threads))
     task, place = config.task(), Run(Path(run))
     settings = to_dict(config) | {
@@ -246,7 +251,7 @@ def train(
             console.say(f"{place.folder} is finished: {headline(task, place.metrics(task.metric.key))}")
         else:
             setup = Setup(config, task, fabric, place, console)
-            _run(setup, settings, before, tensorboard=tensorboard, on_evaluation=on_evaluation)
+            _run(setup, settings, before, trackers, config_file, on_evaluation)
         return place.trained(task.metric.key)
 
 
@@ -254,8 +259,8 @@ def _run(
     setup: Setup,
     settings: dict[str, Any],
     before: int | None,
-    *,
-    tensorboard: bool,
+    trackers: Sequence[Tracker],
+    config_file: Path | None,
     on_evaluation: Callable[[int, float], None] | None,
 ) -> None:
     """Hold the folder and train; `before` is the number of steps of a run that gets more of them."""
@@ -275,9 +280,10 @@ def _run(
         state.extended_at = int(everywhere(fabric, torch.tensor(max(extended, default=0)), "max").item())
         if text := state.freezing.told(state.step):
             console.say(f"frozen: {text}")
-        journal = Journal(state, setup, tensorboard=tensorboard)
+        journal = Journal(state, setup, trackers, config_file)
         console.begin(state.step)
-        _fit(state, setup, journal, on_evaluation)
+        with journal.open():
+            _fit(state, setup, journal, on_evaluation)
         if first:
             with console.task("report") as progress:
                 task.report(setup.run, setup.run.log.entries(), fabric.device, progress)

@@ -80,3 +80,10 @@ def agreed(fabric: Fabric, stop: StopRequest, step: int) -> int:
     if fabric.world_size == 1:
         return stop.signal
     return int(everywhere(fabric, torch.tensor(stop.signal), "max").item()) if step % 10 == 0 else 0
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU, or how many threads of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

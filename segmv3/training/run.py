@@ -1,6 +1,7 @@
 """The folder of one run: whose it is, where it stands, what lies in it.
 
 config.json       the resolved settings, written first, and how the run was extended
+manifest.json     what the run started from, with what and where it was trained, and what came of it
 log.jsonl         losses and scores by step
 state/            training states to resume from
 run.lock          held by the process that trains here
@@ -99,6 +100,7 @@ class Run:
         self.best = folder / "best.safetensors"
         self.metrics_file = folder / "metrics.json"
         self.report = folder / "report.html"
+        self.manifest_file = folder / "manifest.json"
 
     def check(self, settings: dict[str, Any], *, extend: bool = False) -> int | None:
         """Refuse a folder that holds something else, or a run with other settings.

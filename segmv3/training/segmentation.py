@@ -24,13 +24,13 @@ from segmv3.evaluation.scores import scores
 from segmv3.images import UInt8Array
 from segmv3.media.draw import overlay
 from segmv3.metrics import ConfusionMatrix
-from segmv3.models.count import parameters
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_model, net_name
 from segmv3.report import Sample, write_report
 from segmv3.runtime import Predictor
 from segmv3.runtime.backends import TorchBackend
 from segmv3.settings import refuse as refuse_settings
+from segmv3.training.manifest import read_manifest
 from segmv3.training.run import Run
 from segmv3.training.summary import evenly_spaced, facts_of
 from segmv3.training.task import Metric, OpenProgress, Progress, Task
@@ -146,7 +146,7 @@ class SegmentationTask(Task):
         write_report(
             run.folder,
             title=f"{metrics['net']} on {self.val_set.title}",
-            facts=facts_of(metrics, parameters(model), card, log),
+            facts=facts_of(read_manifest(run)),
             log=log,
             scores=metrics,
             classes=self.classes,

@@ -1,11 +1,16 @@
 """What every report of a run tells beside the scores."""
 
 import math
+from datetime import datetime
 from typing import Any
 
-from segmv3.checkpoint import Card
+from segmv3.settings import flat
 
 _SAMPLES = 4
+_NO_AUGMENTATION = ("dataset", "root", "cache", "batch_size", "workers", "resize", "interpolation")
+_KINDS = {"Loss": "cross-entropy"} | dict.fromkeys(("Schedule", "Distill", "Data", "ImageFolder", "Freeze"), "")
+_OF_POLICIES = {"power": "poly", "decay_rate": "step", "decay_every": "step"}
+_NOTHING: tuple[Any, ...] = (None, 0, "none", "")  # False is 0
 
 
 def evenly_spaced(count: int) -> range:
@@ -13,25 +18,129 @@ def evenly_spaced(count: int) -> range:
     return range(0, count, max(1, math.ceil(count / _SAMPLES)))
 
 
-def facts_of(metrics: dict[str, Any], size: int, card: Card, log: list[dict[str, Any]]) -> dict[str, str]:
-    """The facts about a run, by their names.
+def facts_of(manifest: dict[str, Any]) -> dict[str, str]:
+    """The facts about a run, by their names, as people read them.
 
     Args:
-        metrics: the content of metrics.json.
-        size: parameters of the net.
-        card: of the best weights.
-        log: the entries of the run's log.
+        manifest: the content of manifest.json, of a run with a best score.
     """
-    config = metrics["config"]
-    early = f"; stopped early at step {log[-1]['step']:,}" if log and log[-1]["event"] == "stop" else ""
-    return {
-        "net": f"{metrics['net']}, {size:,} parameters",
-        "data": f"{metrics['dataset']}, scored on {metrics['images']:,} images of {metrics['split']}",
-        "best at": f"step {metrics['step']:,} of {config['schedule']['steps']:,}{early}",
-        "training": f"batch {config['data']['batch_size']}, crop {' x '.join(map(str, config['data']['crop_size']))}, "
-        f"{config['precision']}, seed {config['seed']}",
-        "device": metrics["device"],
-        "time": f"{metrics['seconds'] / 60:.1f} min to the best step",
-        "segmv3": " ".join(filter(None, (card.facts["version"], card.facts["commit"]))),
-        "weights SHA-256": card.sha256,
+    settings, net, best = manifest["settings"], manifest["net"], manifest["best"]
+    data, schedule = settings["data"], settings["schedule"]
+    cost = f", {net['gmacs']:.2f} GMACs at {size(net['gmacs_size'])}" if net["gmacs"] else ""
+    versions = {name: version for name, version in manifest["versions"].items() if name not in ("segmv3", "commit")}
+    config = " ".join(filter(None, (manifest["config_file"], manifest["config_commit"])))
+    ended = manifest["status"] == "finished" and manifest["step"] < schedule["steps"]
+    early = f"; stopped early at step {manifest['step']:,}" if ended else ""
+    facts = {
+        "net": f"{net['name']}, {net['parameters']:,} parameters{cost}",
+        "start": start_of(manifest),
+        "data": _data(manifest),
+        "optimiser": words(settings["optim"]),
+        "schedule": words({name: value for name, value in schedule.items() if _tells(name, schedule)}),
+        "loss": words(settings["loss"]) if "loss" in settings else "cross-entropy",
+        "distillation": words(settings["distill"]) if settings.get("distill", {}).get("teacher") else "",
+        "augmentation": words({name: each for name, each in data.items() if name not in _NO_AUGMENTATION}),
+        "frozen": words(settings.get("freeze", {})),
+        "batch": f"{data['batch_size']} images, {settings['precision']}",
+        "seed": str(settings["seed"]),
+        "best at": f"step {best['step']:,} of {schedule['steps']:,}{early}, {best['score']:.2f} % {manifest['metric']}",
+        "time": _time(manifest),
+        "machine": _machine(manifest["machine"]),
+        "segmv3": " ".join(filter(None, (manifest["versions"]["segmv3"], manifest["versions"]["commit"]))),
+        "packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "config": config,
+        "weights SHA-256": best["sha256"],
     }
+    return {name: text for name, text in facts.items() if text}
+
+
+def start_of(manifest: dict[str, Any]) -> str:
+    """The weights that a run started from, with digest, licence and the rows that were kept."""
+    start = manifest["start"]
+    if not start:
+        return "from scratch"
+    parts = [str(start["weights"]), start.get("licence", ""), f"SHA-256 {start.get('sha256', 'unknown')}"]
+    kept, new = start.get("classes_kept"), start.get("classes_new")
+    if kept is not None and new is not None:
+        parts.append(
+            f"rows of {len(kept)} classes kept, of {len(new)} new" + (f": {', '.join(new)}" if kept and new else "")
+        )
+    return "; ".join(filter(None, parts))
+
+
+def words(settings: dict[str, Any]) -> str:
+    """Settings in a line, without those that are off: `AdamW, lr 0.003, betas 0.9 0.999`."""
+    parts = []
+    for name, value in flat(settings).items():
+        plain = name.replace("_", " ").replace(".", " ")
+        if name == "kind":
+            parts += [_KINDS.get(value, value)] if _KINDS.get(value, value) else []
+        elif value is True:
+            parts.append(plain)
+        elif value not in _NOTHING and value != []:
+            parts.append(f"{plain} {shown(value)}")
+    return ", ".join(parts)
+
+
+def shown(value: Any) -> str:
+    """A value of a setting: 0.003, 512 x 1024, none."""
+    if isinstance(value, list):
+        whole = all(isinstance(each, int) for each in value)
+        return (" x " if whole else " / ").join(map(shown, value)) if len(value) <= 4 else f"{len(value)} values"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _tells(name: str, schedule: dict[str, Any]) -> bool:
+    """Whether a setting of the schedule changes the training: not how often it is scored or saved."""
+    if name in _OF_POLICIES:
+        return _OF_POLICIES[name] == schedule["policy"]
+    return name not in ("eval_every", "save_every", "log_every")
+
+
+def size(sides: list[int]) -> str:
+    """Height and width."""
+    return " x ".join(map(str, sides))
+
+
+def duration(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 20 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _data(manifest: dict[str, Any]) -> str:
+    data = manifest["data"]
+    train, val = data["train"], data["val"]
+    extra = f" and {train['extra_images']:,} extra" if train["extra_images"] else ""
+    digest = val["contents"].get("labels") or val["contents"].get("images") or val["names_sha256"]
+    return (
+        f"{data['name']}: trained on {train['images']:,} images{extra}, scored on {val['images']:,}; "
+        f"{len(manifest['classes'])} classes; digest of the scored {str(digest)[:16]}"
+    )
+
+
+def _time(manifest: dict[str, Any]) -> str:
+    began, ended = manifest["started"], manifest["ended"]
+    parts = [duration(manifest["seconds"])]
+    if began and ended:
+        parts[0] += f", {_clock(began)} to {_clock(ended)} UTC"
+    sessions = manifest["sessions"]
+    if len(sessions) > 1:
+        parts.append("resumed at step " + ", ".join(f"{each['from_step']:,}" for each in sessions[1:]))
+    parts += [f"extended to {each['to']:,} steps at {each['at_step']:,}" for each in manifest["extended"]]
+    return "; ".join([*parts, f"{manifest['images_seen']:,} images seen"])
+
+
+def _clock(text: str) -> str:
+    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    memory = f"{machine['memory_gib']:g} GiB" if machine["memory_gib"] else ""
+    where = machine["gpu"] if machine["gpu"] and machine["device"] == machine["gpu"] else ""
+    processes = f"{machine['processes']} processes" if machine["processes"] > 1 else ""
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    return ", ".join(filter(None, (where, processes, cpu, memory, machine["system"])))

@@ -5,15 +5,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from segmv3 import checkpoint
 from segmv3.data.loader import shard
 from segmv3.files import write_bytes
 from segmv3.settings import to_dict
 from segmv3.training.average import same_on_all_processes
 from segmv3.training.journal import Journal
-from segmv3.training.processes import Setup, everywhere
+from segmv3.training.processes import Setup, device_name, everywhere
 from segmv3.training.state import State
 from segmv3.training.task import Net, Task
 
@@ -50,12 +48,7 @@ def evaluate(state: State, setup: Setup, journal: Journal, on_image: Callable[[]
     state.evaluations.append(entry)
     if fabric.is_global_zero and (improved or not setup.run.best.is_file()):
         _keep(net, result, state, setup)
-    if journal.board:
-        journal.board.add_classes(result.get("classes", []), state.step)
-        panel = task.panel(net, fabric.device)
-        if panel is not None:
-            journal.board.add_samples(panel, state.step)
-    journal.write(entry)
+    journal.write_scores(entry, result, lambda: task.panel(net, fabric.device))
     setup.console.say(
         f"step {state.step:,}/{setup.config.schedule.steps:,}  {metric.name} {result[metric.key]:.2f} % on "
         f"{result['images']:,} images of {result['split']}{_without(result)}{' (best so far)' if improved else ''}"
@@ -69,7 +62,7 @@ def _keep(net: Net, result: dict[str, Any], state: State, setup: Setup) -> None:
         facts["pretrained"] = state.origin
     score = {key: result[key] for key in setup.task.metric.recorded}
     checkpoint.save(net, setup.run.best, classes=setup.task.classes, score=score, **facts)
-    result = facts | {"device": _describe(setup.fabric.device), "seconds": round(state.seconds)} | result
+    result = facts | {"device": device_name(setup.fabric.device), "seconds": round(state.seconds)} | result
     write_bytes(setup.run.metrics_file, json.dumps(result, indent=2).encode())
 
 
@@ -83,9 +76,3 @@ def _without(result: dict[str, Any]) -> str:
     """` without road, sky (absent)`, where a mean leaves classes out."""
     absent = result.get("absent") or []
     return f" without {', '.join(absent)} (absent)" if absent else ""
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"

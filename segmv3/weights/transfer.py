@@ -80,7 +80,7 @@ def start_from(
     lack; without names on both sides, by number where the counts agree. One line says what was loaded and what was
     not, others which classes were and which settings of the net differ from those the weights were trained with.
 
-    Returns: where the weights come from, with their licence, for the record.
+    Returns: where the weights come from, with their licence and the classes whose rows were kept, for the record.
     Raises: CheckpointError when the file cannot be used or holds another backbone.
     """
     imported = open_weights(source, say=say)
@@ -89,8 +89,10 @@ def start_from(
     heads_differ = len(imported.names) != model.num_classes or not same_task
     fit = transfer(imported, model, new_head=bool(heads_differ or by_name))
     say(f"pretrained {source}: {fit}")
+    kept = [] if heads_differ or by_name else list(names)
     if by_name:
-        say(f"pretrained {source}: {_copy_rows(imported, model, names)}")
+        kept = [name for name in names if name in imported.names]
+        say(f"pretrained {source}: {_copy_rows(imported, model, names, kept)}")
     elif names and not heads_differ and names != imported.names:
         say(f"pretrained {source}: it names no classes; its n-th is taken for the data's n-th ({names[0]} first)")
     for note in imported.notes:
@@ -98,15 +100,15 @@ def start_from(
     differing = differing_settings(imported.net, model.config)
     if differing:
         say(f"pretrained {source}: trained with {', '.join(differing)}; this net differs there")
-    return imported.origin | {"loaded": len(fit.loaded), "new": len(fit.new)}
+    new = [name for name in names if name not in kept]
+    return imported.origin | {"loaded": len(fit.loaded), "new": len(fit.new), "classes_kept": kept, "classes_new": new}
 
 
-def _copy_rows(source: Imported, model: Segmenter | ImageClassifier, names: tuple[str, ...]) -> str:
-    """Copy what tells a class apart from the class of the same name.
+def _copy_rows(source: Imported, model: Segmenter | ImageClassifier, names: tuple[str, ...], kept: list[str]) -> str:
+    """Copy what tells a class apart from the class of the same name, for the classes in `kept`.
 
     Returns: which classes were copied and which are new, in words.
     """
-    kept = [name for name in names if name in source.names]
     ours, theirs = [names.index(name) for name in kept], [source.names.index(name) for name in kept]
     with torch.no_grad():
         for name, own in model.state_dict().items():
