@@ -50,6 +50,7 @@ usage: segmv3 COMMAND ...
   models [--all]                                     the named nets, or the whole family: size, cost, accuracy
   config [NAME -o FILE]                              the configs that come with segmv3; a copy of one to edit
   data mini-city DIR                                 draw a small street data set in Cityscapes layout
+  data import SOURCE OUTPUT                          a data set of what you have: images, masks, annotations
   data check CONFIG_OR_DIR [--output DIR]            what a data set holds and all that is wrong with it
   data pack CONFIG_OR_DIR OUTPUT                     decode a data set once: training reads crops from it
   benchmark table [--evaluate --data.root DIR]       the mmsegmentation table with our numbers beside it

@@ -192,7 +192,7 @@ def png_library() -> str:
     return "libspng"
 
 
-def _read(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, Image.Image | None]:
+def decoded(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, Image.Image | None]:
     """A file as pixels where it is a plain PNG, otherwise as Pillow's image, decoded to its last pixel.
 
     JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
@@ -305,7 +305,7 @@ def read_image(path: Path | str, data: bytes | None = None) -> UInt8Array:
         ResourceError: memory runs out.
     """
     path = Path(path)
-    pixels, image = _read(read_file(path) if data is None else data, path, color=True)
+    pixels, image = decoded(read_file(path) if data is None else data, path, color=True)
     if image is None:
         return cast(UInt8Array, pixels)
     with _blamed_on(path, "has unreadable EXIF data", "; replace it"):
@@ -358,7 +358,7 @@ def read_ids(path: Path, data: bytes | None = None) -> UInt8Array:
     Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel; and a
         JPEG, whose compression invents ids.
     """
-    plain, image = _read(read_file(path) if data is None else data, path, color=False)
+    plain, image = decoded(read_file(path) if data is None else data, path, color=False)
     if image is None:
         return cast(UInt8Array, plain)
     lossy = "a JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""

@@ -192,13 +192,14 @@ def read_classes(root: Path) -> tuple[Classes, LabelTable]:
 
     Raises: DataError when there is no such file, it cannot be understood, or it leaves less than two classes.
     """
-    for path, parse in ((root / "classes.json", _parse_json), (root / "classes.txt", _parse_text)):
+    for path in (root / "classes.json", root / "classes.txt"):
         if path.exists() or path.is_symlink():
-            return classes_of(parse(_text_of(path), path), path)
+            return classes_of((parse_json if path.suffix == ".json" else _parse_text)(text_of(path), path), path)
     raise DataError(f"no classes.json or classes.txt in {root}; see data/README.md for its form")
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file of class names. Raises: DataError naming the path."""
     try:
         return read_regular(path, _MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -216,7 +217,9 @@ def _parse_text(text: str, path: Path) -> list[dict[str, Any]]:
     return [{"id": i, "name": name} for i, name in enumerate(filter(None, lines))]
 
 
-def _parse_json(text: str, path: Path) -> list[dict[str, Any]]:
+def parse_json(text: str, path: Path) -> list[dict[str, Any]]:
+    """The entries of a classes.json, not looked at yet. Raises: DataError naming the path."""
+
     def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(items)) < len(items):
             raise ValueError("a key stands twice in one object")

@@ -9,6 +9,7 @@ import tyro
 from segmv3.commands.help import asked_for_help
 from segmv3.commands.options import parse, refuse_existing
 from segmv3.config import Data, Layout, load_config
+from segmv3.data.importing.settings import ImportSettings
 from segmv3.errors import ConfigError, DataError, OutputError
 
 
@@ -97,18 +98,58 @@ class PackConfig(Pack):
     data: Data
 
 
+@dataclass(frozen=True, kw_only=True)
+class Import(ImportSettings):
+    """Make a data set that segmv3 trains on of images and labels as other tools store them.
+
+    SOURCE is only read: images become links into it, and labels are written anew only where they must be. Whole drives
+    go to train or to val, never neighbouring frames of one clip to both.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of images and labels, or a file of annotations."""
+    output: tyro.conf.Positional[Path]
+    """Folder to create."""
+
+
 def run(arguments: list[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {"mini-city": _mini_city, "check": _check, "pack": _pack}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        **{"mini-city": _mini_city, "import": _import, "check": _check, "pack": _pack},
+    }
+    usage = "mini-city DIR | import SOURCE OUTPUT | check CONFIG_OR_DIR | pack CONFIG_OR_DIR OUTPUT"
     if arguments[:1] and arguments[0] in ("-h", "--help"):
-        print("usage: segmv3 data mini-city DIR | check CONFIG_OR_DIR | pack CONFIG_OR_DIR OUTPUT")
+        print(f"usage: segmv3 data {usage}")
         return
     if not arguments or arguments[0] not in commands:
         found = f"no data command {arguments[0]!r}" if arguments else "nothing to do for data alone"
-        raise ConfigError(
-            f"there is {found}; there is segmv3 data mini-city DIR, segmv3 data check CONFIG_OR_DIR and "
-            "segmv3 data pack CONFIG_OR_DIR OUTPUT"
-        )
+        raise ConfigError(f"there is {found}; there is segmv3 data {usage}")
     commands[arguments[0]](arguments[1:])
+
+
+def _import(arguments: list[str]) -> None:
+    options = parse(Import, "segmv3 data import", arguments)
+    from rich import box
+    from rich.table import Table
+
+    from segmv3.data.importing.run import import_data
+    from segmv3.screen import Screen
+
+    console = Screen()
+    with console.bars() as tell:
+        made = import_data(options.source, options.output, options, tell=tell)
+    for line in made.said:
+        console.say(line)
+    table = Table(box=box.SIMPLE)
+    for title in ("in the source", "name", "class", "id", "frames", "share"):
+        table.add_column(title, overflow="fold", justify="left" if title in ("name", "class") else "right")
+    for each in made.classes:
+        now = (each.to or "ignored", str(each.id), f"{each.frames:,}", f"{each.share:.2%}")
+        table.add_row(each.source, each.name, *now)
+    console.print(table)
+    for line in made.left_out:
+        console.say(f"left out: {line}")
+    splits = ", ".join(f"{split} {number:,}" for split, number in made.splits.items())
+    console.say(f"wrote {options.output}: {splits}. Next: segmv3 data check {options.output}")
 
 
 def _mini_city(arguments: list[str]) -> None:

@@ -1,0 +1,97 @@
+"""Class names and colours as people write them down."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from segmv3.data.importing.settings import ImportSettings
+from segmv3.errors import ConfigError, DataError
+from segmv3.labels import Color, parse_json, text_of
+
+USUAL = (
+    *("classes.json", "classes.txt", "labelmap.txt", "label_colors.txt", "class_dict.csv", "palette.txt"),
+    *("palette.csv", "palette.json", "names.txt", "codes.txt"),
+)
+"""Files that are looked for beside images and masks."""
+_NUMBER = r"(?:\d|\d\d|[01]\d\d|2[0-4]\d|25[0-5])"
+_RGB = re.compile(rf"(?<![\w.])({_NUMBER})[,;\s]+({_NUMBER})[,;\s]+({_NUMBER})(?![\w.])")
+_ID = re.compile(r"^\s*(\d{1,5})\s*[,;:=\s]\s*(?=\S)")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A class as a file or a flag names it."""
+
+    name: str
+    id: int | None = None
+    rgb: Color | None = None
+    ignored: bool = False
+
+
+def names_given(source: Path, settings: ImportSettings) -> tuple[tuple[Named, ...], Path | str]:
+    """The classes that the user or a file in the source names; none where nobody does, and where they are from.
+
+    Raises: ConfigError for two flags that contradict each other, DataError for a file that is not understood.
+    """
+    if settings.classes and settings.palette:
+        raise ConfigError("--classes and --palette both name the classes; give one of them")
+    files = [settings.palette] if settings.palette else []
+    if len(settings.classes) == 1 and Path(settings.classes[0]).suffix in (".txt", ".json", ".csv"):
+        files = [Path(settings.classes[0])]
+    elif settings.classes:
+        return tuple(map(Named, settings.classes)), "--classes"
+    places = (source, *sorted(path for path in source.iterdir() if path.is_dir()))
+    files = files or [path for place in places for name in USUAL if (path := place / name).is_file()]
+    return (names_in(files[0]), files[0]) if files else ((), source)
+
+
+def names_in(path: Path) -> tuple[Named, ...]:
+    """The classes of a file: a classes.json, or lines of a name, with an id in front or three numbers of a colour.
+
+    CamVid's `label_colors.txt`, CVAT's `labelmap.txt` and tables of name, r, g, b are such files.
+
+    Raises: DataError naming the path.
+    """
+    text = text_of(path)
+    if path.suffix == ".json":
+        return tuple(_of_json(path, text))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not lines:
+        raise DataError(f"{path} names no class")
+    coloured = [line for line in lines if _RGB.search(line)]
+    if not coloured:
+        whole = all(_ID.match(line) for line in lines)
+        return tuple(
+            Named(line[match.end() :] if whole and match else line, int(match[1]) if whole and match else None)
+            for line in lines
+            for match in [_ID.match(line)]
+        )
+    if odd := [line for line in lines[1:] if line not in coloured]:  # the first may be the head of a table
+        raise DataError(f"{path}: a line has no colour: {odd[0]}; write a name and three numbers from 0 to 255")
+    return tuple(map(_coloured, coloured))
+
+
+def _coloured(line: str) -> Named:
+    match = _ID.match(line)
+    id_ = int(match[1]) if match and _RGB.search(line[match.end() :]) else None
+    rest = line[match.end() :] if match and id_ is not None else line
+    found = _RGB.search(rest)
+    assert found is not None
+    name = (rest[: found.start()] + rest[found.end() :]).strip(" \t,;:")
+    r, g, b = map(int, found.groups())
+    return Named(name, id_, (r, g, b))
+
+
+def _of_json(path: Path, text: str) -> list[Named]:
+    rows = []
+    for entry in parse_json(text, path):
+        name, id_, rgb = entry.get("name"), entry.get("id"), entry.get("rgb")
+        good = isinstance(name, str) and (id_ is None or type(id_) is int)
+        if rgb is not None:
+            good = (
+                good and isinstance(rgb, list) and len(rgb) == 3 and all(type(v) is int and 0 <= v <= 255 for v in rgb)
+            )
+        if not good:
+            raise DataError(f'{path}: an entry must be like {{"id": 0, "name": "road", "rgb": [128, 64, 128]}}')
+        rows.append(Named(str(name), id_, rgb and tuple(rgb), entry.get("ignore") is True))
+    return rows

@@ -1,0 +1,223 @@
+"""Which frames are for training and which for scoring. Neighbouring frames of one clip are nearly the same picture:
+with one on either side, a score tells what the net remembers."""
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from segmv3.data.importing.base import Frame
+from segmv3.data.importing.settings import ImportSettings
+from segmv3.data.listing import count_of
+from segmv3.errors import ConfigError, DataError
+
+Splits = dict[str, list[Frame]]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Frames by split, and what to say of it."""
+
+    splits: Splits
+    said: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def share_out(frames: Sequence[Frame], settings: ImportSettings, digests: Mapping[Path, str]) -> Shared:
+    """Split frames: as the source does; otherwise by drives, in time or frame by frame, as the settings say.
+
+    Args:
+        frames: all with a label.
+        settings: shares, seed and way.
+        digests: of the pixels of the images: drives that share a picture stay together.
+
+    Raises:
+        ConfigError: the pattern for drives is none.
+        DataError: the shares cannot be had without neighbouring frames in two splits.
+    """
+    frames = sorted(frames, key=lambda frame: _natural(frame.name))
+    names, how = _drives(frames, settings)
+    splits: Splits = defaultdict(list)
+    for frame in frames:
+        splits[frame.split].append(frame)
+    loose = splits.pop("", [])
+    if splits:
+        said = [f"the splits of the source are kept: {_counts(splits)}", *_leaks(splits, names, digests, how)]
+        out = [f"{count_of(len(loose), 'frame', 'frames')} in no split (first: {loose[0].name})"] if loose else []
+        if set(splits) != {"train"} or not settings.val + settings.test:
+            return Shared(dict(splits), tuple(said), tuple(out))
+        drawn = _draw(splits["train"], names, how, settings, digests)
+        return Shared(
+            drawn.splits, (f"the source has the split train alone: {drawn.said[0]}",), (*out, *drawn.left_out)
+        )
+    return _draw(loose, names, how, settings, digests)
+
+
+def _draw(
+    frames: Sequence[Frame], names: Mapping[Path, str], how: str, settings: ImportSettings, digests: Mapping[Path, str]
+) -> Shared:
+    shares = {split: share for split, share in (("val", settings.val), ("test", settings.test)) if share}
+    if not shares:
+        return Shared({"train": list(frames)}, ("all frames are for training (--val 0)",))
+    if settings.split_by == "frames":
+        order = random.Random(settings.seed).sample(list(frames), len(frames))
+        splits: Splits = {}
+        for split, share in shares.items():
+            number = max(1, round(share * len(frames)))
+            splits[split], order = order[:number], order[number:]
+        splits["train"] = order
+        return _sorted(
+            splits, f"split by frames with seed {settings.seed}: neighbours of one drive may be on both sides"
+        )
+    drives = _together(frames, names, digests)
+    if settings.split_by == "drive" and len(drives) > len(shares):
+        chosen = _whole_drives(drives, shares, settings.seed)
+        if any(
+            sum(len(drives[drive]) for drive in chosen[s]) > 2 * share * len(frames) + 1 for s, share in shares.items()
+        ):
+            return _in_time(drives, shares, how, settings)  # two long drives: one of them would be half of all
+        parts = [f"{split} {', '.join(each[:6])}{', ...' * (len(each) > 6)}" for split, each in chosen.items()]
+        text = f"{len(drives)} drives {how}; whole ones drawn with seed {settings.seed}: {'; '.join(parts)}"
+        held = {drive: split for split, each in chosen.items() for drive in each}
+        splits = {split: [] for split in ("train", *shares)}
+        for drive, own in drives.items():
+            splits[held.get(drive, "train")] += own
+        return _sorted(splits, text)
+    return _in_time(drives, shares, how, settings)
+
+
+def _whole_drives(
+    drives: Mapping[str, Sequence[Frame]], shares: Mapping[str, float], seed: int
+) -> dict[str, list[str]]:
+    """Names of the drives of each split but train: in a random order, those that bring it nearer to its share."""
+    left = random.Random(seed).sample(sorted(drives), len(drives))
+    total, chosen = sum(map(len, drives.values())), dict[str, list[str]]()
+    for number, (split, share) in enumerate(shares.items(), 1):
+        have, mine = 0, list[str]()
+        for drive in left:
+            spare = len(left) - len(mine) > len(shares) - number + 1  # one for train, and one for each later split
+            if spare and abs(have + len(drives[drive]) - share * total) < abs(have - share * total):
+                have += len(drives[drive])
+                mine.append(drive)
+        chosen[split] = mine or [min(left, key=lambda drive: len(drives[drive]))]
+        left = [drive for drive in left if drive not in chosen[split]]
+    return chosen
+
+
+def _in_time(
+    drives: Mapping[str, list[Frame]], shares: Mapping[str, float], how: str, settings: ImportSettings
+) -> Shared:
+    """The end of each drive, behind a gap."""
+    splits: Splits = {split: [] for split in ("train", *shares)}
+    dropped = 0
+    for own in drives.values():
+        gap = max(2, len(own) // 20) if settings.gap is None else settings.gap
+        sizes = [max(1, round(share * len(own))) for share in shares.values()]
+        start = len(own) - sum(sizes) - gap * len(sizes)
+        if start < 1:  # too short a drive to cut
+            splits["train"] += own
+            continue
+        splits["train"] += own[:start]
+        for split, size in zip(shares, sizes, strict=True):
+            splits[split] += own[start + gap : start + gap + size]
+            start += gap + size
+        dropped += gap * len(sizes)
+    number, total = count_of(len(drives), "drive", "drives"), sum(map(len, drives.values()))
+    if not all(splits.values()):
+        raise DataError(
+            f"{number} {how} of {count_of(total, 'frame', 'frames')}: any split would put neighbouring frames on both "
+            "sides; --val 0 makes none, --split-by frames does it all the same, --drive PATTERN tells drives apart"
+        )
+    text = f"{number} {how}: the last frames of each are for {' and '.join(shares)}, behind a gap"
+    out = f"{count_of(dropped, 'frame', 'frames')} between the splits (--gap says how many)"
+    shared = _sorted(splits, text)
+    return Shared(shared.splits, shared.said, (out,) if dropped else ())
+
+
+def _sorted(splits: Splits, text: str) -> Shared:
+    whole = {split: sorted(own, key=lambda frame: _natural(frame.name)) for split, own in splits.items()}
+    return Shared(whole, (text,))
+
+
+def _drives(frames: Sequence[Frame], settings: ImportSettings) -> tuple[dict[Path, str], str]:
+    """The drive of each image, and how it was found."""
+    if settings.drive is not None:
+        try:
+            found = {frame: re.search(settings.drive, frame.name) for frame in frames}
+        except re.error as error:
+            raise ConfigError(f"--drive is {settings.drive}, which is no regular expression ({error})") from None
+        if lost := [frame.name for frame in frames if not found[frame]]:
+            raise DataError(f"--drive {settings.drive} finds nothing in {len(lost):,} names (first: {lost[0]})")
+        return {
+            frame.image: match[match.re.groups and 1] or "" for frame, match in found.items() if match
+        }, "by --drive"
+    if any(frame.drive for frame in frames):
+        return {frame.image: frame.drive for frame in frames}, "as the source says"
+    folders = {frame.image: str(PurePath(frame.name).parent) for frame in frames}
+    if len(set(folders.values())) > 1:
+        return folders, "by folders"
+    prefixes = {frame.image: _prefix(PurePath(frame.name).name) for frame in frames}
+    while len(set(prefixes.values())) > max(1, len(frames) // 2) or any(map(_is_time, prefixes.values())):
+        prefixes = {image: _prefix(name) for image, name in prefixes.items()}
+    return prefixes, "by name prefix"
+
+
+def _prefix(name: str) -> str:
+    """`0006R0` of `0006R0_f00930`: without its last number and what joins it. Without a number, all but a letter."""
+    numbered = re.fullmatch(r"(.*?)(?:[\W_]+[^\W\d_]{0,5}[\W_]*)?\d+\D*", name)
+    return numbered[1] if numbered else name[:-1]
+
+
+def _is_time(prefix: str) -> bool:
+    """Whether a prefix ends in seconds rather than in a drive's number: they would cut a drive into its seconds."""
+    number = re.search(r"\d*$", prefix)
+    return bool(number and len(number[0]) >= 6 and not re.fullmatch(r"(19|20)\d{6}", number[0]))
+
+
+def _together(
+    frames: Sequence[Frame], names: Mapping[Path, str], digests: Mapping[Path, str]
+) -> dict[str, list[Frame]]:
+    """Frames by drive; drives that hold the same picture are one."""
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}
+
+    def root(drive: str) -> str:
+        while drive in same:
+            drive = same[drive]
+        return drive
+
+    for frame in frames:
+        one, other = root(names[frame.image]), root(first.setdefault(digests[frame.image], names[frame.image]))
+        if one != other:
+            same[one] = other
+    drives: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        drives[root(names[frame.image])].append(frame)
+    return dict(drives)
+
+
+def _leaks(splits: Splits, names: Mapping[Path, str], digests: Mapping[Path, str], how: str) -> list[str]:
+    """What the splits of a source share."""
+    said = []
+    drives = {split: {names[frame.image] for frame in own} for split, own in splits.items()}
+    pictures = {split: {digests[frame.image] for frame in own} for split, own in splits.items()}
+    for split in sorted(splits.keys() - {"train"}):
+        if both := sorted(drives["train"] & drives[split]) if "train" in drives else []:
+            text = f"{count_of(len(both), 'drive', 'drives')} {how} in both train and {split}"
+            said.append(f"{text} (first: {both[0] or 'no name'}): scores on {split} tend to be too high")
+        if both := sorted(pictures["train"] & pictures[split]) if "train" in pictures else []:
+            said.append(f"{count_of(len(both), 'picture is', 'pictures are')} in both train and {split}")
+    return said
+
+
+def _counts(splits: Splits) -> str:
+    return ", ".join(
+        f"{split} {count:,}" for split, count in Counter({s: len(own) for s, own in splits.items()}).items()
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts `f9` before `f10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
