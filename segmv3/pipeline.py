@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from threading import Condition
+from threading import Condition, get_ident
 from typing import Any, TypeVar
+
+from segmv3.waiting import giving_up
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,7 +101,8 @@ class _Threads:
 
     def __init__(self, count: int) -> None:
         self._pool = ThreadPoolExecutor(count)
-        self._open, self._busy, self._changed = True, 0, Condition()
+        self._open, self._changed = True, Condition()
+        self._busy: set[int] = set()
 
     def submit(self, job: Callable[..., Result], *arguments: Any) -> Future[Result]:
         return self._pool.submit(self._run, job, *arguments)
@@ -108,19 +111,20 @@ class _Threads:
         with self._changed:
             if not self._open:
                 raise CancelledError
-            self._busy += 1
+            self._busy.add(get_ident())
         try:
             return job(*arguments)
         finally:
             with self._changed:
-                self._busy -= 1
+                self._busy.discard(get_ident())
                 self._changed.notify_all()
 
     def close(self) -> None:
         try:
             with self._changed:
                 self._open = False
-                self._changed.wait_for(lambda: not self._busy)
+                with giving_up(*self._busy):
+                    self._changed.wait_for(lambda: not self._busy)
             self._pool.shutdown(cancel_futures=True)
         except BaseException:  # a further Ctrl-C
             self.close()

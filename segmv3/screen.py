@@ -3,10 +3,19 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -18,6 +27,9 @@ class Screen(Console):
 
     It goes quiet when whoever read our output has left: `segmv3 evaluate | head` must not end the work.
     """
+
+    latest: "ClassVar[Screen | None]" = None
+    """The one that showed the latest bar."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
@@ -36,6 +48,7 @@ class Screen(Console):
         Args:
             columns: what to show; by default a title, the bar, the count and the time left.
         """
+        Screen.latest = self
         shown = columns or (Words(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         return Progress(*shown, console=self, transient=True, **{"disable": not self.is_terminal} | options)
 
@@ -63,6 +76,22 @@ class Screen(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+@contextmanager
+def download_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for a download, below another bar where one is open.
+
+    Args:
+        title: what is downloaded.
+
+    Yields:
+        A function of the bytes so far and, where it is known, the size of the file.
+    """
+    screen = Screen.latest if Screen.latest and Screen.latest.is_terminal else Screen(stderr=True)
+    with screen.progress(Words(), BarColumn(), DownloadColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(f"download {title}", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def print_line(line: str) -> None:

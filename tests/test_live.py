@@ -245,6 +245,7 @@ class Handler(BaseHTTPRequestHandler):
 
     clip: bytes = b""
     folder: Path
+    over: threading.Event
     mjpeg: Callable[[], Iterator[bytes]]
 
     def do_GET(self) -> None:
@@ -261,6 +262,8 @@ class Handler(BaseHTTPRequestHandler):
             self.give(b"no video at all" * 100, "video/mp4")
         elif path == "/list.mp4":
             self.give(b"ffconcat version 1.0\nfile /etc/passwd\n", "video/mp4")
+        elif "silent" in path:
+            self.over.wait(60)
         elif path.startswith("/hls/"):
             self.give((self.folder / path[5:]).read_bytes(), "application/octet-stream")
         elif path == "/cam":
@@ -467,6 +470,91 @@ def test_a_stalled_stream_is_noticed(here: Path, server: str, monkeypatch: pytes
 
     said(run)
     over.set()
+
+
+def transport_stream(path: str, frames: int) -> bytes:
+    with av.open(path, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(plain(index), format="rgb24")))
+        container.mux(stream.encode(None))
+    return Path(path).read_bytes()
+
+
+def stalled_feed() -> Iterator[Callable[[], UInt8Array]]:
+    for index in range(20):
+        yield partial(plain, index)
+        time.sleep(0.01)
+    time.sleep(2.5)  # in a driver: nothing ends this wait
+
+
+STALLS: dict[str, Callable[[str], str | OpenedSource]] = {
+    "a camera": lambda server: OpenedSource("camera", lambda: LiveReader("camera", stalled_feed)),
+    "a camera in the net": lambda server: f"{server}/cam",
+    "a recording": lambda server: f"{server}/hls/list.m3u8",
+    "an address that does not answer": lambda server: f"{server}/hls/silent.m3u8",
+    "a video through a pipe": lambda server: "-",
+    "frames through a pipe": lambda server: find_source("-", raw=(64, 48)),  # type: ignore[dict-item,return-value]
+    "a pipe that has only begun": lambda server: "-",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize("kind", STALLS)
+def test_ctrl_c_is_obeyed_while_nothing_comes(
+    kind: str, here: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "PATIENCE", 60)
+    over, done, pressed = threading.Event(), list[int](), list[float]()
+    whole = transport_stream("part.ts", 40)
+
+    def stalls() -> Iterator[bytes]:
+        yield from (jpeg(plain(index)) for index in range(30))
+        over.wait(60)
+
+    Handler.mjpeg, Handler.folder, Handler.over = staticmethod(stalls), here, over
+    entries = "#EXTINF:1.6,\npart.ts\n#EXTINF:1.6,\nsilent.ts\n#EXT-X-ENDLIST\n"
+    Path("list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n{entries}")
+    end, other = os.pipe()
+    os.write(
+        other,
+        {"frames through a pipe": bytes(48 * 64 * 3 * 5 + 9), "a pipe that has only begun": whole[:400]}.get(
+            kind, whole
+        ),
+    )
+    monkeypatch.setattr(sys, "stdin", os.fdopen(end))
+    begins = kind in ("an address that does not answer", "a pipe that has only begun")
+
+    def press() -> None:
+        late = time.monotonic() + 20
+        while not (done or begins) and time.monotonic() < late:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        pressed.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def run() -> None:
+        finger.start()
+        with pytest.raises(KeyboardInterrupt):
+            source = STALLS[kind](server)
+            predict_source(
+                source, predict, CLASSES, Path("out"), save=["color", "csv"], progress=lambda n, _: done.append(n)
+            )
+
+    finger = threading.Thread(target=press)
+    said(run)
+    assert time.monotonic() - pressed[0] < 2
+    over.set()
+    os.close(other)
+    if begins:
+        assert not Path("out").exists()
+        return
+    with VideoReader(next(Path("out").glob("*.webm"))) as video:
+        assert len(list(video)) >= done[-1]
+    assert len(next(Path("out").glob("*.csv")).read_text().splitlines()) > done[-1]
+    if kind == "a camera":
+        next(each for each in threading.enumerate() if each.name == "segmv3 camera").join()  # it is left to itself
 
 
 # ---- standard input ----

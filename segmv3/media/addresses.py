@@ -1,7 +1,9 @@
 """Pictures and videos at addresses. Nothing here is called but for an address that the user named as the source."""
 
+import math
 import ssl
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -14,10 +16,13 @@ from segmv3.errors import DataError, VideoError, shortened
 from segmv3.files import write_error
 from segmv3.images import is_image
 from segmv3.media.containers import import_av, reason
+from segmv3.screen import download_bar
+from segmv3.waiting import in_thread
 
 WEB = ("http", "https")
 STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp")
 _PROTOCOLS = ",".join((*WEB, *STREAMS, "tls", "httpproxy", "crypto", "data"))  # what comes from the net reads no files
+_CHUNK = 1 << 18  # bytes
 PATIENCE = 10  # seconds without a byte
 _PLAYLISTS = (b"#EXTM3U", b"<MPD", b"<?xml")
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body")
@@ -67,14 +72,14 @@ def ask(address: str, most: int) -> Answer:
     Raises:
         DataError: nothing is there, or a web page; or the certificate is not trusted.
     """
-    response, head = _request(address)
+    response, head = in_thread(lambda: _request(address))  # who looks up a name hears no signal
     with response:
         kind = response.headers.get_content_type()
         start = head.lstrip().lower()
         if start.startswith(_PAGES) or (kind == "text/html" and not is_image(head)):
             raise DataError(f"{shown(address)} is a web page; name the address of the picture or video itself")
         if is_image(head):
-            data = head + response.read(most)
+            data = b"".join(_parts(address, response, head, most))
             if len(data) > most:
                 raise DataError(f"{shown(address)} is a picture of more than {most:,} bytes")
             return Answer(data, False, False)
@@ -88,23 +93,29 @@ def download(address: str, folder: Path) -> Path:
 
     Raises: DataError as `ask`; ResourceError when the disk is full.
     """
-    response, head = _request(address)
+    response, head = in_thread(lambda: _request(address))  # who looks up a name hears no signal
     path = folder / "video"
     with response, path.open("wb") as file:
         try:
-            file.write(head)
-            while part := _part(response):
+            for part in _parts(address, response, head):
                 file.write(part)
         except OSError as error:
             raise write_error(error, path, _length(response.headers)) from None
     return path
 
 
-def _part(response: Any) -> bytes:
-    try:
-        return response.read(1 << 20)
-    except (OSError, HTTPException):  # the connection is gone
-        return b""
+def _parts(address: str, response: Any, head: bytes, most: float = math.inf) -> Iterator[bytes]:
+    """What comes, until there is no more, or more than `most` bytes, or the connection is gone; with a bar."""
+    total, done, part = _length(response.headers) or None, 0, head
+    with download_bar(shown(address)) as tell:
+        while part and done <= most:
+            yield part
+            done += len(part)
+            tell(done, total)
+            try:
+                part = response.read(_CHUNK)
+            except (OSError, HTTPException):
+                return
 
 
 def _request(address: str) -> tuple[Any, bytes]:

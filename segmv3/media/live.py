@@ -21,11 +21,13 @@ import numpy as np
 
 from segmv3.errors import PartialVideoError, ResourceError, Segmv3Error, Segmv3Warning
 from segmv3.images import UInt8Array
-from segmv3.media.addresses import PATIENCE, open_address, shown
+from segmv3.media import addresses
+from segmv3.media.addresses import open_address, shown
 from segmv3.media.containers import import_av, reason
 from segmv3.media.frames import View
 from segmv3.media.sound import Sound
 from segmv3.media.video import video_stream
+from segmv3.waiting import PATIENCE, giving_up
 
 Feed = Callable[[], Iterator[Callable[[], UInt8Array]]]
 """Opens a source and gives what comes, each picture as a call that makes its pixels: for a dropped one it is not made.
@@ -62,7 +64,7 @@ class LiveReader:
         self._notes: deque[str] = deque()
         self._resized = self._seen = self._gave = False
         self._failures = 0
-        self._thread = threading.Thread(target=self._run, name=f"segmv3 {name}")
+        self._thread = threading.Thread(target=self._run, name=f"segmv3 {name}", daemon=True)
         self._thread.start()
         try:
             self._begun, first = self._take()
@@ -157,8 +159,10 @@ class LiveReader:
             warnings.warn(f"video: {self._notes.popleft()}", Segmv3Warning, stacklevel=4)
 
     def _end(self) -> None:
+        """End the thread. One that is in a driver which does not answer ends when the driver does."""
         self._stop.set()
-        self._thread.join()
+        with giving_up(self._thread.ident):
+            self._thread.join(PATIENCE)
 
     def close(self) -> None:
         """End the thread, and say how many frames were dropped."""
@@ -226,7 +230,7 @@ class StreamFeed:
             except av.error.InvalidDataError:
                 continue
             except av.error.ExitError:
-                raise TimeoutError(f"nothing came for {PATIENCE} s") from None
+                raise TimeoutError(f"nothing came for {addresses.PATIENCE} s") from None
             if packet is None:
                 return
             for frame in frames:

@@ -1,12 +1,15 @@
 """Videos that come through a pipe, or have to be kept in a file of their own to be read."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from io import BufferedReader
+from io import BufferedReader, FileIO
+from itertools import count
 from pathlib import Path
+from select import select
 from typing import Self
 
 import numpy as np
@@ -15,8 +18,10 @@ from segmv3.errors import DataError, PartialVideoError
 from segmv3.files import write_error
 from segmv3.images import UInt8Array
 from segmv3.media.video import VideoReader, open_video
+from segmv3.waiting import given_up, in_thread
 
 INPUT = "standard input"
+_LOOK = 0.1  # seconds between two looks at whether to give up
 
 
 def standard_input() -> BufferedReader:
@@ -33,15 +38,29 @@ def standard_input() -> BufferedReader:
 
 
 class _OneWay:
-    """A pipe, for PyAV: it would wind back whatever says that it can."""
+    """A pipe whose reader can give up. It is all that PyAV needs, which would wind back whatever says that it can."""
 
     def __init__(self, pipe: BufferedReader) -> None:
-        self.read = pipe.read1
+        self._held = pipe.read1()  # what was looked at
+        self._file: FileIO = pipe.raw  # type: ignore[assignment]
+
+    def read(self, most: int) -> bytes:
+        """What is there, at most so many bytes, and at least one but at the end or once the reader gives up."""
+        data = self._held[:most] or self._next(most)
+        self._held = self._held[most:]
+        return data
+
+    def _next(self, most: int) -> bytes:
+        if os.name != "nt":  # where files cannot be waited for
+            while not select([self._file.fileno()], [], [], _LOOK)[0]:
+                if given_up():
+                    return b""
+        return self._file.read(most) or b""
 
 
 def read_pipe(pipe: BufferedReader) -> VideoReader:
     """The frames of a video while it comes."""
-    return VideoReader(INPUT, open_video(_OneWay(pipe), INPUT))
+    return in_thread(lambda: VideoReader(INPUT, open_video(_OneWay(pipe), INPUT)))
 
 
 def save(pipe: BufferedReader, folder: Path) -> Path:
@@ -88,19 +107,22 @@ class RawReader:
     announced_frames = None
 
     def __init__(self, pipe: BufferedReader, size: tuple[int, int], fps: float = 25.0) -> None:
-        self._pipe, self.size, self.fps = pipe, size[::-1], fps
+        self._pipe, self.size, self.fps = _OneWay(pipe), size[::-1], fps
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
         """Each frame and when it is shown, in seconds since the first."""
         height, width = self.size
-        number = 0
-        while data := self._pipe.read(height * width * 3):
-            if len(data) < height * width * 3:
+        for number in count():
+            frame = bytearray()
+            while part := self._pipe.read(height * width * 3 - len(frame)):
+                frame += part
+            if not frame:
+                return
+            if len(frame) < height * width * 3:
                 raise PartialVideoError(
                     f"{INPUT} ends within a frame of {width}x{height}; result holds {number:,} frames"
                 )
-            yield np.frombuffer(bytearray(data), np.uint8).reshape(height, width, 3), number / Fraction(self.fps)
-            number += 1
+            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3), number / Fraction(self.fps)
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from segmv3.media.live import LiveReader
 from segmv3.media.video import VideoReader
 from segmv3.prediction import listing
 from segmv3.prediction.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ImageSource, listed, surroundings
+from segmv3.waiting import in_thread
 
 _LIST_SUFFIX = ".txt"
 
@@ -212,11 +213,11 @@ def _from_address(asked: _Asked) -> Source:
     if answer.multipart:
         return OpenedSource(name, follow)
 
-    def follow_or_read() -> AbstractContextManager[Any]:
+    def recorded() -> VideoReader | None:
         recording = addresses.open_recording(address)
-        return VideoReader(addresses.shown(address), recording) if recording else follow()
+        return VideoReader(addresses.shown(address), recording) if recording else None
 
-    return OpenedSource(name, follow_or_read)
+    return OpenedSource(name, lambda: in_thread(recorded) or follow())
 
 
 def _from_input(asked: _Asked) -> Source:

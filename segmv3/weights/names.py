@@ -14,10 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
-
 from segmv3.errors import CheckpointError
-from segmv3.screen import Screen, Words, print_line
+from segmv3.screen import download_bar, print_line
 from segmv3.weights.download import Published, fetch
 from segmv3.weights.importing import Imported, import_weights
 
@@ -57,15 +55,8 @@ def find(name: str, *, offline: bool = False, say: Callable[[str], None] = print
         hint = f"did you mean {' or '.join(near)}?" if near else "segmv3 weights list shows them"
         raise CheckpointError(f"{name} is neither a file nor a published name; {hint}")
     entry = entries[name]
-    columns = (Words(), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Screen(stderr=True).progress(*columns) as bar:
-        task = bar.add_task(f"download {name}", total=None, visible=False)
-        path = fetch(
-            entry,
-            offline=offline,
-            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
-            say=say,
-        )
+    with download_bar(name) as tell:
+        path = fetch(entry, offline=offline, progress=tell, say=say)
     imported = import_weights(path)
     facts: dict[str, Any] = {"name": name, "url": entry.url, "licence": entry.licence, "published": entry.accuracy}
     if resize := _rows()[name]["resize"]:
