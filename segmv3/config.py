@@ -67,6 +67,16 @@ class Config(Experiment):
             *data_rules(self.data),
             *under("loss", self.loss.rules()),
             *under("distill", self.distill.rules()),
+            (
+                self.distill.features is None or self.compile == "off",
+                "distill.features",
+                "needs compile off: a compiled step does not look at features inside of the net",
+            ),
+            (
+                self.data.extra_images is None or self.data.extra_labels is not None or self.distill.taught,
+                "data.extra-labels",
+                "is missing: extra images without labels teach only with distill.teacher or distill.features",
+            ),
         ]
 
     def task(self) -> "Task":

@@ -187,8 +187,8 @@ def test_a_teacher_of_smp_sees_what_it_was_trained_on(config, tmp_path):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.inference_mode():
         expected = net((image / 255 - mean) / std)
-    assert torch.allclose(opened.logits(image), expected, atol=1e-4)
-    assert opened.logits(image[..., :50, :70]).shape == (1, 4, 50, 70)  # no multiple of 32
+    assert torch.allclose(opened(image), expected, atol=1e-4)
+    assert opened(image[..., :50, :70]).shape == (1, 4, 50, 70)  # no multiple of 32
 
 
 def test_teachers_that_cannot_teach_are_refused_in_one_line(config, tmp_path):
@@ -199,13 +199,13 @@ def test_teachers_that_cannot_teach_are_refused_in_one_line(config, tmp_path):
 
     refused("distill.teacher: .* does not exist", tmp_path / "none.safetensors")
     teach(tmp_path / "three.safetensors", NAMES[:3])
-    refused("three.safetensors has 3 classes, the data 4", tmp_path / "three.safetensors")
-    teach(tmp_path / "other.safetensors", ("road", "house", "sky", "tree"))
-    refused("other classes \\('sky' where the data has 'tree'\\)", tmp_path / "other.safetensors")
+    refused("three.safetensors has 3 classes, the data 4, and 'sky' is not among them", tmp_path / "three.safetensors")
+    teach(tmp_path / "other.safetensors", ("road", "house", "lake", "sky"))
+    refused("other classes \\('lake'; the data has 'tree'\\)", tmp_path / "other.safetensors")
     checkpoint.save(create_classifier(Classifier(), 4), tmp_path / "classifier.safetensors")
     refused("is a classifier", tmp_path / "classifier.safetensors")
     (tmp_path / "empty").mkdir()
-    refused("empty cannot be read; a folder that segmentation-models-pytorch", tmp_path / "empty")
+    refused("empty cannot be read; a folder that save_pretrained of segmentation-models-pytorch", tmp_path / "empty")
     teach_smp(tmp_path / "five", classes=5)
     refused("five has 5 classes, the data 4", tmp_path / "five")
     teach_smp(tmp_path / "softmax", activation="softmax2d")

@@ -31,8 +31,8 @@ class Predict(OnDevice, Trusting, OwnParts):
     """An image, a folder, a quoted glob, a sequence (frame_%04d.png), a .txt list of images, a video, a camera (0), an
     address (rtsp://, https://, ...), screen, or - for standard input."""
     weights: str | None = None
-    """Weight file, name of `segmv3 weights list`, or a file that segmv3 export wrote. By default the best published
-    net for streets, downloaded once."""
+    """Weight file, name of `segmv3 weights list`, exported file, or folder of a net of transformers or smp. By default
+    the best published net for streets, downloaded once."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
     """Folder for the results."""
     save: str = "overlay"
@@ -49,6 +49,8 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Label only a region: left, top, width and height in pixels."""
     size: tuple[int, int] | None = None
     """Show the net every picture at this height and width; results have the picture's own size."""
+    min_confidence: float = 0.0
+    """Label what the net is less sure of, 0 to 1, as void (255)."""
     every: int = 1
     """Label every so many images or frames only."""
     alpha: float = 0.55
@@ -156,6 +158,8 @@ def _refuse_odd(options: Predict) -> None:
 
     if not 0 <= options.alpha <= 1:
         raise ConfigError(f"--alpha is {options.alpha:g}; it must be between 0 and 1")
+    if not 0 <= options.min_confidence < 1:
+        raise ConfigError(f"--min-confidence is {options.min_confidence:g}; it must be at least 0 and below 1")
     if options.budget_ms is not None and not 0 < options.budget_ms < 60_000:
         raise ConfigError(f"--budget-ms is {options.budget_ms:g}; it must be above 0 and below 60,000")
     if options.budget_ms and options.size:
@@ -206,6 +210,7 @@ def _labeller(
         steady=options.steady,
         crop=options.crop,
         merge=table,
+        least_confidence=options.min_confidence,
     )
 
 

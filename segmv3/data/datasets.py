@@ -9,13 +9,15 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from segmv3.config import Data
 from segmv3.data.listing import Pair as Pair
 from segmv3.data.listing import Split, first_existing_parent, grouped, only, sizes_differ, visible_files, warn_of
 from segmv3.data.sources import source_of, train_ids
 from segmv3.errors import DataError
 from segmv3.images import UInt8Array, read_ids, read_image
-from segmv3.labels import Classes, LabelTable
+from segmv3.labels import IGNORE, Classes, LabelTable
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ class Extra(Dataset):
         return _digest("\n".join(facts))
 
 
+class Unlabelled(Extra):
+    """Images without labels: all of their pixels are ignored. Their pairs name the image in the place of the label."""
+
+    def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+        image = read_image(self.pairs[index].image)
+        return image, np.full(image.shape[:2], IGNORE, np.uint8)
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()  # names need not be UTF-8
 
@@ -113,7 +123,7 @@ def find_split(data: Data, split: str) -> Split:
 
 
 def open_extra(data: Data, dataset: Dataset) -> Extra | None:
-    """The pairs of `data.extra_images` and `data.extra_labels`, without decoding any; None where these are not set.
+    """The pairs of `data.extra_images` and `data.extra_labels`, without decoding any; None without extra images.
 
     An image `a.jpg` has the label `a_labels.png`, as `segmv3 predict` writes it (train ids of the data set), or one
     named and stored as the data set does: `a.png`, or for Cityscapes `a_gtCoarse_labelIds.png` and the like. They are
@@ -126,8 +136,10 @@ def open_extra(data: Data, dataset: Dataset) -> Extra | None:
     Raises:
         DataError: a folder is missing, or no image has a label.
     """
-    if not (data.extra_images and data.extra_labels):
+    if not data.extra_images:
         return None
+    if not data.extra_labels:
+        return _open_unlabelled(data.extra_images.absolute(), dataset)
     image_root, label_root = data.extra_images.absolute(), data.extra_labels.absolute()
     for folder, flag in ((image_root, "--data.extra-images"), (label_root, "--data.extra-labels")):
         if not folder.is_dir():
@@ -160,3 +172,14 @@ def open_extra(data: Data, dataset: Dataset) -> Extra | None:
             f"{label_root}; a.jpg needs a_labels.png, as segmv3 predict --save labels writes it"
         )
     return Extra(dataset.title, "extra", dataset.classes, tuple(pairs), skipped=len(images) - len(pairs))
+
+
+def _open_unlabelled(root: Path, dataset: Dataset) -> Unlabelled:
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder ({first_existing_parent(root)} is one); set --data.extra-images")
+    table = train_ids(dataset.classes)
+    files = [(path.relative_to(root).as_posix(), path) for path in visible_files(root)]
+    if not files:
+        raise DataError(f"{root} holds no images; set --data.extra-images")
+    pairs = tuple(Pair(name, path, path, table) for name, path in files)
+    return Unlabelled(dataset.title, "extra", dataset.classes, pairs, skipped=0)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from segmv3.data.datasets import Dataset
+from segmv3.data.datasets import Dataset, Unlabelled
 from segmv3.errors import DataError, Segmv3Error
 from segmv3.files import cache_folder, write_bytes
 from segmv3.images import read_ids, read_image
+from segmv3.labels import IGNORE
 
 Kind = Literal["image", "label"]
 Progress = Callable[[int, int], None]
@@ -59,8 +60,16 @@ Files = tuple[Path | None, Path | None]
 
 def read_pairs(dataset: Dataset, progress: Progress | None = None) -> list[tuple[Found, Found]]:
     """The facts of every (image, label) of a split, in its order."""
-    files = [(pair.image, pair.label) for pair in dataset.pairs]
-    return [(image, label) for image, label in read_files(files, progress) if image and label]
+    labelled = not isinstance(dataset, Unlabelled)
+    files = [(pair.image, pair.label if labelled else None) for pair in dataset.pairs]
+    return [(image, label or _nothing(image)) for image, label in read_files(files, progress) if image]
+
+
+def _nothing(image: Found) -> Found:
+    """The facts of a label that is not there: every pixel is ignored."""
+    if isinstance(image, DataError):
+        return image
+    return replace(image, mean=(), std=(), ids=((IGNORE, image.size[0] * image.size[1]),))
 
 
 def read_files(files: Sequence[Files], progress: Progress | None = None) -> list[tuple[Found | None, Found | None]]:

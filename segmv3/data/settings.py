@@ -62,7 +62,7 @@ class Data:
     in before the crop: more of what is seen least (arXiv 2012.07177). Without data.cache that decodes two images."""
     extra_images: Path | None = None
     """More images, with coarse or predicted labels: often worth more than any augmentation (noisy student, arXiv
-    1911.04252; Cityscapes' train_extra)."""
+    1911.04252; Cityscapes' train_extra). Without labels they teach what a teacher of `distill` knows."""
     extra_labels: Path | None = None
     """Their labels: a folder that `segmv3 predict --save labels` wrote, or named as the data set names its own."""
     extra_share: float = 0.5
@@ -95,15 +95,17 @@ def _lack(source: object) -> str:
 
 
 def data_rules(data: Data) -> list[Rule]:
-    both = (data.extra_images is None) == (data.extra_labels is None)
-    missing = "images" if data.extra_images is None else "labels"
     low, high = data.scale_range
     return [
         (0 < low <= high, "data.scale-range", "must be two rising positive numbers"),
         (0 < data.cat_max_ratio <= 1, "data.cat-max-ratio", "must be above 0 and at most 1"),
         (0 <= data.class_uniform <= 1, "data.class-uniform", "is a share of the samples, 0 to 1"),
         (0 <= data.copy_paste <= 1, "data.copy-paste", "is a probability, 0 to 1"),
-        (both, f"data.extra-{missing}", "is missing: extra images and extra labels go together"),
+        (
+            data.extra_images is not None or data.extra_labels is None,
+            "data.extra-images",
+            "is missing: extra labels need their images",
+        ),
         (0 < data.extra_share <= 1, "data.extra-share", "is a share of the samples, above 0 and at most 1"),
     ]
 

@@ -246,12 +246,15 @@ def open_evaluation(
         _refuse_export(path, predict, settings, dataset)
         net: Net = predict
         facts = {
-            "weights_sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files_of(path))).hexdigest(),
+            "weights_sha256": predict.card.sha256,
             "origin": predict.card.facts.get("origin"),
             "precision": predict.precision,
             "runtime": predict.backend,
-            "export": Export(output=predict.output, size=predict.size, source_sha256=predict.card.sha256),
         }
+        if not path.is_dir():
+            digest = hashlib.sha256(b"".join(file.read_bytes() for file in files_of(path)))
+            export = Export(output=predict.output, size=predict.size, source_sha256=predict.card.sha256)
+            facts |= {"weights_sha256": digest.hexdigest(), "export": export}
         labels_of = predict.labels_of if predict.output == "labels" else _labels_of(predict, settings)
         precision: Precision = "fp32"
     else:

@@ -11,6 +11,7 @@ from torch import Tensor
 from segmv3.decode import label_map, label_map_and_confidence
 from segmv3.images import UInt8Array
 from segmv3.inference import resize_image
+from segmv3.labels import IGNORE
 from segmv3.prediction.adapting import Box, cropped, merged
 from segmv3.prediction.budget import Budgeted
 from segmv3.prediction.contract import Found
@@ -48,6 +49,7 @@ class Labeller:
         steady: bool = False,
         crop: Box | None = None,
         merge: UInt8Array | None = None,
+        least_confidence: float = 0.0,
     ) -> None:
         """Put the parts together.
 
@@ -59,11 +61,13 @@ class Labeller:
             steady: average over time where the picture does not move.
             crop: label this region alone.
             merge: uint8 256, the train id that each of the net's becomes.
+            least_confidence: pixels of which the net is less sure than this, 0..1, become 255.
 
         Raises:
             ModelError: the net is an export that gives labels alone, and more is asked for.
         """
         self._net, self._confidence, self._crop, self._merge = net, confidence, crop, merge
+        self._least_confidence = least_confidence
         self._source: Any = net
         if size:
             self._source = _Resized(self._source, size)
@@ -71,7 +75,7 @@ class Labeller:
             self._source = budget(self._source)
         if steady:
             self._source = Steady(self._source)
-        if confidence or self._source is not net:
+        if confidence or least_confidence or self._source is not net:
             net.refuse_labels_alone()
 
     @property
@@ -84,14 +88,15 @@ class Labeller:
         return found if self._merge is None else merged(found, self._merge)
 
     def _label(self, image: UInt8Array) -> Found:
-        if self._source is self._net and not self._confidence:
+        if self._source is self._net and not (self._confidence or self._least_confidence):
             return self._net(image)
         size, threads = (image.shape[0], image.shape[1]), self._net.threads
         writable = np.require(image, requirements=["W"])
         logits = self._source.low_logits(torch.from_numpy(writable).permute(2, 0, 1)[None])
-        if not self._confidence:
+        if not (self._confidence or self._least_confidence):
             return label_map(logits, size, threads=threads)[0].cpu().numpy()
         labels, sure = label_map_and_confidence(logits, size, threads=threads)
+        labels.masked_fill_(sure < self._least_confidence, IGNORE)
         return labels[0].cpu().numpy(), cv2.convertScaleAbs(sure[0].cpu().numpy(), alpha=255)
 
 

@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -39,8 +39,8 @@ _NEEDS = {"torch": (), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("ope
 
 
 def is_export(path: Path) -> bool:
-    """Whether a path names an exported file rather than weights."""
-    return target_of(path) is not None
+    """Whether a path names what predicts and no weights of a net of ours: an export, or another library's folder."""
+    return target_of(path) is not None or path.is_dir()
 
 
 def load(
@@ -56,6 +56,8 @@ def load(
     targets: Sequence[Target] = (),
 ) -> Predictor:
     """Open a net for prediction: weights of segmv3 or of a project it can import, a published name, or an export.
+
+    A folder that save_pretrained of segmentation-models-pytorch or transformers wrote is opened as well.
 
     With weights, the net is converted for ONNX Runtime and OpenVINO where they are installed, compared with PyTorch
     on a drawn street and timed; that takes seconds, once for each weight file and machine, and is kept in
@@ -86,9 +88,25 @@ def load(
     path = Path(source)
     target = target_of(path, targets)
     _refuse_unknown(backend, precision, device, target)
+    if path.is_dir():
+        return _open_library(path, backend, threads, device, precision)
     if target:
         return _open_export(path, target, backend, threads, device, precision, trust, tuple(targets))
     return _open_weights(source, backend, threads, device, precision, compile, parts)
+
+
+def _open_library(folder: Path, backend: str, threads: int | None, device: Device, precision: str) -> Predictor:
+    """A net of another library, which runs on PyTorch alone."""
+    from segmv3.weights.libraries import open_library_net
+
+    net, card = open_library_net(folder)
+    if backend not in ("auto", "torch"):
+        raise ModelError(f"{folder} is a net of another library; it runs with --backend torch")
+    place = use_device(device, threads)
+    arithmetic = cast(Arithmetic, "fp32" if precision == "auto" else precision)
+    found = TorchBackend(cast(Any, net), device=place, precision=arithmetic, fold=False)
+    settings: dict[str, Any] = {"backend": backend, "threads": threads, "device": device, "precision": precision}
+    return Predictor(found, card, (partial(load, str(folder.absolute()), **settings), ()))
 
 
 def _open_weights(

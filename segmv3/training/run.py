@@ -26,7 +26,7 @@ from segmv3.training.freezing import Freeze
 
 # these settings change no result: places of files (their contents are compared), number of workers, recomputing
 FREE = (
-    *("data.root", "data.cache", "data.extra_images", "data.extra_labels", "distill.teacher"),
+    *("data.root", "data.cache", "data.extra_images", "data.extra_labels", "distill.teacher", "distill.features"),
     *("data.workers", "recompute", "extended"),
 )
 _STEPS = "schedule.steps"

@@ -30,11 +30,12 @@ from segmv3.report import Sample, write_report
 from segmv3.runtime import Predictor
 from segmv3.runtime.backends import TorchBackend
 from segmv3.settings import refuse as refuse_settings
+from segmv3.training.losses import Term
 from segmv3.training.manifest import read_manifest
 from segmv3.training.run import Run
 from segmv3.training.summary import evenly_spaced, facts_of
 from segmv3.training.task import Metric, OpenProgress, Progress, Task
-from segmv3.training.teacher import open_teacher
+from segmv3.training.teacher import WithProjection, open_features, open_teacher
 
 _PANEL_WIDTH = 1536  # of image, truth and prediction side by side
 
@@ -55,13 +56,14 @@ class SegmentationTask(Task):
         self.config = config
         self.net_name = net_name(config.model)
         self.train_set, self.val_set = open_training(config.data), open_dataset(config.data, "val")
-        self.teacher = open_teacher(config, self.classes)
+        self.teacher, self.features = open_teacher(config, self.classes), open_features(config)
         rules = config.loss.rules(len(self.classes))
         refuse_settings(*((holds, f"loss.{name}", wrong) for holds, name, wrong in rules))
 
     @property
     def sources(self) -> dict[str, str]:
-        return {"teacher": self.teacher.sha256} if self.teacher else {}
+        teachers = {"teacher": self.teacher, "features": self.features and self.features[0]}
+        return {name: teacher.sha256 for name, teacher in teachers.items() if teacher}
 
     def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
         problems: list[Problem] = []
@@ -93,11 +95,15 @@ class SegmentationTask(Task):
             return everywhere(found)
 
         loss = self.config.loss.build(len(self.classes), device, pixels)
-        self.terms = [*loss, *self.config.distill.build(len(self.classes), self.teacher)]
+        self.terms = [*loss, *self._distillation()]
         names = [term.name for term in self.terms]
         if twice := {name for name in names if names.count(name) > 1}:
             kind = type(self.config.loss).__name__
             raise ConfigError(f"loss: {kind} has two terms of the name {min(twice)!r}; give each its own")
+
+    def _distillation(self) -> list[Term]:
+        features = self.features[0] if self.features else None
+        return self.config.distill.build(len(self.classes), self.teacher, features)
 
     def build(self, batch_size: int) -> Segmenter:
         net = create_model(self.config.model, len(self.classes))
@@ -105,7 +111,8 @@ class SegmentationTask(Task):
         return net
 
     def wrap(self, net: Segmenter) -> nn.Module:
-        return self.config.loss.wrap(net)
+        wrapped = self.config.loss.wrap(net)
+        return WithProjection(wrapped, net, self.features[1]) if self.features else wrapped
 
     def samples(self, seed: int) -> TrainSamples:
         return TrainSamples(self.train_set, self.config.data, seed)

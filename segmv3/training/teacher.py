@@ -1,126 +1,180 @@
-"""The net that another one learns from."""
+"""The nets that another one learns from."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from segmv3.config import Config, Model
+from segmv3.config import Config
 from segmv3.errors import CheckpointError
 from segmv3.labels import Classes, are_numbered
-from segmv3.models.layers import Normalize
-from segmv3.weights.opening import open_segmenter
+from segmv3.models.layers import Normalize, initialise
+from segmv3.models.segmenter import Segmenter
+from segmv3.weights.libraries import open_any_net
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_DEEPEST = 32  # smp's nets take sizes that are multiples of it
+_TIMM = "timm:"
 
 
 class Teacher:
     """A net in eval mode that gets no gradient and is no part of the training state.
 
-    Attributes: sha256: of the weights it was read from.
+    Attributes:
+        sha256: of the weights it was read from.
     """
 
-    def __init__(self, net: nn.Module, logits: Callable[[Tensor], Tensor], sha256: str, precision: str) -> None:
-        self.net, self._logits, self.sha256 = net.eval().requires_grad_(False), logits, sha256
+    def __init__(self, net: nn.Module, output: Callable[[Tensor], Tensor], sha256: str, precision: str) -> None:
+        self.net, self._output, self.sha256 = net.eval().requires_grad_(False), output, sha256
         self._dtype = _DTYPES.get(precision)
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """N x 3 x H x W, RGB, 0..255 -> logits N x classes of any size."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """N x 3 x H x W, RGB, 0..255 -> its logits, or features, N x C of any size."""
         self.net.to(images.device)
         with torch.autocast(images.device.type, self._dtype, enabled=self._dtype is not None):
-            return self._logits(images)
+            return self._output(images)
 
 
 def open_teacher(config: Config, classes: Classes) -> Teacher | None:
-    """The teacher that a config names, or None.
+    """The teacher of logits that a config names, or None.
 
-    Args: classes: of the data.
-    Raises: CheckpointError when it cannot be read, is no segmentation net, is not finite, or knows other classes.
+    Args:
+        config: of the net that learns.
+        classes: of the data.
+
+    Raises:
+        CheckpointError: it cannot be read, is no segmentation net, is not finite, or does not know the data's classes.
+        ModelError: the library of its net is not here.
     """
     source = config.distill.teacher
     if source is None:
         return None
     try:
-        net: nn.Module
-        names: tuple[str, ...]
-        if Path(source).is_dir():
-            net, count, sha256 = _open_smp(Path(source))
-            names, logits = (), net.__call__
-        else:
-            net, card = open_segmenter(source)
-            names, count, sha256, logits = card.names, net.num_classes, card.sha256, net.low_logits
+        net, card = open_any_net(source)
+        order = _order(source, card.names, classes)
+        _refuse_non_finite(source, net)
     except CheckpointError as error:
         raise CheckpointError(f"distill.teacher: {_reason(error)}") from None
-    if count != len(classes):
-        raise CheckpointError(f"distill.teacher: {source} has {count} classes, the data {len(classes)}")
-    if names and names != classes.names and not are_numbered(names):
-        theirs, ours = next((a, b) for a, b in zip(names, classes.names, strict=True) if a != b)
-        raise CheckpointError(
-            f"distill.teacher: {source} was trained for other classes ({theirs!r} where the data has {ours!r})"
-        )
+    low_logits = net.low_logits
+    return Teacher(
+        net, lambda x: low_logits(x) if order is None else low_logits(x)[:, order], card.sha256, config.precision
+    )
+
+
+def _order(source: str, theirs: tuple[str, ...], classes: Classes) -> list[int] | None:
+    """The channels of the data's classes; None where they are all there are, in their order."""
+    if len(theirs) == len(classes) and (theirs == classes.names or are_numbered(theirs)):
+        return None
+    places = {_plain(name): place for place, name in enumerate(theirs)}
+    if missing := [name for name in classes.names if _plain(name) not in places]:
+        if len(theirs) != len(classes):
+            raise CheckpointError(
+                f"{source} has {len(theirs)} classes, the data {len(classes)}, and {missing[0]!r} is not among them"
+            )
+        other = next(a for a, b in zip(theirs, classes.names, strict=True) if a != b)
+        raise CheckpointError(f"{source} was trained for other classes ({other!r}; the data has {missing[0]!r})")
+    return [places[_plain(name)] for name in classes.names]
+
+
+def _plain(name: str) -> str:
+    """Names that mean the same in two projects: "traffic light" and "Traffic_Light"."""
+    return name.lower().replace("_", " ").replace("-", " ")
+
+
+def open_features(config: Config) -> tuple[Teacher, int] | None:
+    """The teacher of features that a config names and the channels of its map, or None.
+
+    Args:
+        config: of the net that learns.
+
+    Raises:
+        CheckpointError: it cannot be had or read, is not finite, or gives no features.
+    """
+    source = config.distill.features
+    if source is None:
+        return None
+    try:
+        if source.startswith(_TIMM):
+            return _of_timm(source, config.precision)
+        net, card = open_any_net(source)
+        backbone: Any = net.backbone
+        if backbone is None:
+            raise CheckpointError(f"the features of {source} are not known; use timm:NAME or weights of segmv3")
+        _refuse_non_finite(source, net)
+    except CheckpointError as error:
+        raise CheckpointError(f"distill.features: {_reason(error)}") from None
+    maps = len(net.config.head.taps())
+    teacher = Teacher(net, lambda x: backbone(net.normalize(x))[maps], card.sha256, config.precision)
+    return teacher, backbone.channels[maps]
+
+
+def _of_timm(source: str, precision: str) -> tuple[Teacher, int]:
+    """The last map of a net of timm, with the weights that timm publishes for it or those of a file."""
+    import timm
+
+    name, _, file = source.removeprefix(_TIMM).partition("@")
+    weights: dict[str, Any] = {"pretrained": True, "features_only": True}
+    if file:
+        weights["pretrained_cfg_overlay"] = {"file": file}
+    try:
+        if file and not Path(file).is_file():
+            raise FileNotFoundError(f"{file} does not exist")
+        try:  # transformers see pictures of one size unless they are told
+            net = timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True, **weights)
+        except TypeError:
+            net = timm.create_model(name, **weights)
+        settings: Any = net.pretrained_cfg
+    except Exception as error:  # each family of timm raises its own, and so does the download
+        raise CheckpointError(f"timm cannot give {name!r} ({' '.join(str(error).split())[:160]})") from None
+    mean, std = (tuple(255 * each for each in settings[key]) for key in ("mean", "std"))
+    normalize = Normalize(mean, std)
+    digest = hashlib.sha256()
+    for value in net.state_dict().values():
+        digest.update(value.contiguous().numpy().tobytes())
+    seen = nn.ModuleDict({"net": net, "normalize": normalize})
+    info: Any = net.feature_info
+    return Teacher(seen, lambda x: net(normalize(x))[-1], digest.hexdigest(), precision), info.channels()[-1]
+
+
+class WithProjection(nn.Module):
+    """A net with a 1x1 convolution that maps its deepest features to those of a teacher (FitNets, arXiv 1412.6550).
+
+    Only training has it.
+
+    Attributes:
+        net: what is kept in the end.
+    """
+
+    def __init__(self, wrapped: nn.Module, net: Segmenter, channels: int) -> None:
+        """Look at the deep map whenever the net runs.
+
+        Args:
+            wrapped: the net with whatever else training gave it.
+            net: the net in it.
+            channels: of the teacher's map.
+        """
+        super().__init__()
+        self.wrapped, self.net = wrapped, net
+        place, backbone = len(net.config.head.taps()), cast(Any, net.backbone)
+        self.projection = nn.Conv2d(backbone.channels[place], channels, 1)
+        self.projection.apply(initialise)
+        self._deep: Tensor | None = None
+        backbone.register_forward_hook(lambda module, inputs, maps: setattr(self, "_deep", maps[place]))
+
+    def low_logits(self, image: Tensor) -> list[Tensor]:
+        """N x 3 x H x W -> what the wrapped net gives, then the projected features N x channels x h x w."""
+        outputs = cast(Any, self.wrapped).low_logits(image)
+        deep, self._deep = self._deep, None
+        return [*(outputs if isinstance(outputs, list) else [outputs]), self.projection(deep)]
+
+
+def _refuse_non_finite(source: str, net: nn.Module) -> None:
     for name, value in net.state_dict().items():
         if not bool(value.isfinite().all()):
-            raise CheckpointError(f"distill.teacher: {source} is not finite ({name}); use other weights")
-    return Teacher(net, logits, sha256, config.precision)
-
-
-class _Smp(nn.Module):
-    """A net of segmentation-models-pytorch that takes the same input as segmv3's nets."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, defaults = net, Model()
-        self.normalize = Normalize(defaults.mean, defaults.std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """N x 3 x H x W -> logits N x classes x H x W."""
-        height, width = images.shape[2:]
-        padding = (0, -width % _DEEPEST, 0, -height % _DEEPEST)
-        return self.net(F.pad(self.normalize(images), padding))[..., :height, :width]
-
-
-def _open_smp(folder: Path) -> tuple[nn.Module, int, str]:
-    """The net in a folder of `save_pretrained`, built from its settings: none of its code runs, nothing is fetched."""
-    written = "a folder that segmentation-models-pytorch's save_pretrained wrote has config.json and model.safetensors"
-    try:
-        text, data = (folder / "config.json").read_bytes(), (folder / "model.safetensors").read_bytes()
-        settings = json.loads(text)
-        kind, classes = settings["_model_class"], int(settings.get("classes", 1))  # smp's default
-        tensors = load_safetensors(data)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
-        raise CheckpointError(f"{folder} cannot be read; {written}") from None
-    if settings.get("activation") is not None or settings.get("aux_params") is not None:
-        raise CheckpointError(f"{folder} does not end in logits alone (activation, aux_params); save it without")
-    if settings.get("in_channels", 3) != 3:
-        raise CheckpointError(f"{folder} takes {settings['in_channels']} channels; a teacher sees RGB")
-    try:
-        net = _build_smp(kind, {k: v for k, v in settings.items() if not k.startswith("_")})
-        net.load_state_dict(tensors)
-    except Exception as error:  # smp checks little: a wrong setting or tensor raises whatever it meets
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{folder} does not hold the net it names ({reason})") from None
-    return _Smp(net), classes, hashlib.sha256(text + data).hexdigest()
-
-
-def _build_smp(kind: str, settings: dict[str, Any]) -> nn.Module:
-    import segmentation_models_pytorch as smp  # takes seconds to import
-
-    from segmv3.models.smp import register
-
-    register()
-    model = getattr(smp, kind, None)
-    if not (isinstance(model, type) and issubclass(model, smp.base.SegmentationModel)):
-        raise ValueError(f"{kind!r} is no net of segmentation-models-pytorch")
-    return model(**settings | {"encoder_weights": None})
+            raise CheckpointError(f"{source} is not finite ({name}); use other weights")
 
 
 def _reason(error: CheckpointError) -> str:

@@ -163,42 +163,65 @@ def _labelled(targets: "Tensor", weights: "Tensor | None", classes: int) -> "Ten
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
-    """Learning from a larger net beside the labels: where in the image each class is (channel-wise knowledge
-    distillation, arXiv 2011.13256)."""
+    """Learning from larger nets beside the labels. They also teach on frames without labels: `data.extra_images`."""
 
     teacher: str | None = None
-    """A weight file or published name as for `segmv3 evaluate`, or a folder that segmentation-models-pytorch's
-    `save_pretrained` wrote (its images are normalised by ImageNet's mean and std). Its classes must be the data's."""
+    """Where in the image each class is, by a larger net (channel-wise distillation, arXiv 2011.13256): a weight file or
+    published name as for `segmv3 evaluate`, or a folder that save_pretrained of segmentation-models-pytorch or
+    transformers wrote. It must know the classes of the data, in any order."""
     weight: float = 3.0
     """Weight of this loss beside the cross-entropy. The paper takes 3 for logits."""
     temperature: float = 4.0
     """Above 0. The higher it is, the more of the image counts. The paper takes 4."""
+    features: str | None = None
+    """A net whose deepest features the net's own learn to predict (FitNets, arXiv 1412.6550; the cosine as in AM-RADIO,
+    arXiv 2312.06709): timm:NAME, such as timm:vit_small_patch14_dinov2.lvd142m, with @FILE for weights of your own; or
+    weights of segmv3."""
+    features_weight: float = 1.0
+    """Weight of the loss on features."""
+
+    @property
+    def taught(self) -> bool:
+        """Whether frames without labels teach anything."""
+        return bool(self.teacher or self.features)
 
     def rules(self) -> list[Rule]:
         """What the settings must keep to."""
         return [
             (self.weight > 0, "weight", "must be above 0"),
             (self.temperature > 0, "temperature", "must be above 0"),
+            (self.features_weight > 0, "features-weight", "must be above 0"),
         ]
 
-    def build(self, classes: int, teacher: "Teacher | None") -> list[Term]:
-        """The term of the teacher, where there is one.
+    def build(self, classes: int, teacher: "Teacher | None", features: "Teacher | None" = None) -> list[Term]:
+        """The terms of the teachers, where there are any.
 
         Args:
             classes: their number.
             teacher: from `segmv3.training.teacher.open_teacher`.
+            features: from `segmv3.training.teacher.open_features`; the net's own are the last of `Seen.auxiliary`.
         """
-        if teacher is None:
-            return []
         import torch
 
-        from segmv3.training.losses.functional import channel_distillation
+        from segmv3.training.losses.functional import channel_distillation, feature_distillation
 
-        return [
-            Term(
-                "distillation",
-                lambda seen: channel_distillation(seen.logits, teacher.logits(seen.images), self.temperature),
-                lambda targets: torch.full((), len(targets) * classes, device=targets.device),
-                self.weight,
+        terms = []
+        if teacher:
+            terms.append(
+                Term(
+                    "distillation",
+                    lambda seen: channel_distillation(seen.logits, teacher(seen.images), self.temperature),
+                    lambda targets: torch.full((), len(targets) * classes, device=targets.device),
+                    self.weight,
+                )
             )
-        ]
+        if features:
+            terms.append(
+                Term(
+                    "features",
+                    lambda seen: feature_distillation(seen.auxiliary[-1], features(seen.images)),
+                    lambda targets: torch.full((), len(targets), device=targets.device),
+                    self.features_weight,
+                )
+            )
+        return terms

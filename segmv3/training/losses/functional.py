@@ -118,6 +118,29 @@ def channel_distillation(student_low: Tensor, teacher_low: Tensor, temperature: 
     return total, torch.full((), student_low.shape[0] * student_low.shape[1], device=total.device)
 
 
+def feature_distillation(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """One minus the cosine of the angle between two nets' features, at each place of the teacher's map.
+
+    Args:
+        student: float N x C x h x w, resized to the teacher's.
+        teacher: float N x C of any size; it gets no gradient.
+
+    Returns:
+        The sum over images of the mean over places, and the number of images.
+
+    Raises:
+        ValueError: the images or channels differ.
+    """
+    if student.shape[:2] != teacher.shape[:2]:
+        found = " and ".join(" x ".join(map(str, x.shape[:2])) for x in (student, teacher))
+        raise ValueError(f"student and teacher must have the same images x channels, found {found}")
+    with torch.autocast(student.device.type, enabled=False):
+        teacher = teacher.detach().float()
+        own = F.interpolate(student.float(), teacher.shape[2:], mode="bilinear", align_corners=False)
+        total = (1 - F.cosine_similarity(own, teacher, dim=1)).mean((1, 2)).sum()
+    return total, torch.full((), len(student), device=total.device)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """The gradient of the loss is computed with the loss: there is nothing to recompute, and nothing large to keep."""
 
