@@ -46,7 +46,8 @@ class Coco(Gathered):
     between = ",\n"
 
     def begin(self, job: Job) -> str:
-        categories = [{"id": i + 1, "name": name, "supercategory": ""} for i, name in enumerate(job.classes.names)]
+        named = enumerate(zip(job.classes.names, job.classes.colors, strict=True), 1)
+        categories = [{"id": i, "name": name, "supercategory": "", "color": color} for i, (name, color) in named]
         return f'{{"info": {{"description": "segmv3"}},\n"categories": {json.dumps(categories)},\n"annotations": [\n'
 
     def piece(self, shot: Shot, index: int, job: Job) -> Piece:
