@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def content(source: Path | str, **settings: Any) -> Content:
     chosen = ImportSettings(**settings)
-    return reader_of(Path(source), chosen).read(Path(source), chosen, lambda what, done, total: None)
+    return reader_of(Path(source), chosen)[0].read(Path(source), chosen, lambda what, done, total: None)
 
 
 def labels(found: Content) -> dict[str, UInt8Array]:
@@ -299,7 +299,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_recognised_and_read(root: Path, kind: str) -> None:
     KINDS[kind](root)
-    assert reader_of(root, ImportSettings()).name == kind
+    assert reader_of(root, ImportSettings())[0].name == kind
     found = content(root)
     assert found.legend.classes.names == tuple(RINGS) and not found.left_out
     (frame,) = found.frames

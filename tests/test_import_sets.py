@@ -193,7 +193,7 @@ TREES: dict[str, tuple[Callable[[Path], list[str | None]], str, dict[str, int]]]
 
 def content(root: Path, **settings: Any) -> Content:
     chosen = ImportSettings(**settings)
-    return reader_of(root, chosen).read(root, chosen, lambda what, done, total: None)
+    return reader_of(root, chosen)[0].read(root, chosen, lambda what, done, total: None)
 
 
 def stored(label: Any) -> UInt8Array:
@@ -211,7 +211,7 @@ def names_at_quarters(found: Content) -> list[list[str | None]]:
 def test_an_archive_is_recognised_and_its_classes_and_splits_are_kept(tmp_path: Path, tree: str) -> None:
     write, kind, splits = TREES[tree]
     expected = write(tmp_path)
-    assert reader_of(tmp_path, ImportSettings()).name == kind
+    assert reader_of(tmp_path, ImportSettings())[0].name == kind
     found = content(tmp_path)
     assert all(each == expected for each in names_at_quarters(found))
     labelled = {split: sum(f.split == split and f.label is not None for f in found.frames) for split in splits}

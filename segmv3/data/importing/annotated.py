@@ -9,6 +9,7 @@ from os.path import commonpath
 from pathlib import Path, PurePosixPath
 
 from segmv3.data.importing.base import Content, Frame, Reader, SourceClass, Tell, legend_of, split_named
+from segmv3.data.importing.names import names_given
 from segmv3.data.importing.regions import Drawing, Region, Size
 from segmv3.data.importing.settings import ImportSettings
 from segmv3.data.listing import images_below
@@ -123,7 +124,7 @@ def _chosen(found: Annotations, source: Path, settings: ImportSettings) -> dict[
     used = Counter(name for picture in found.pictures for name, _ in picture.regions)
     colors = found.colors | {name: None for name in used if name not in found.colors}
     if settings.classes:
-        names = settings.classes
+        names = [each.name for each in names_given(source if source.is_dir() else source.parent, settings)[0]]
         ignored = {name.casefold() for name in settings.ignore}
         extra = {name: count for name, count in used.items() if name not in names and name.casefold() not in ignored}
         if extra:
