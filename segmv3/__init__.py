@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from segmv3.config import load_config as load_config
     from segmv3.data.importing.run import import_data as import_data
     from segmv3.evaluation.run import evaluate as evaluate
+    from segmv3.evaluation.suspects import find_suspects as find_suspects
     from segmv3.exporting import export as export
     from segmv3.images import read_image as read_image
     from segmv3.labels import Classes as Classes
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from segmv3.models.zoo import create_model as create_model
     from segmv3.runtime import Predictor as Predictor
     from segmv3.runtime import load as load
+    from segmv3.selection.choosing import select_frames as select_frames
     from segmv3.training.loop import train as train
 
 _ROOMS = {
@@ -45,12 +47,14 @@ _ROOMS = {
     "create_model": "segmv3.models.zoo",
     "evaluate": "segmv3.evaluation.run",
     "export": "segmv3.exporting",
+    "find_suspects": "segmv3.evaluation.suspects",
     "import_data": "segmv3.data.importing.run",
     "load": "segmv3.runtime",
     "load_config": "segmv3.config",
     "overlay": "segmv3.media.draw",
     "read_image": "segmv3.images",
     "save": "segmv3.checkpoint",
+    "select_frames": "segmv3.selection.choosing",
     "train": "segmv3.training.loop",
 }
 

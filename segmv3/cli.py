@@ -53,6 +53,8 @@ usage: segmv3 COMMAND ...
   data import SOURCE OUTPUT                          a data set of what you have: images, masks, annotations
   data check CONFIG_OR_DIR [--output DIR]            what a data set holds and all that is wrong with it
   data pack CONFIG_OR_DIR OUTPUT                     decode a data set once: training reads crops from it
+  data next POOL --weights FILE -o DIR               which unlabelled frames to label next, with a page
+  data suspects CONFIG_OR_DIR --weights FILE -o DIR  the labels that look wrong, with a page
   benchmark table [--evaluate --data.root DIR]       the mmsegmentation table with our numbers beside it
   benchmark metrics                                  how long scoring takes, beside other projects
   benchmark loader [--data.root DIR]                 how fast training samples are made, beside mmsegmentation's

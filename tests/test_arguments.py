@@ -54,6 +54,14 @@ data check DATA --output V
 data pack V c
 data pack DATA V
 data pack DATA c --split V
+data next V --weights WEIGHTS -o n
+data next IMAGE --weights V -o n
+data next IMAGE --weights WEIGHTS -o V
+data next IMAGE --weights WEIGHTS -o n --labelled V
+data suspects V --weights WEIGHTS -o n
+data suspects DATA --weights V -o n
+data suspects DATA --weights WEIGHTS -o V
+data suspects DATA --weights WEIGHTS -o n --split V
 benchmark table --results V
 benchmark metrics --data.root V
 benchmark latency --output V
@@ -85,6 +93,12 @@ weights import WEIGHTS --into lraspp_small_d8 -o n --num-classes V
 export WEIGHTS --to onnx -o x.txt --size V V
 data mini-city m --val 1 --size 64 128 --train V
 data mini-city m --train 1 --val 1 --size V V
+data next IMAGE --weights WEIGHTS -o n --overwrite --count V
+data next IMAGE --weights WEIGHTS -o n --overwrite --candidates V
+data next IMAGE --weights WEIGHTS -o n --overwrite --worst V
+data next IMAGE --weights WEIGHTS -o n --overwrite --every V
+data next IMAGE --weights WEIGHTS -o n --overwrite --size V V
+data suspects DATA --weights WEIGHTS -o s --overwrite --count V
 train CONFIG --run r --threads V --data.root nothing
 train CONFIG --run r --data.crop-size V V --data.root nothing
 train CONFIG --run r --optim.lr V --data.root nothing

@@ -38,7 +38,8 @@ ELSEWHERE = {
 
 COMMANDS = """
 train, classify train, classify evaluate, classify predict, sweep, evaluate, compare, submit, predict, weights import,
-weights average, export, models, data mini-city, data check, data pack
+weights average, export, models, data mini-city, data check, data pack,
+data next, data suspects
 """
 
 MODULES = ("segmv3.decode", "segmv3.inference", "segmv3.metrics")

@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from segmv3.commands.help import asked_for_help
+from segmv3.commands.label_loop import run_next, run_suspects
 from segmv3.commands.options import parse, refuse_existing
 from segmv3.config import Data, Layout, load_config
 from segmv3.data.importing.settings import ImportSettings
@@ -115,8 +116,10 @@ class Import(ImportSettings):
 def run(arguments: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         **{"mini-city": _mini_city, "import": _import, "check": _check, "pack": _pack},
+        **{"next": run_next, "suspects": run_suspects},
     }
     usage = "mini-city DIR | import SOURCE OUTPUT | check CONFIG_OR_DIR | pack CONFIG_OR_DIR OUTPUT"
+    usage += " | next POOL | suspects CONFIG_OR_DIR"
     if arguments[:1] and arguments[0] in ("-h", "--help"):
         print(f"usage: segmv3 data {usage}")
         return

@@ -79,6 +79,22 @@ def write_evaluation_page(folder: Path, result: Result, classes: Classes, sample
     )
 
 
+def write_suspects_page(
+    path: Path, result: Result, suspects: Sequence[Suspect], classes: Classes, samples_of: SamplesOf
+) -> Path:
+    """Write the page of the labels in doubt alone, in their order; otherwise as `write_evaluation_page`."""
+    pictures = _draw([], {}, suspects, classes, samples_of)
+    return write_page(
+        path,
+        "suspects.html",
+        title=f"{result.dataset} {result.split}: labels in doubt",
+        result=result,
+        images=len({suspect.name for suspect in suspects}),
+        suspects=[(suspect, pictures.suspects[suspect]) for suspect in suspects],
+        present=[(classes.names[i], classes.colors[i]) for i in sorted(pictures.present)],
+    )
+
+
 def _lowest(image: RankedImage, classes: Classes) -> list[str]:
     rows = sorted((float(iou), name) for iou, name in zip(image.iou, classes.names, strict=True) if not np.isnan(iou))
     return [f"{name} {iou:.1f}" for iou, name in rows[:_LOWEST]]
@@ -115,7 +131,7 @@ def _draw(
         if sample.name in ranked:
             pictures.worst[sample.name] = cells(sample, classes)
         for place, name in enumerate(classes.names):
-            if sample.name in (image for image, _ in by_class[name]):
+            if sample.name in (image for image, _ in by_class.get(name, ())):
                 pictures.by_class[name, sample.name] = data_uri(class_picture(sample, place), "JPEG")
         for suspect in own:
             truth, predicted = classes.names.index(suspect.truth), classes.names.index(suspect.predicted)

@@ -1,0 +1,113 @@
+"""`segmv3 data next` and `segmv3 data suspects`: what to label next, and which labels to look at again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
+from segmv3.config import Config, Data, load_config
+from segmv3.selection.settings import Settings
+
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next(Settings, OnDevice, OwnParts):
+    """Choose the unlabelled frames to label next: those that the net is unsure of and that differ from each other.
+
+    Writes next.txt, a list that segmv3 predict takes, and the page next.html.
+    """
+
+    pool: tyro.conf.Positional[str]
+    """The unlabelled frames: images or a video file, as segmv3 predict takes them."""
+    weights: str
+    """Weight file, or name of `segmv3 weights list`. An exported file has no features to compare frames by."""
+    output: Output
+    """Folder for the results."""
+    labelled: Path | None = None
+    """What is labelled already, a data set's folder or a config (.py): left out, and the choice differs from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspects(OnDevice, Trusting):
+    """List the labels that look wrong: the net denies a class there that it knows everywhere else.
+
+    Writes suspects.txt (the images), suspects.csv and the page suspects.html.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a data set, or a config file (.py)."""
+    weights: str
+    """Weight file, or a file that segmv3 export wrote. A net that was trained on a wrong label may have learned it."""
+    output: Output
+    """Folder for the results."""
+    split: str = "train"
+    """Part of the data set to look at."""
+    count: int = 50
+    """Suspects at most, the largest first."""
+    overwrite: bool = False
+    """Replace an earlier list there."""
+
+
+def run_next(arguments: list[str]) -> None:
+    options = parse(Next, "segmv3 data next", arguments)
+    options.refuse_odd()
+    options.import_parts()
+    labelled = _data_of(options.labelled) if options.labelled else None
+    from segmv3.screen import Screen
+    from segmv3.selection.choosing import select_frames
+
+    console = Screen()
+    with console.bars() as progress:
+        chosen = select_frames(
+            options.pool,
+            options.weights,
+            options,
+            labelled=labelled,
+            output=options.output,
+            device=options.device,
+            threads=options.threads,
+            progress=progress,
+        )
+    if chosen.left_out:
+        counts = ", ".join(f"{count:,} {what}" for what, count in chosen.left_out.items())
+        console.say(f"left out of the pool: {counts}")
+    of = f"{len(chosen.frames):,} of {chosen.ranked:,} frames, beside {chosen.labelled:,} labelled ones"
+    console.say(f"chose {of}: {' and '.join(map(str, chosen.files))}")
+
+
+def run_suspects(arguments: list[str]) -> None:
+    options = parse(Suspects, "segmv3 data suspects", arguments)
+    data = _data_of(options.source)
+    from segmv3.evaluation.suspects import find_suspects
+    from segmv3.screen import Screen
+
+    console = Screen()
+    with console.bars() as progress:
+        suspects = find_suspects(
+            data,
+            options.weights,
+            split=options.split,
+            count=options.count,
+            output=options.output,
+            overwrite=options.overwrite,
+            device=options.device,
+            threads=options.threads,
+            trust=options.trust,
+            progress=progress,
+        )
+    images = len({each.name for each in suspects})
+    console.say(f"{options.output}: {len(suspects):,} labels in doubt in {images:,} images of {options.split}")
+    for each in suspects[:5]:
+        console.say(f"  {each.name}: labelled {each.truth}, predicted {each.predicted} ({each.pixels:,} pixels)")
+
+
+def _data_of(path: Path) -> Config | Data:
+    """A config, or the data set in a folder."""
+    if path.suffix == ".py":
+        return load_config(path)
+    from segmv3.data.sources import data_in
+
+    return data_in(path)
