@@ -67,7 +67,7 @@ def test_unknown_or_ill_typed_flags_stop_with_a_hint(flags, says, capsys):
         (["--data.scale-range", "2", "1"], "data.scale-range"),
         (["--data.flip", "2"], "probability"),
         (["--optim.lr", "1e-9"], "schedule.min-lr"),
-        (["--data.batch-size", "0"], "data.batch-size"),
+        (["--data.batch-size", "-1"], "data.batch-size"),
         (["--schedule.warmup-steps", "-1"], "schedule.warmup-steps"),
         (["--loss.ohem", "0"], "loss.ohem: is a probability above 0"),
         (["--loss.ohem", "1.1"], "loss.ohem"),

@@ -117,7 +117,7 @@ def test_batches_are_channels_last(folder):
 
 
 def test_too_many_workers_for_the_memory_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(loader, "_free_memory", lambda: 1e12)
+    monkeypatch.setattr(loader, "free_memory", lambda: 1e12)
     monkeypatch.setattr(loader, "_free_shared_memory", lambda: 3.5e8)
     config = replace(data(folder), batch_size=16, crop_size=(512, 1024))
     for workers in (0, 1, 3):
@@ -125,7 +125,7 @@ def test_too_many_workers_for_the_memory_are_refused(folder, monkeypatch):
     says = r"data\.workers 8: 8 workers need about 0\.8 GB of shared memory .* 0\.3 are free; at most 3 fit"
     with pytest.raises(ConfigError, match=says):
         refuse_workers_beyond_memory(replace(config, workers=8))
-    monkeypatch.setattr(loader, "_free_memory", lambda: 2.7e9)
+    monkeypatch.setattr(loader, "free_memory", lambda: 2.7e9)
     monkeypatch.setattr(loader, "_free_shared_memory", lambda: 1e12)
     refuse_workers_beyond_memory(replace(config, workers=7))
     with pytest.raises(ConfigError, match=r"8 workers need about 2\.9 GB of memory, 2\.7 are free; at most 7 fit"):
@@ -135,7 +135,7 @@ def test_too_many_workers_for_the_memory_are_refused(folder, monkeypatch):
 
 
 def test_free_memory_is_measured():
-    assert loader._free_memory() > 1e7 and loader._free_shared_memory() >= 0
+    assert loader.free_memory() > 1e7 and loader._free_shared_memory() >= 0
     refuse_workers_beyond_memory(Data(dataset="folder", root=Path(), workers=0))
 
 

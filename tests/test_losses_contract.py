@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch.losses as smp
 import torch
 
 import segmv3
@@ -29,6 +31,10 @@ CRITERIA = {
     "auxiliary": Loss(auxiliary=0.4),
     "mined": Loss(ohem=0.3, min_kept=0.2),
     "everything": Loss(ohem=0.3, min_kept=0.1, label_smoothing=0.1, class_weights="balanced", auxiliary=1.0),
+    "dice": Loss(cross_entropy=0.0, dice=1.0),
+    "focal": Loss(cross_entropy=0.0, focal=20.0, focal_gamma=1.5),
+    "lovasz": Loss(cross_entropy=0.0, lovasz=0.5),
+    "mixed": Loss(dice=1.0, focal=1.0, lovasz=1.0, class_weights="balanced", auxiliary=0.4),
     "stranger": Focal(),
 }
 
@@ -96,7 +102,7 @@ def test_denominators_are_told_by_the_targets_alone(name):
     batch = seen(name)
     for term in terms_of(name):
         if term.denominator is None:
-            assert "ohem" in to_dict(CRITERIA[name]), "only the net can tell what mining keeps"
+            assert getattr(CRITERIA[name], "ohem", None), "only the net can tell what mining keeps"
         else:
             torch.testing.assert_close(term.denominator(batch.targets).double(), term.sums(batch)[1].double())
 
@@ -151,6 +157,38 @@ def test_settings_are_frozen_and_recorded(criterion):
 def test_settings_import_no_torch():
     code = "import sys, segmv3.config, segmv3.training.losses, segmv3.training.optim; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["dice", "focal", "lovasz"])
+def test_terms_of_a_library_are_the_library_s(name):
+    """Of one image, where a sum over images and a mean over the batch are the same."""
+    kinds = {"dice": smp.DiceLoss, "focal": partial(smp.FocalLoss, gamma=1.5), "lovasz": smp.LovaszLoss}
+    batch, [term] = part(seen(name), slice(0, 1)), terms_of(name)
+    total, count = term.sums(batch)
+    present = len(batch.targets[batch.targets != IGNORE].unique())
+    expected = kinds[name]("multiclass", ignore_index=IGNORE)(batch.logits, batch.targets)
+    torch.testing.assert_close(total / count, expected * (CLASSES / present if name == "dice" else 1))
+
+
+def test_low_logits_are_enlarged_for_them():
+    batch = seen("dice")
+    batch = batch._replace(logits=batch.logits.detach()[..., ::2, ::2].requires_grad_())
+    for name in ("dice", "focal", "lovasz"):
+        total, count = terms_of(name)[0].sums(batch)
+        assert gradient(total / count, batch._replace(auxiliary=())).shape[1:] == batch.logits.shape
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (Loss(cross_entropy=0.0), r"loss.cross-entropy: is 0, and so are loss.dice, .*: nothing would be learnt"),
+        (Loss(dice=-1.0), r"loss.dice: must be at least 0"),
+        (Loss(focal=1.0, focal_gamma=-0.5), r"loss.focal-gamma: must be at least 0"),
+    ],
+)
+def test_a_loss_of_nothing_is_one_line(loss, says, config):
+    with pytest.raises(ConfigError, match=says):
+        replace(config, loss=loss)
 
 
 # --- a loss from beside a config ---

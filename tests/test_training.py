@@ -272,7 +272,7 @@ def test_a_cache_gives_the_same_run(config, tmp_path):
 
 
 def test_too_many_workers_are_refused_before_the_run(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "_free_memory", lambda: 1e9)
+    monkeypatch.setattr(loader, "free_memory", lambda: 1e9)
     many = replace(config, data=replace(config.data, workers=64))
     with pytest.raises(ConfigError, match=r"data\.workers 64: 64 workers need about"):
         train(many, tmp_path / "run", device="cpu")

@@ -266,7 +266,7 @@ def refuse_workers_beyond_memory(data: Batching, processes: int = 1) -> None:
     samples = _QUEUED * data.batch_size / processes
     queued = samples * math.prod(data.crop_size) * (3 + 1)  # uint8 RGB and labels
     for needed, free, what in (
-        (_WORKER_BYTES + queued + _DECODED, _free_memory(), "memory"),
+        (_WORKER_BYTES + queued + _DECODED, free_memory(), "memory"),
         (queued, _free_shared_memory(), "shared memory (/dev/shm)"),
     ):
         workers = data.workers * processes
@@ -278,7 +278,7 @@ def refuse_workers_beyond_memory(data: Batching, processes: int = 1) -> None:
             )
 
 
-def _free_memory() -> float:
+def free_memory() -> float:
     """Bytes that can still be used here: of the machine, and of the container (cgroup 2) where it sets a limit."""
     free = math.inf
     with suppress(OSError, ValueError, StopIteration):

@@ -40,7 +40,8 @@ class Data:
     cache: Path | None = None
     """Folder that `segmv3 data pack` wrote: crops are read from it, the same ones, without decoding files."""
     batch_size: int = 16
-    """Images per step over all processes together."""
+    """Images per step over all processes together; 0 finds the largest batch that fits into memory. Trial steps fill
+    90 % of a GPU, or half of what is free on a CPU, with at most the training set; the run keeps the number."""
     crop_size: tuple[int, int] = (512, 1024)
     scale_range: tuple[float, float] = (0.5, 2.0)
     """Random resize before the crop, uniform. Small crops of Cityscapes did better with 0.4 to 1.6 (RegSeg, arXiv

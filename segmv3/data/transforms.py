@@ -39,19 +39,29 @@ class Colors(NamedTuple):
 
 
 def train_transforms(data: Data) -> A.Compose:
-    """What makes a training sample of an image: random scale and crop, mirror, jitter, padding to the crop size."""
+    """What makes a training sample of an image: the two lists, and padding to the crop size."""
     height, width = data.crop_size
-    colors: A.ImageOnlyTransform = RandAugment(p=data.jitter)
-    if data.photometric == "jitter":
-        colors = ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=data.jitter)
-    return A.Compose(
-        [
-            RandomScaledCrop(data.crop_size, data.scale_range, data.cat_max_ratio),
-            A.HorizontalFlip(p=data.flip),
-            colors,
-            A.PadIfNeeded(height, width, position="random", fill=_MEAN_COLOR, fill_mask=IGNORE),
-        ]
-    )
+    padding = A.PadIfNeeded(height, width, position="random", fill=_MEAN_COLOR, fill_mask=IGNORE)
+    return A.Compose([*geometric(data), *photometric(data), padding])
+
+
+def geometric(data: Data) -> list[A.DualTransform]:
+    """What moves pixels, of image and labels alike: mmsegmentation's and DeepLab's random scale, crop and mirror."""
+    return [
+        RandomScaledCrop(data.crop_size, data.scale_range, data.cat_max_ratio),
+        A.HorizontalFlip(p=data.flip),
+    ]
+
+
+def photometric(data: Data) -> list[A.ImageOnlyTransform]:
+    """What changes colours, of the image alone, by the kind of `data.photometric`."""
+    policies: dict[str, list[A.ImageOnlyTransform]] = {
+        # contrast and saturation as in mmsegmentation's PhotoMetricDistortion, brightness and hue a little narrower
+        "jitter": [ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, p=data.jitter)],
+        # two operations of nine, arXiv 1909.13719
+        "randaugment": [RandAugment(p=data.jitter)],
+    }
+    return policies[data.photometric]
 
 
 def transform(

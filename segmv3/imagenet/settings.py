@@ -19,7 +19,7 @@ class ImageFolder:
     root: Path
     """The folder that holds `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, as ImageNet is usually unpacked."""
     batch_size: int = 256
-    """Images per step over all processes together."""
+    """Images per step over all processes together; 0 finds the largest that fits into memory, by trial steps."""
     crop_size: tuple[int, int] = (224, 224)
     scale_range: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a training crop covers."""

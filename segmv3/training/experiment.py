@@ -49,7 +49,7 @@ class Experiment:
         data = self.data
         return [
             *under("model", net_rules(self.model)),
-            (data.batch_size >= 1, "data.batch-size", "must be at least 1"),
+            (data.batch_size >= 0, "data.batch-size", "must be at least 1, or 0 for the largest that fits"),
             (min(data.crop_size) >= 1, "data.crop-size", "must be at least 1 x 1"),
             (0 <= data.flip <= 1, "data.flip", "is a probability, 0 to 1"),
             (0 <= data.jitter <= 1, "data.jitter", "is a probability, 0 to 1"),

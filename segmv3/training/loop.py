@@ -239,14 +239,18 @@ def train(
     trackers = open_trackers([*track, *(["tensorboard"] if tensorboard else [])])
     fabric = launch(config, use_device(device, threads))
     task, place = config.task(), Run(Path(run))
-    settings = to_dict(config) | {
-        "train_set": task.train_set.fingerprint(),
-        "val_set": task.val_set.fingerprint(),
-        "processes": fabric.world_size,
-        **task.sources,
-    }
-    before = place.check(settings, extend=extend)
     with RunConsole(config.schedule.steps, quiet=quiet or not fabric.is_global_zero) as console:
+        if not config.data.batch_size:
+            from segmv3.training.sizing import sized  # which takes steps itself
+
+            config = sized(config, task, fabric, place, console)
+        settings = to_dict(config) | {
+            "train_set": task.train_set.fingerprint(),
+            "val_set": task.val_set.fingerprint(),
+            "processes": fabric.world_size,
+            **task.sources,
+        }
+        before = place.check(settings, extend=extend)
         if place.finished() and not before:
             console.say(f"{place.folder} is finished: {headline(task, place.metrics(task.metric.key))}")
         else:

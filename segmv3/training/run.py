@@ -30,7 +30,10 @@ FREE = (
     *("data.workers", "recompute", "extended"),
 )
 _STEPS = "schedule.steps"
-_LATER = {"schedule.patience": 0, "optim.layer_decay": 1.0, "optim.reference_batch": 0, "freeze": to_dict(Freeze())}
+_LATER = {
+    **{"schedule.patience": 0, "optim.layer_decay": 1.0, "optim.reference_batch": 0, "freeze": to_dict(Freeze())},
+    **{"loss.cross_entropy": 1.0, "loss.dice": 0.0, "loss.focal": 0.0, "loss.focal_gamma": 2.0, "loss.lovasz": 0.0},
+}
 """Settings that earlier versions did not have, and what their runs did."""
 
 
@@ -161,6 +164,19 @@ class Run:
         entry = {"from": before, "to": settings["schedule"]["steps"], "at_step": step}
         settings = settings | {"extended": [*self.extensions(), entry]}
         write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
+
+    def batch_size(self) -> int:
+        """Images per step that the run was started with; 0 where it has not begun.
+
+        Raises:
+            ConfigError: its settings are not a run's.
+        """
+        if not self.settings_file.is_file():
+            return 0
+        try:
+            return typed(typed(_read_json(self.settings_file).get("data"), dict)["batch_size"], int)
+        except (ValueError, KeyError):
+            raise ConfigError(f"{self.settings_file} names no batch; start again with another --run") from None
 
     def extensions(self) -> list[dict[str, int]]:
         """`{"from": 12, "to": 24, "at_step": 12}` of each time that the run got more steps."""

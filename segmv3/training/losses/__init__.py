@@ -72,9 +72,12 @@ class Criterion(ABC):
         """
 
 
+_WEIGHTS = ("cross_entropy", "auxiliary", "dice", "focal", "focal_gamma", "lovasz")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loss(Criterion):
-    """Cross-entropy over all labelled pixels, and how much each of them counts."""
+    """Cross-entropy over all labelled pixels and how much each of them counts, and other terms beside it."""
 
     ohem: float | None = None
     """Train only on pixels whose class has a probability below this, above 0 and at most 1. Easy road and sky no longer
@@ -88,8 +91,21 @@ class Loss(Criterion):
     """Weight of each class's pixels, so that rare classes count. "balanced" is ENet's 1 / ln(1.02 + share of the
     training labels), 1.4 to 50 (arXiv 1606.02147), or one number a class."""
     auxiliary: float = 0.0
-    """Weight of the same loss for two auxiliary heads, on the 1/8 and the deepest features. Only training has them: the
-    backbone gets its gradient by a shorter way (PSPNet, arXiv 1612.01105, takes 0.4; BiSeNet 1 and two heads)."""
+    """Weight of the cross-entropy of two auxiliary heads, on the 1/8 and the deepest features. Only training has them:
+    the backbone gets its gradient by a shorter way (PSPNet, arXiv 1612.01105, takes 0.4; BiSeNet 1 and two heads)."""
+    cross_entropy: float = 1.0
+    """Weight of the cross-entropy; 0 leaves it out."""
+    dice: float = 0.0
+    """Weight of 1 - Dice of each class in each image (arXiv 1606.04797; segmentation-models-pytorch's DiceLoss): small
+    classes count as much as large ones. It, focal and lovasz need the logits at the labels' size: more memory."""
+    focal: float = 0.0
+    """Weight of the focal loss of each class against the rest (arXiv 1708.02002; segmentation-models-pytorch's
+    FocalLoss), the mean over classes and pixels: sure pixels count less."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss; 0 is plain binary cross-entropy."""
+    lovasz: float = 0.0
+    """Weight of the Lovasz-Softmax loss of each image, which stands in for the IoU itself (arXiv 1705.08790;
+    segmentation-models-pytorch's LovaszLoss)."""
 
     def rules(self, classes: int | None = None) -> list[Rule]:
         listed = None if isinstance(self.class_weights, str) else self.class_weights
@@ -98,7 +114,12 @@ class Loss(Criterion):
             (0 <= self.min_kept <= 1, "min-kept", "is a share of the crop's pixels, 0 to 1"),
             (self.ohem is not None or self.min_kept == 0, "min-kept", "needs loss.ohem"),
             (0 <= self.label_smoothing < 1, "label-smoothing", "must be at least 0 and below 1"),
-            (self.auxiliary >= 0, "auxiliary", "must be at least 0"),
+            *((getattr(self, name) >= 0, name.replace("_", "-"), "must be at least 0") for name in _WEIGHTS),
+            (
+                max(self.cross_entropy, self.dice, self.focal, self.lovasz) > 0,
+                "cross-entropy",
+                "is 0, and so are loss.dice, loss.focal and loss.lovasz: nothing would be learnt",
+            ),
             (
                 listed is None
                 or (max(listed, default=0) > 0 and all(math.isfinite(each) and each >= 0 for each in listed)),
@@ -128,10 +149,17 @@ class Loss(Criterion):
         elif not isinstance(self.class_weights, str):
             weights = torch.tensor(self.class_weights, device=device)
         count = partial(_labelled, weights=weights, classes=classes) if self.ohem is None else None
-        terms = [Term("cross_entropy", lambda seen: self._sums(seen.logits, seen.targets, weights), count)]
+        terms = []
+        if self.cross_entropy:
+            name, own = "cross_entropy", lambda seen: self._sums(seen.logits, seen.targets, weights)
+            terms.append(Term(name, own, count, self.cross_entropy))
         for place, name in enumerate(("auxiliary_fine", "auxiliary_deep") if self.auxiliary else ()):
             sums = partial(self._auxiliary, place=place, weights=weights)
             terms.append(Term(name, sums, count, self.auxiliary))
+        if self.dice or self.focal or self.lovasz:
+            from segmv3.training.losses.regions import region_terms
+
+            terms += region_terms(self.dice, self.focal, self.focal_gamma, self.lovasz)
         return terms
 
     def _auxiliary(self, seen: Seen, place: int, weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
