@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from segmv3 import metrics as metrics
+    from segmv3.adaptation.run import adapt as adapt
     from segmv3.checkpoint import save as save
     from segmv3.config import Config as Config
     from segmv3.config import load_config as load_config
@@ -42,6 +43,7 @@ _ROOMS = {
     "Classes": "segmv3.labels",
     "Config": "segmv3.config",
     "Predictor": "segmv3.runtime",
+    "adapt": "segmv3.adaptation.run",
     "colorize": "segmv3.media.draw",
     "create_backbone": "segmv3.models.zoo",
     "create_model": "segmv3.models.zoo",

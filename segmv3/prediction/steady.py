@@ -24,6 +24,7 @@ class Steady:
 
     Attributes:
         flicker: (without, with): share of the cells that change their label although the picture does not move there.
+        unmoved: cells that stood still, over all frames.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -31,11 +32,11 @@ class Steady:
         self.threads = predictor.threads
         self._before: tuple[UInt8Array, Tensor, _Ids, _Ids] | None = None
         self._changed = np.zeros(2)
-        self._unmoved = 0
+        self.unmoved = 0
 
     @property
     def flicker(self) -> tuple[float, float]:
-        without, steady = self._changed / max(self._unmoved, 1)
+        without, steady = self._changed / max(self.unmoved, 1)
         return float(without), float(steady)
 
     def __call__(self, frame: UInt8Array) -> UInt8Array:
@@ -65,7 +66,7 @@ class Steady:
             stillness = _stillness(seen, cells)
             steady = torch.lerp(logits, held, torch.from_numpy(_HOLD * stillness))
             best, still = _best(steady), stillness > 0.5
-            self._unmoved += int(np.count_nonzero(still))
+            self.unmoved += int(np.count_nonzero(still))
             self._changed += [np.count_nonzero(change & still) for change in (raw != now, shown != best)]
         self._before = cells, steady, now, best
         return steady

@@ -35,7 +35,7 @@ def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifie
     tensors = {name: _mean([weights.tensors[name] for weights in read]) for name in first.tensors}
     facts: dict[str, Any] = {
         "average_of": [
-            {"file": path.name, "sha256": weights.card.sha256} | _taken(weights)
+            {"file": path.name, "sha256": weights.card.sha256} | origins(weights.card.facts)
             for path, weights in zip(sources, read, strict=True)
         ]
     }
@@ -46,9 +46,9 @@ def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifie
     return model
 
 
-def _taken(weights: Weights) -> dict[str, Any]:
-    """Where a source came from itself: its licence must not get lost."""
-    return {key: weights.card.facts[key] for key in ("origin", "pretrained") if key in weights.card.facts}
+def origins(facts: dict[str, Any]) -> dict[str, Any]:
+    """Where weights came from themselves, by the facts of their file: the licence must not get lost."""
+    return {key: facts[key] for key in ("origin", "pretrained", "adapted_from") if key in facts}
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

@@ -1,0 +1,174 @@
+"""Adapting to new streets without labels: which labels are learned from, what is refused, what is written."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import paint
+
+import segmv3
+from segmv3 import checkpoint
+from segmv3.adaptation import pseudo, run
+from segmv3.adaptation.settings import Adaptation
+from segmv3.cli import main
+from segmv3.config import Data
+from segmv3.data.datasets import open_dataset
+from segmv3.errors import ConfigError, DataError
+from segmv3.images import read_ids, read_image, write_png
+from segmv3.models.zoo import NETS, create_model
+
+SHORT = Adaptation(rounds=2, steps=2, batch_size=2, crop_size=(32, 32), scales=(1.0,))
+
+
+@pytest.fixture
+def weights(folder: Path, tmp_path: Path) -> Path:
+    """A net of the folder's classes that was never trained."""
+    torch.manual_seed(0)
+    classes = open_dataset(Data(dataset="folder", root=folder), "train").classes
+    path = tmp_path / "net.safetensors"
+    checkpoint.save(create_model(NETS["lraspp_small_d8"], 4), path, classes=classes, origin={"licence": "MIT"})
+    return path
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Five frames without labels, two of which share a name."""
+    place = tmp_path / "new streets"
+    for number, name in enumerate(("a/x", "b/x", "y", "y_labels", "z")):
+        file = place / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_png(file, paint(100 + number, (48, 64), 4)[0])
+    return place
+
+
+def test_each_class_keeps_its_surest_share_and_all_that_is_sure():
+    counts = np.zeros((3, 256), np.int64)
+    counts[0, [100, 150, 200]] = 40, 30, 30  # the surest half: 200 and a part of 150
+    counts[1, [240, 250]] = 50, 50  # all above 0.9 = 230
+    assert pseudo.thresholds(counts, 0.5, 0.9).tolist()[:2] == [150, 230]
+    assert pseudo.thresholds(counts, 0.3, 1.0).tolist()[:2] == [200, 250]
+    assert pseudo.thresholds(counts, 1.0, 1.0).tolist()[:2] == [100, 240]
+
+
+def test_a_label_is_kept_as_often_as_the_net_is_sure_of_it_and_never_below_the_bar(tmp_path: Path):
+    images, folder = tmp_path / "images", tmp_path / "round-1"
+    best = np.repeat([[0], [1], [2]], 100, 0).repeat(400, 1).astype(np.uint8)
+    sure = np.repeat([[255], [51], [204]], 100, 0).repeat(400, 1).astype(np.uint8)
+    sure[100:110] = 102  # of class 1: the surest tenth
+    for place, pixels in ((images, best), (folder / "best", best), (folder / "confidence", sure)):
+        place.mkdir(parents=True)
+        write_png(place / "a.png", pixels if place != images else np.zeros((300, 400, 3), np.uint8))
+    classes = run.checkpoint.numbered_classes(3)
+    pseudo._keep_the_surest(folder, images, classes, Adaptation(portion=0.1, sure=0.9))
+    kept = read_ids(folder / "labels" / "a_labels.png")
+    assert json.loads((folder / "thresholds.json").read_text()) == {"class_0": 230, "class_1": 102, "class_2": 204}
+    assert (kept[:100] == 0).all()
+    assert set(np.unique(kept[100:110])) == {1, 255} and (kept[110:200] == 255).all()
+    assert np.mean(kept[100:110] == 1) == pytest.approx(0.4, abs=0.03)
+    assert np.mean(kept[200:] == 2) == pytest.approx(0.8, abs=0.01)
+
+
+def test_it_writes_an_ordinary_weight_file_that_says_where_it_comes_from(
+    weights: Path, frames: Path, folder: Path, tmp_path: Path
+):
+    new, work = tmp_path / "new.safetensors", tmp_path / "work"
+    told = segmv3.adapt(weights, frames, new, source=folder, run=work, settings=SHORT)
+    net, card = checkpoint.load(new)
+    assert card.names == ("road", "house", "tree", "sky")
+    assert card.facts["adapted_from"] == {
+        "file": "net.safetensors",
+        "sha256": checkpoint.read(weights).card.sha256,
+        "origin": {"licence": "MIT"},
+    }
+    assert card.facts["adaptation"]["frames"] == told.frames == 5
+    assert card.facts["adaptation"]["source"] == "data" and card.facts["adaptation"]["after"] == told.after
+    assert set(told.before) == set(told.after) == {"source", "agreement", "flicker"}
+    before = checkpoint.load(weights)[0].state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    kept = sorted(path.relative_to(work / "images").as_posix() for path in (work / "images").rglob("*.png"))
+    assert kept == ["a/x.png", "b/x.png", "y.png", "y_labels.png", "z.png"]
+    assert np.array_equal(read_image(work / "images" / "b" / "x.png"), read_image(frames / "b" / "x.png"))
+    config = json.loads((work / "round-2" / "run" / "config.json").read_text())
+    assert config["model"]["pretrained"] == str(work / "round-1" / "run" / "best.safetensors")
+
+
+def test_a_stopped_adaptation_goes_on_and_ends_in_the_same_weights(weights: Path, frames: Path, tmp_path: Path):
+    whole = tmp_path / "whole.safetensors"
+    segmv3.adapt(weights, frames, whole, run=tmp_path / "whole", settings=SHORT)
+
+    def stop(what: str, done: int, total: int | None) -> None:
+        if what.startswith("round-2") and done == 3:
+            raise KeyboardInterrupt
+
+    cut, output = tmp_path / "cut", tmp_path / "cut.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        segmv3.adapt(weights, frames, output, run=cut, settings=SHORT, progress=stop)
+    assert not output.exists()
+    segmv3.adapt(weights, frames, output, run=cut, settings=SHORT)
+    mine, theirs = (checkpoint.read(path).tensors for path in (whole, output))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    with pytest.raises(ConfigError, match=r"other settings: rounds 2 -> 1"):
+        segmv3.adapt(weights, frames, output, run=cut, settings=replace(SHORT, rounds=1))
+
+
+def test_what_got_worse_is_not_written(
+    weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    scores = iter([50.0, 49.99])
+    monkeypatch.setattr(run, "evaluate", lambda *_, **__: type("Scored", (), {"miou": next(scores)}))
+    new, work = tmp_path / "new.safetensors", tmp_path / "work"
+    flags = ["--rounds", "1", "--steps", "2", "--batch-size", "2", "--scales", "1", "--crop-size", "32", "32"]
+    assert main(["adapt", str(weights), str(folder), "-o", str(new), "--run", str(work), *flags]) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    kept = work / "round-1" / "run" / "best.safetensors"
+    why = f"output: {new} is not written: on the labelled part it has 49.99 % mIoU, 50.00 before"
+    assert said == f"{why}; the weights lie in {kept}"
+    assert not new.exists() and checkpoint.load(kept)
+
+
+def test_a_data_set_gives_its_train_images_and_is_scored_on_val(folder: Path, tmp_path: Path):
+    found, data = run._streets(str(folder), tmp_path)
+    assert [path.parent for path in found.paths] == [folder / "train" / "images"] * 6
+    assert data is not None and data.root == folder
+    for file in (folder / "train" / "images").iterdir():
+        file.unlink()
+    found, _ = run._streets(str(folder), tmp_path)
+    assert [path.parent for path in found.paths] == [folder / "val" / "images"] * 3
+
+
+def test_frames_that_the_source_has_labels_for_are_counted_and_refused(weights: Path, folder: Path, tmp_path: Path):
+    work = tmp_path / "work"
+    with pytest.raises(DataError, match="6 of the 6 frames are images of 'train' of data, which has labels for them"):
+        segmv3.adapt(weights, folder, tmp_path / "new.safetensors", source=folder, run=work)
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("frames", "flags", "said"),
+    [
+        ("0", [], "data: 0 cannot be read again and again; record it to a file first"),
+        ("{folder}", ["--rounds", "0"], "config: --rounds: must be at least 1"),
+        ("{folder}", ["--portion", "1.5"], "config: --portion: is a share of the pixels, above 0 and at most 1"),
+        ("{folder}/nothing", [], "data: {folder}/nothing does not exist ({folder} has classes.json, train/, val/)"),
+        ("{folder}", ["--source", "{folder}/train"], "data: {folder}/train holds neither"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_written(
+    frames: str, flags: list[str], said: str, weights: Path, folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    new, work = tmp_path / "new.safetensors", tmp_path / "work"
+    words = [word.format(folder=folder) for word in ("adapt", str(weights), frames, *flags)]
+    assert main([*words, "-o", str(new), "--run", str(work)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(said.format(folder=folder))
+    assert not new.exists() and not work.exists()
+
+
+def test_the_net_itself_is_not_replaced(weights: Path, frames: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["adapt", str(weights), str(frames), "-o", str(weights)]) == 2
+    assert "exists; choose another --output" in capsys.readouterr().err
+    assert main(["adapt", str(weights), str(frames), "-o", str(weights), "--overwrite"]) == 2
+    assert "is the net itself" in capsys.readouterr().err
