@@ -1,8 +1,11 @@
 """Adapting to new streets without labels: which labels are learned from, what is refused, what is written."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from segmv3.adaptation import pseudo, run
 from segmv3.adaptation.settings import Adaptation
 from segmv3.cli import main
 from segmv3.config import Data
-from segmv3.data.datasets import open_dataset
+from segmv3.data.datasets import open_dataset, open_extra
 from segmv3.errors import ConfigError, DataError
 from segmv3.images import read_ids, read_image, write_png
 from segmv3.models.zoo import NETS, create_model
@@ -42,6 +45,24 @@ def frames(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_png(file, paint(100 + number, (48, 64), 4)[0])
     return place
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Training is left out: the net that it began with is what comes of it. The configs that it was asked for."""
+    configs: list[Any] = []
+
+    def train(config: Any, place: Path, **_: Any) -> Any:
+        configs.append(config)
+        dataset = open_dataset(config.data, "train")
+        extra = open_extra(config.data, dataset)
+        assert dataset.classes.names == ("road", "house", "tree", "sky")
+        assert len(extra or dataset) == len(list((place.parents[1] / "images").rglob("*.png")))
+        place.mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(weights=Path(shutil.copy(config.model.pretrained, place / "best.safetensors")))
+
+    monkeypatch.setattr(run, "train", train)
+    return configs
 
 
 def test_each_class_keeps_its_surest_share_and_all_that_is_sure():
@@ -72,11 +93,11 @@ def test_a_label_is_kept_as_often_as_the_net_is_sure_of_it_and_never_below_the_b
 
 
 def test_it_writes_an_ordinary_weight_file_that_says_where_it_comes_from(
-    weights: Path, frames: Path, folder: Path, tmp_path: Path
+    weights: Path, frames: Path, folder: Path, tmp_path: Path, trained: list[Any]
 ):
     new, work = tmp_path / "new.safetensors", tmp_path / "work"
     told = segmv3.adapt(weights, frames, new, source=folder, run=work, settings=SHORT)
-    net, card = checkpoint.load(new)
+    card = checkpoint.load(new)[1]
     assert card.names == ("road", "house", "tree", "sky")
     assert card.facts["adapted_from"] == {
         "file": "net.safetensors",
@@ -86,15 +107,16 @@ def test_it_writes_an_ordinary_weight_file_that_says_where_it_comes_from(
     assert card.facts["adaptation"]["frames"] == told.frames == 5
     assert card.facts["adaptation"]["source"] == "data" and card.facts["adaptation"]["after"] == told.after
     assert set(told.before) == set(told.after) == {"source", "agreement", "flicker"}
-    before = checkpoint.load(weights)[0].state_dict()
-    assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
     kept = sorted(path.relative_to(work / "images").as_posix() for path in (work / "images").rglob("*.png"))
     assert kept == ["a/x.png", "b/x.png", "y.png", "y_labels.png", "z.png"]
     assert np.array_equal(read_image(work / "images" / "b" / "x.png"), read_image(frames / "b" / "x.png"))
-    config = json.loads((work / "round-2" / "run" / "config.json").read_text())
-    assert config["model"]["pretrained"] == str(work / "round-1" / "run" / "best.safetensors")
+    first, second = trained
+    assert first.model.pretrained == str(weights) and first.seed != second.seed
+    assert second.model.pretrained == str(work / "round-1" / "run" / "best.safetensors")
+    assert second.data.extra_share == 0.5 and second.data.extra_labels == work / "round-2" / "labels"
 
 
+@pytest.mark.slow
 def test_a_stopped_adaptation_goes_on_and_ends_in_the_same_weights(weights: Path, frames: Path, tmp_path: Path):
     whole = tmp_path / "whole.safetensors"
     segmv3.adapt(weights, frames, whole, run=tmp_path / "whole", settings=SHORT)
@@ -108,15 +130,17 @@ def test_a_stopped_adaptation_goes_on_and_ends_in_the_same_weights(weights: Path
         segmv3.adapt(weights, frames, output, run=cut, settings=SHORT, progress=stop)
     assert not output.exists()
     segmv3.adapt(weights, frames, output, run=cut, settings=SHORT)
-    mine, theirs = (checkpoint.read(path).tensors for path in (whole, output))
+    mine, theirs, before = (checkpoint.read(path).tensors for path in (whole, output, weights))
+    assert any(not torch.equal(mine[name], before[name]) for name in mine)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     with pytest.raises(ConfigError, match=r"other settings: rounds 2 -> 1"):
         segmv3.adapt(weights, frames, output, run=cut, settings=replace(SHORT, rounds=1))
 
 
 def test_what_got_worse_is_not_written(
-    weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+    weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    trained: list[Any],
+):  # fmt: skip
     scores = iter([50.0, 49.99])
     monkeypatch.setattr(run, "evaluate", lambda *_, **__: type("Scored", (), {"miou": next(scores)}))
     new, work = tmp_path / "new.safetensors", tmp_path / "work"
@@ -127,6 +151,7 @@ def test_what_got_worse_is_not_written(
     why = f"output: {new} is not written: on the labelled part it has 49.99 % mIoU, 50.00 before"
     assert said == f"{why}; the weights lie in {kept}"
     assert not new.exists() and checkpoint.load(kept)
+    assert trained[0].data.extra_images is None and trained[0].data.crop_size == (32, 32)
 
 
 def test_a_data_set_gives_its_train_images_and_is_scored_on_val(folder: Path, tmp_path: Path):
@@ -152,7 +177,7 @@ def test_frames_that_the_source_has_labels_for_are_counted_and_refused(weights: 
         ("0", [], "data: 0 cannot be read again and again; record it to a file first"),
         ("{folder}", ["--rounds", "0"], "config: --rounds: must be at least 1"),
         ("{folder}", ["--portion", "1.5"], "config: --portion: is a share of the pixels, above 0 and at most 1"),
-        ("{folder}/nothing", [], "data: {folder}/nothing does not exist ({folder} has classes.json, train/, val/)"),
+        ("{folder}/nothing", [], "data: {folder}/nothing does not exist ({folder} holds classes.json, train, val)"),
         ("{folder}", ["--source", "{folder}/train"], "data: {folder}/train holds neither"),
     ],
 )
