@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import pytest
 from segmv3.data.importing.base import Content
 from segmv3.data.importing.readers import READERS
 from segmv3.data.importing.regions import Brush, Polygon, Runs, coco_counts
-from segmv3.data.importing.run import reader_of
+from segmv3.data.importing.run import import_data, reader_of
 from segmv3.data.importing.settings import ImportSettings
-from segmv3.errors import DataError
-from segmv3.images import UInt8Array, write_png
-from segmv3.labels import IGNORE, Classes
+from segmv3.errors import DataError, OutputError
+from segmv3.images import UInt8Array, read_ids, write_png
+from segmv3.labels import IGNORE, Classes, read_classes
 from segmv3.prediction import predict_source
 from segmv3.prediction.contract import Found
 from segmv3.prediction.shapes import brush_rle
@@ -407,7 +407,7 @@ def test_a_way_that_leads_out_of_the_folder_is_refused(root: Path, way: str) -> 
 BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
     "no number": (
         {"images": [{"id": 7, "file_name": "a.png", "width": "64", "height": 48}]},
-        "width is text, not a whole",
+        "the width of a.png is text, not a whole",
     ),
     "no size": ({"images": [{"id": 7, "file_name": "a.png", "width": 0, "height": 48}]}, "a.png is 0x48"),
     "huge": (
@@ -436,7 +436,7 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
         {"annotations": [{"image_id": 7, "category_id": 0, "segmentation": {"counts": "~~~~"}}]},
         "compressed runs",
     ),
-    "one class": ({"categories": [{"id": 0, "name": "road"}], "annotations": []}, "1 classes to learn"),
+    "nothing": ({"annotations": []}, "holds no region of a class"),
     "unseen name": ({"categories": [{"id": 0, "name": "ro\u202ead"}, {"id": 10, "name": "x"}]}, "U+202E"),
 }
 
@@ -609,3 +609,56 @@ def test_a_bad_labelme_file_is_told(root: Path, change: dict[str, Any], told: st
     with pytest.raises(DataError, match=r"json/a.json") as error:
         content(root)
     assert told in str(error.value)
+
+
+def test_boxes_alone_are_no_labels(root: Path) -> None:
+    coco(root, annotations=[{"image_id": 7, "category_id": 0, "bbox": [1, 2, 3, 4]}])
+    with pytest.raises(DataError, match="holds no region of a class, but 1 annotations without a region, boxes alone"):
+        content(root)
+
+
+def test_an_import_goes_through_to_a_data_set_that_opens(here: Path) -> None:
+    predict_source("in", net, CLASSES, Path("out"), save=["cvat"])
+    with pytest.raises(OutputError, match="in/set lies in in, which is only read"):
+        import_data("out/cvat.zip", "in/set", ImportSettings(images=Path("in")))
+    made = import_data("out/cvat.zip", "set", ImportSettings(images=Path("in"), val=0))
+    assert made.splits == {"train": 2} and [each.id for each in made.classes] == [0, 1, 2]
+    assert read_classes(Path("set"))[0] == CLASSES
+    for name, (file, drawn) in TRUTH.items():
+        assert np.array_equal(read_ids(Path(f"set/labels/train/{name}.png")), net(scene(*drawn))[0])
+        assert Path(f"set/images/train/{name}.png").samefile(file)
+
+
+ODD: list[Any] = [None, True, -1, 2**70, 0.5, float("nan"), "x", "", [], [[]], {}, {"a": [1]}, "\x1b[31m", "../../x"]
+
+
+def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to everything in a JSON file."""
+    yield way
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield from places(each, (*way, key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["coco", "label-studio", "labelme"])
+def test_no_value_of_a_file_makes_more_of_it_than_a_line(root: Path, kind: str) -> None:
+    KINDS[kind](root)
+    path = next(root.rglob("*.json"))
+    whole = json.loads(path.read_text())
+    told = set()
+    for way in places(whole):
+        for odd in ODD:
+            changed = json.loads(json.dumps({"": whole}))
+            at = changed
+            for key in ("", *way)[:-1]:
+                at = at[key]
+            at[("", *way)[-1]] = odd
+            path.write_text(json.dumps(changed[""]))
+            try:
+                for label in labels(content(root, kind=kind)).values():
+                    assert label.shape == (48, 64) or kind == "label-studio"
+            except DataError as error:
+                told.add(str(error))
+                assert str(error).isprintable() and str(root) in str(error), error
+    assert len(told) > 20

@@ -15,6 +15,7 @@ from segmv3.data.importing.settings import ImportSettings
 from segmv3.data.listing import images_below
 from segmv3.errors import DataError, printable, shortened
 from segmv3.labels import IGNORE, Color
+from segmv3.records import read_regular
 
 
 @dataclass
@@ -79,12 +80,17 @@ def _content(found: Annotations, source: Path, settings: ImportSettings) -> Cont
     Raises:
         DataError: pictures are not there, lie elsewhere or cannot be told apart; a class is not among those named.
     """
-    colors = _chosen(found, source, settings)
+    used = Counter(name for picture in found.pictures for name, _ in picture.regions)
+    left_out, said = _lines(found.skipped), _lines(found.said)
+    if not used:
+        raise DataError(f"{source} holds no region of a class" + (f", but {'; '.join(left_out)}" if left_out else ""))
+    colors = _chosen(found.colors, used, source, settings)
     values = {name: value for value, name in enumerate(colors)}
     if len(values) > IGNORE - 1:
         raise DataError(f"{source} names {len(values):,} classes; at most {IGNORE - 1} are possible")
     rest = values[settings.background] if settings.background else IGNORE
-    legend = legend_of((SourceClass(values[name], name, name, rgb) for name, rgb in colors.items()), settings, source)
+    sources = (SourceClass(values[name], name, name, rgb, f"{used[name]:,} regions") for name, rgb in colors.items())
+    legend = legend_of(sources, settings, source)
     folder = settings.images or (source if source.is_dir() else source.parent)
     album = Album(folder)
     placed = [(picture, album.find(picture.file, picture.where)) for picture in found.pictures]
@@ -96,11 +102,7 @@ def _content(found: Annotations, source: Path, settings: ImportSettings) -> Cont
         )
     there = [(picture, path) for picture, path in placed if path is not None]
     base = Path(commonpath([path.parent for _, path in there]))
-    twice = next((path for path, count in Counter(path for _, path in there).items() if count > 1), None)
-    if twice:
-        raise DataError(f"{source} names the image {twice} twice; keep one of them")
     frames = tuple(_frame(picture, path, base, values, rest) for picture, path in there)
-    left_out, said = _lines(found.skipped), _lines(found.said)
     if missing:
         left_out.append(f"{len(missing):,} images that are not below {folder} (first: {printable(missing[0].file)})")
     if others := sorted(set(album.paths) - {path for _, path in there}):
@@ -119,10 +121,11 @@ def _frame(picture: Picture, path: Path, base: Path, values: Mapping[str, int], 
     return Frame(path, name, drawing if picture.regions or rest != IGNORE else None, split=picture.split)
 
 
-def _chosen(found: Annotations, source: Path, settings: ImportSettings) -> dict[str, Color | None]:
+def _chosen(
+    listed: Mapping[str, Color | None], used: Mapping[str, int], source: Path, settings: ImportSettings
+) -> dict[str, Color | None]:
     """The classes in their order, with colours."""
-    used = Counter(name for picture in found.pictures for name, _ in picture.regions)
-    colors = found.colors | {name: None for name in used if name not in found.colors}
+    colors = {**dict.fromkeys((*listed, *used)), **listed}
     if settings.classes:
         names = [each.name for each in names_given(source if source.is_dir() else source.parent, settings)[0]]
         ignored = {name.casefold() for name in settings.ignore}
@@ -194,7 +197,10 @@ def json_files(source: Path, *patterns: str) -> list[Path]:
 
 def has_keys(path: Path, *keys: str) -> bool:
     """Whether a JSON file holds these keys, by a look at its text."""
-    text = path.read_bytes()
+    try:
+        text = read_regular(path)
+    except ValueError:
+        return False
     return all(re.search(rf'"{key}"\s*:'.encode(), text) for key in keys)
 
 

@@ -1,6 +1,5 @@
 """COCO: JSON of images, categories and annotations, the regions as polygons or runs."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,6 @@ from segmv3.data.importing.regions import Region, Runs, coco_counts, polygon, si
 from segmv3.records import read_json, typed
 
 
-@dataclass(frozen=True)
-class _Image:
-    id: int
-    file_name: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class _Category:
-    id: int
-    name: str
-    color: Any = None
-
-
-@dataclass(frozen=True)
-class _Annotation:
-    image_id: int
-    category_id: int
-    segmentation: Any = None
-    iscrowd: Any = 0
-
-
-@dataclass(frozen=True)
-class _File:
-    images: list[_Image]
-    categories: list[_Category]
-    annotations: list[_Annotation]
-
-
 class Coco(AnnotationReader):
     """Polygons, runs and compressed runs; crowds lie below all others."""
 
@@ -61,22 +30,29 @@ class Coco(AnnotationReader):
         return [path for path in instances or files if has_keys(path, "images", "annotations", "categories")]
 
     def add(self, found: Annotations, path: Path, source: Path) -> None:
-        file, split = typed(read_json(path), _File), split_in(path.stem) or split_in(path.parent.name)
-        names = {each.id: each.name for each in file.categories}
-        for category in file.categories:
-            found.colors.setdefault(category.name, rgb_of(category.color))
-        pictures = {
-            each.id: Picture(each.file_name, size_of(each.height, each.width, each.file_name), path, split=split)
-            for each in file.images
-        }
-        for number, each in enumerate(sorted(file.annotations, key=lambda each: not each.iscrowd)):
-            where = f"annotation {number + 1} of image {each.image_id}"
-            if each.image_id not in pictures or each.category_id not in names:
-                raise ValueError(f"{where} is of category {each.category_id}, and there is no such image or category")
-            regions = _regions(each.segmentation, where)
+        file, split = typed(read_json(path), dict[str, Any]), split_in(path.stem) or split_in(path.parent.name)
+        images, categories, annotations = (
+            typed(file.get(key), list[dict[str, Any]], key) for key in ("images", "categories", "annotations")
+        )
+        names: dict[int, str] = {}
+        for each in categories:
+            name = typed(each.get("name"), str, "the name of a category")
+            names[typed(each.get("id"), int, f"the id of {name}")] = name
+            found.colors.setdefault(name, rgb_of(each.get("color")))
+        pictures: dict[int, Picture] = {}
+        for each in images:
+            name = typed(each.get("file_name"), str, "the file_name of an image")
+            size = size_of(each.get("height"), each.get("width"), name)
+            pictures[typed(each.get("id"), int, f"the id of {name}")] = Picture(name, size, path, split=split)
+        for number, each in enumerate(sorted(annotations, key=lambda each: not each.get("iscrowd")), 1):
+            image, category = (typed(each.get(key), int, key) for key in ("image_id", "category_id"))
+            where = f"annotation {number} of image {image}"
+            if image not in pictures or category not in names:
+                raise ValueError(f"{where} is of category {category}, and there is no such image or category")
+            regions = _regions(each.get("segmentation"), where)
             if not regions:
                 found.skipped["annotations without a region, boxes alone"] += 1
-            pictures[each.image_id].regions += [(names[each.category_id], region) for region in regions]
+            pictures[image].regions += [(names[category], region) for region in regions]
         found.pictures += pictures.values()
 
 

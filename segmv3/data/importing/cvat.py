@@ -25,7 +25,7 @@ class Cvat(AnnotationReader):
 
     def files(self, source: Path) -> list[Path]:
         path = source / _XML if source.is_dir() else source
-        if path.suffix == ".zip" and zipfile.is_zipfile(path):
+        if path.suffix == ".zip" and path.is_file() and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return [path] if _XML in archive.namelist() else []
         return [path] if path.suffix == ".xml" and path.is_file() else []

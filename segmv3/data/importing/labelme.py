@@ -32,7 +32,7 @@ class LabelMe(AnnotationReader):
     looks_for = "a .json with shapes and imagePath for each picture"
 
     def files(self, source: Path) -> list[Path]:
-        files = sorted(source.rglob("*.json")) if source.is_dir() else [source] if source.suffix == ".json" else []
+        files = [source] if source.suffix == ".json" else sorted(source.rglob("*.json")) if source.is_dir() else []
         return files if files and has_keys(files[0], "shapes", "imagePath") else []
 
     def add(self, found: Annotations, path: Path, source: Path) -> None:

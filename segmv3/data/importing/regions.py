@@ -7,7 +7,7 @@ lies on top.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,6 @@ Mask = NDArray[np.bool_]
 
 _FAR = 1e9
 _EDGES = 4096  # at a time: a polygon of a million corners would need gigabytes otherwise
-
-
-class Region(Protocol):
-    """A part of a picture."""
-
-    def mask(self, size: Size) -> tuple[int, int, Mask]:
-        """Top and left of a box, and bool H x W of the pixels in it. Raises: ValueError saying what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +144,10 @@ class Brush:
         if done != whole or place > bits:
             raise ValueError("its brush strokes are damaged")
         return 0, 0, np.concatenate(pieces).reshape(size) > 127
+
+
+Region = Polygon | Runs | Brush
+"""A part of a picture. Its `mask` gives top and left of a box, and bool H x W of its pixels, or raises ValueError."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def import_data(
     source, output, settings = Path(source), Path(output), settings or ImportSettings()
     tell = tell or (lambda what, done, total: None)
     refuse(*import_rules(settings))
-    _refuse_output(source, output)
+    for folder in filter(None, (source, settings.images, settings.masks)):
+        _refuse_output(folder, output)
     reader, found = reader_of(source, settings)
     content = reader.read(source, settings, tell)
     frames, left_out = _labelled(content.frames, source)

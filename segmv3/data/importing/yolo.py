@@ -25,7 +25,7 @@ class Yolo(AnnotationReader):
 
     def files(self, source: Path) -> list[Path]:
         files = [source] if source.is_file() else sorted(source.glob("*.yaml"))
-        named = [path for path in files if path.suffix == ".yaml" and b"names:" in path.read_bytes()]
+        named = [path for path in files if path.suffix == ".yaml" and path.is_file() and b"names:" in path.read_bytes()]
         return named[:1] if named and any(_labels(named[0].parent)) else []
 
     def add(self, found: Annotations, path: Path, source: Path) -> None:
