@@ -325,7 +325,7 @@ def relabel(folder: Path, change: dict[int, int], *splits: str) -> None:
 def test_a_class_that_cannot_be_learned_is_named(folder):
     assert class_fault(open_dataset(own(folder), "train")) is None
     relabel(folder, {3: 255})
-    says = "; pixels of id 255 are read as ignore: a class needs another id"
+    says = "; pixels of id 255 are read as ignore: a class needs another id (segmv3 data import)"
     assert class_fault(open_dataset(own(folder), "train")) == (
         "warning",
         f"1 class is absent (cannot be learned): sky{says}",
@@ -356,7 +356,7 @@ def test_the_three_commands_say_the_same_of_classes(folder, tmp_path, capsys):
         main([str(each) for each in arguments])
         return capsys.readouterr().out
 
-    absent = "1 class is absent ({}): sky; pixels of id 255 are read as ignore: a class needs another id\n"
+    absent = "1 class is absent ({}): sky; pixels of id 255 are read as ignore: a class needs another id (segmv3 data import)\n"
     run, start = tmp_path / "run", tmp_path / "start.safetensors"
     net = create_model("lraspp_small_d8", 4)
     net.head.deep_classifier.bias.data[3] = -1e3  # which never predicts sky

@@ -139,7 +139,7 @@ def fault_of(
     absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
     if not absent:
         return None
-    hint = "; pixels of id 255 are read as ignore: a class needs another id" if marked else ""
+    hint = "; pixels of id 255 are read as ignore: a class needs another id (segmv3 data import)" if marked else ""
     if len(absent) == len(classes):
         return "error", f"no pixel of '{split}' is labelled: nothing to learn or to score{hint}"
     names = ", ".join(absent)

@@ -133,7 +133,13 @@ def _nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> 
         return f"{text}; {root} holds {', '.join(archives[:3])} still packed: unzip it there"
     parent = next(p for p in looked.parents if p.is_dir())
     there = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))[:6]
-    return f"{text}; {parent} has {', '.join(there) or 'nothing'} (split '{split}'); see data/README.md for the layout"
+    text += f"; {parent} has {', '.join(there) or 'nothing'} (split '{split}')"
+    return f"{text}; {importing(root)}" if images_below(root).paths else f"{text}; see data/README.md for the layout"
+
+
+def importing(root: Path | str) -> str:
+    """How a folder of another layout becomes a data set."""
+    return f"segmv3 data import {root} NEW makes a data set of images and labels in other folders"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import ClassVar, cast
 
-from segmv3.data.listing import Split, grouped, images_below, told
+from segmv3.data.listing import Split, grouped, images_below, importing, told
 from segmv3.data.settings import Data, Layout
 from segmv3.errors import DataError, Segmv3Error
 from segmv3.images import SUFFIXES
@@ -212,8 +212,11 @@ class Folder(FolderSource):
     def classes(self, root: Path) -> Classes:
         place = self._classes_at(root)
         nested = sorted(path.parent for mark in self.marks for path in root.glob(f"*/{mark}"))
-        if nested and place == root and not any((root / mark).exists() for mark in self.marks):
-            raise DataError(f"no classes.json or classes.txt in {root}; did you mean --data.root {nested[0]}?")
+        if place == root and not any((root / mark).exists() for mark in self.marks):
+            flat = not any(images.is_dir() for split in ("train", "val") for images, _ in self.folders(root, split))
+            if nested or (flat and images_below(root).paths):
+                hint = f"did you mean --data.root {nested[0]}?" if nested else importing(root)
+                raise DataError(f"no classes.json or classes.txt in {root}; {hint}")
         return read_classes(place)[0]
 
     def table(self, root: Path) -> LabelTable:
@@ -301,7 +304,8 @@ def layout_of(root: Path) -> Layout:
     marks = [mark for source in SOURCES.values() for mark in source.marks]
     places = [f"{place}/{mark}" for place in ("*", "..") for mark in marks]
     near = next((path.parent for place in places for path in sorted(root.glob(place))), None)
-    hint = f"did you mean {near.resolve()}?" if near else "see data/README.md, or add --dataset"
+    other = importing(root) if images_below(root).paths else "see data/README.md, or add --dataset"
+    hint = f"did you mean {near.resolve()}?" if near else other
     raise DataError(f"{root} holds neither leftImg8bit and gtFine nor classes.json or classes.txt; {hint}")
 
 

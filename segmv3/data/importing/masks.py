@@ -16,6 +16,7 @@ from segmv3.errors import DataError
 from segmv3.labels import IGNORE, Color
 
 _MOST = 64  # values that are taken for classes where nobody names them: smooth edges have hundreds
+_IMAGES, _MASKS = ("image", "images"), ("mask", "masks")
 _APART = 16  # between ids that compression does not mix up
 
 
@@ -31,7 +32,11 @@ class Masks(Reader):
             return None
         found = find_pairs(source, settings.masks)
         number = sum(pair.mask is not None for pair in found.pairs)
-        return f"{count_of(number, 'image', 'images')} with masks {found.where}" if number else None
+        if found.pairs and found.lone_masks and not number:
+            images, masks = (count_of(len(x), *w) for x, w in ((found.pairs, _IMAGES), (found.lone_masks, _MASKS)))
+            first = f"{found.pairs[0].image.name} and {found.lone_masks[0].name}"
+            raise DataError(f"{source}: {images} and {masks} {found.where}, and no two of one name (first: {first})")
+        return f"{count_of(number, *_IMAGES)} with masks {found.where}" if number else None
 
     def read(self, source: Path, settings: ImportSettings, tell: Tell) -> Content:
         found = find_pairs(source, settings.masks)
@@ -43,7 +48,7 @@ class Masks(Reader):
             for pair in found.pairs
         ]
         lone = found.lone_masks
-        left_out = [f"{count_of(len(lone), 'mask', 'masks')} without an image (first: {lone[0]})"] if lone else []
+        left_out = [f"{count_of(len(lone), *_MASKS)} without an image (first: {lone[0]})"] if lone else []
         return Content(meaning.legend, tuple(frames), (*found.left_out, *left_out), meaning.said)
 
 
@@ -150,7 +155,9 @@ def _base(
         return list(zip(most if coloured else sorted(most), named, strict=True))
     raise DataError(
         f"the masks hold {len(order):,} {_what(coloured)} and {where} has {count_of(len(named), 'name', 'names')}: "
-        f"{_most_of(totals, coloured)}; name each, or --snap takes the most frequent and gives the others the nearest"
+        f"{_most_of(totals, coloured)}; name each"
+        + ", or --snap takes the most frequent and gives others the nearest"
+        * coloured
     )
 
 

@@ -48,6 +48,6 @@ class ImportSettings:
 def import_rules(settings: ImportSettings) -> list[Rule]:
     low = min(settings.val, settings.test)
     return [
-        (low >= 0 and settings.val + settings.test < 1, "val", "and test are shares, and train needs some frames too"),
-        (settings.gap is None or settings.gap >= 0, "gap", "is a number of frames, 0 or more"),
+        (low >= 0 and settings.val + settings.test < 1, "--val and --test", "are shares, and train needs some frames"),
+        (settings.gap is None or settings.gap >= 0, "--gap", "is a number of frames, 0 or more"),
     ]
