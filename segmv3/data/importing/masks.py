@@ -74,7 +74,15 @@ class _Meaning:
 def _meaning(seen: Seen, named: Sequence[Named], where: Path | str, settings: ImportSettings) -> _Meaning:
     """Raises: DataError for values that nobody names, with their counts."""
     has_colours = any(each.rgb for each in named) and not all(each.id is not None for each in named)
-    coloured = seen.rgb or seen.palettes_differ or (has_colours and bool(seen.palette or seen.colours.keys() - _GREYS))
+    own = {_packed(each.rgb): each.id for each in named if each.rgb}  # a palette may have the names in another order
+    other = bool(seen.palette) and own.keys() >= set(seen.palette.values())
+    other = other and any(own[colour] != value for value, colour in seen.palette.items())
+    coloured = (
+        seen.rgb
+        or seen.palettes_differ
+        or other
+        or (has_colours and bool(seen.palette or seen.colours.keys() - _GREYS))
+    )
     totals = seen.colours if coloured else seen.ids
     base = _base(totals, named, where, settings, coloured)
     if not coloured and IGNORE not in (value for value, _ in base):

@@ -83,7 +83,7 @@ def import_data(
     content = reader.read(source, settings, tell)
     frames, left_out = _labelled(content.frames, source)
     facts = _facts(frames, tell)
-    shared = share_out(frames, settings, {image: each.digest for image, (each, _) in facts.items()})
+    shared = share_out(frames, settings)
     stored = {image: label for image, (_, label) in facts.items() if label}
     refuse_values(content.legend, {str(i): _counts_of(label) for i, label in stored.items()})
     linked = len(stored) == len(frames) and _is_plain(content.legend)

@@ -3,7 +3,7 @@ with one on either side, a score tells what the net remembers."""
 
 import random
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -25,13 +25,12 @@ class Shared:
     left_out: tuple[str, ...] = ()
 
 
-def share_out(frames: Sequence[Frame], settings: ImportSettings, digests: Mapping[Path, str]) -> Shared:
+def share_out(frames: Sequence[Frame], settings: ImportSettings) -> Shared:
     """Split frames: as the source does; otherwise by drives, in time or frame by frame, as the settings say.
 
     Args:
         frames: all with a label.
         settings: shares, seed and way.
-        digests: of the pixels of the images: drives that share a picture stay together.
 
     Raises:
         ConfigError: the pattern for drives is none.
@@ -44,39 +43,39 @@ def share_out(frames: Sequence[Frame], settings: ImportSettings, digests: Mappin
         splits[frame.split].append(frame)
     loose = splits.pop("", [])
     if splits:
-        said = [f"the splits of the source are kept: {_counts(splits)}", *_leaks(splits, names, digests, how)]
+        counts = ", ".join(f"{split} {len(own):,}" for split, own in splits.items())
+        said = [f"the splits of the source are kept: {counts}", *_leaks(splits, names, how)]
         out = [f"{count_of(len(loose), 'frame', 'frames')} in no split (first: {loose[0].name})"] if loose else []
         if set(splits) != {"train"} or not settings.val + settings.test:
             return Shared(dict(splits), tuple(said), tuple(out))
-        drawn = _draw(splits["train"], names, how, settings, digests)
-        return Shared(
-            drawn.splits, (f"the source has the split train alone: {drawn.said[0]}",), (*out, *drawn.left_out)
-        )
-    return _draw(loose, names, how, settings, digests)
+        drawn = _draw(splits["train"], names, how, settings)
+        alone = f"the source has the split train alone: {drawn.said[0]}"
+        return Shared(drawn.splits, (alone,), (*out, *drawn.left_out))
+    return _draw(loose, names, how, settings)
 
 
-def _draw(
-    frames: Sequence[Frame], names: Mapping[Path, str], how: str, settings: ImportSettings, digests: Mapping[Path, str]
-) -> Shared:
+def _draw(frames: Sequence[Frame], names: Mapping[Path, str], how: str, settings: ImportSettings) -> Shared:
     shares = {split: share for split, share in (("val", settings.val), ("test", settings.test)) if share}
     if not shares:
         return Shared({"train": list(frames)}, ("all frames are for training (--val 0)",))
     if settings.split_by == "frames":
         order = random.Random(settings.seed).sample(list(frames), len(frames))
-        splits: Splits = {}
+        splits: Splits = {"train": []}
         for split, share in shares.items():
             number = max(1, round(share * len(frames)))
             splits[split], order = order[:number], order[number:]
         splits["train"] = order
-        return _sorted(
-            splits, f"split by frames with seed {settings.seed}: neighbours of one drive may be on both sides"
-        )
-    drives = _together(frames, names, digests)
+        if not order:
+            raise DataError(f"{count_of(len(frames), 'frame leaves', 'frames leave')} none for training; --val 0")
+        how = f"split by frames with seed {settings.seed}"
+        return _sorted(splits, f"{how}: neighbours of one drive may be on both sides")
+    drives: Splits = defaultdict(list)
+    for frame in frames:
+        drives[names[frame.image]].append(frame)
     if settings.split_by == "drive" and len(drives) > len(shares):
         chosen = _whole_drives(drives, shares, settings.seed)
-        if any(
-            sum(len(drives[drive]) for drive in chosen[s]) > 2 * share * len(frames) + 1 for s, share in shares.items()
-        ):
+        sizes = {split: sum(len(drives[drive]) for drive in each) for split, each in chosen.items()}
+        if any(sizes[split] > 2 * share * len(frames) + 1 for split, share in shares.items()):
             return _in_time(drives, shares, how, settings)  # two long drives: one of them would be half of all
         parts = [f"{split} {', '.join(each[:6])}{', ...' * (len(each) > 6)}" for split, each in chosen.items()]
         text = f"{len(drives)} drives {how}; whole ones drawn with seed {settings.seed}: {'; '.join(parts)}"
@@ -116,7 +115,7 @@ def _in_time(
         gap = max(2, len(own) // 20) if settings.gap is None else settings.gap
         sizes = [max(1, round(share * len(own))) for share in shares.values()]
         start = len(own) - sum(sizes) - gap * len(sizes)
-        if start < 1:  # too short a drive to cut
+        if start < 1 or (settings.gap is None and start < 2 * gap):  # too short a drive to cut
             splits["train"] += own
             continue
         splits["train"] += own[:start]
@@ -176,46 +175,16 @@ def _is_time(prefix: str) -> bool:
     return bool(number and len(number[0]) >= 6 and not re.fullmatch(r"(19|20)\d{6}", number[0]))
 
 
-def _together(
-    frames: Sequence[Frame], names: Mapping[Path, str], digests: Mapping[Path, str]
-) -> dict[str, list[Frame]]:
-    """Frames by drive; drives that hold the same picture are one."""
-    first: dict[str, str] = {}
-    same: dict[str, str] = {}
-
-    def root(drive: str) -> str:
-        while drive in same:
-            drive = same[drive]
-        return drive
-
-    for frame in frames:
-        one, other = root(names[frame.image]), root(first.setdefault(digests[frame.image], names[frame.image]))
-        if one != other:
-            same[one] = other
-    drives: dict[str, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        drives[root(names[frame.image])].append(frame)
-    return dict(drives)
-
-
-def _leaks(splits: Splits, names: Mapping[Path, str], digests: Mapping[Path, str], how: str) -> list[str]:
+def _leaks(splits: Splits, names: Mapping[Path, str], how: str) -> list[str]:
     """What the splits of a source share."""
-    said = []
     drives = {split: {names[frame.image] for frame in own} for split, own in splits.items()}
-    pictures = {split: {digests[frame.image] for frame in own} for split, own in splits.items()}
-    for split in sorted(splits.keys() - {"train"}):
-        if both := sorted(drives["train"] & drives[split]) if "train" in drives else []:
-            text = f"{count_of(len(both), 'drive', 'drives')} {how} in both train and {split}"
-            said.append(f"{text} (first: {both[0] or 'no name'}): scores on {split} tend to be too high")
-        if both := sorted(pictures["train"] & pictures[split]) if "train" in pictures else []:
-            said.append(f"{count_of(len(both), 'picture is', 'pictures are')} in both train and {split}")
-    return said
-
-
-def _counts(splits: Splits) -> str:
-    return ", ".join(
-        f"{split} {count:,}" for split, count in Counter({s: len(own) for s, own in splits.items()}).items()
-    )
+    shared = {split: sorted(drives[split] & drives.get("train", set())) for split in sorted(splits) if split != "train"}
+    return [
+        f"{count_of(len(both), 'drive', 'drives')} {how} in both train and {split} (first: {both[0] or 'no name'}): "
+        f"scores on {split} tend to be too high"
+        for split, both in shared.items()
+        if both
+    ]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
