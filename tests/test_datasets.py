@@ -293,7 +293,7 @@ def test_idd_is_called_what_it_is(cityscapes, capsys):
             place.parent.mkdir(exist_ok=True)
             path.rename(place)
     for data in (city(cityscapes), own(cityscapes)):
-        with pytest.raises(DataError, match="_gtFine_labellevel3Ids.png is a label of IDD, whose layout is not known"):
+        with pytest.raises(DataError, match="_gtFine_labellevel3Ids.png is a label of IDD; segmv3 data import "):
             open_dataset(data, "train")
     assert main(["data", "check", str(cityscapes)]) == 2
     assert "IDD" in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -327,10 +327,7 @@ def _refuse_idd(root: Path, split: str) -> None:
         return
     other = next((path for path in files if re.search(r"_gtFine_labellevel\d[iI]ds\.png$", path)), None)
     if other:
-        raise DataError(
-            f"{other} is a label of IDD, whose layout is not known; known are Cityscapes' own "
-            "(*_gtFine_labelIds.png) and images/SPLIT with labels/SPLIT and a classes.json, see data/README.md"
-        )
+        raise DataError(f"{other} is a label of IDD; segmv3 data import {root} NEW makes a data set of IDD's archives")
 
 
 def _unread(places: Sequence[Folders], image_root: Path, label_root: Path) -> Iterator[str]:

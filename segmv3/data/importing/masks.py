@@ -88,6 +88,8 @@ def _meaning(seen: Seen, named: Sequence[Named], where: Path | str, settings: Im
     if not coloured and IGNORE not in (value for value, _ in base):
         base.append((IGNORE, Named("ignored", ignored=True)))
     known = [value for value, _ in base]
+    if len(known) > IGNORE + 1:
+        raise DataError(f"{where} names {len(known):,} {_what(coloured)}; there are 256 ids in a label file")
     if twice := next((value for i, value in enumerate(known) if value in known[:i]), None):
         raise DataError(f"{where}: {_shown(twice, coloured)} stands twice")
     said = [f"the masks hold {_what(coloured)}, named by {where}" if named else _NAMELESS.format(_what(coloured))]
@@ -133,7 +135,7 @@ def _base(
             raise DataError(f"{where} gives no colour to {lacking[0]}, and the masks hold colours; add it")
         return [(_packed(each.rgb), each) for each in named if each.rgb]
     binary = totals.keys() in ({0, IGNORE}, {IGNORE})
-    numbered = [(each.id, each) for each in named if each.id is not None]
+    numbered = [(each.id, each) for each in named if each.id is not None and each.id >= 0]  # Cityscapes has a -1
     if numbered and not coloured and not (binary and sorted(each for each, _ in numbered) == [0, 1]):
         return numbered
     if len(named) == 1 and not coloured:

@@ -13,7 +13,7 @@ from segmv3.errors import DataError
 _IMAGE = r"images?|imgs?|im|jpegimages|frames?|photos?|pictures?|rgb|original|originals|raw|inputs?|leftimg8bit"
 _MASK = (
     r"masks?|labels?|labell?ed|annot|annots|annotations?|annotated|gt|gts|gtfine|ground|truth|groundtruth|segs?|"
-    r"segmentations?|segmentationclass|semantic|semseg|targets?|labelids|labeltrainids|trainids|lbl"
+    r"segmentations?|segmentationclass|semantic|semseg|targets?|labelids|labeltrainids|labellevel\d[a-z]*|trainids|lbl"
 )
 _SPLIT = r"train|training|val|valid|validation|test|testing"
 _JOINTS = re.compile(r"[\W_]+")
@@ -153,10 +153,10 @@ def _file(path: Path, root: Path) -> _File:
 
 
 def _words(name: str, *, last: bool = False) -> list[str]:
-    """`trainannot` is two; `a_L`, as CamVid's authors name the label of `a`, is of `a` where `last`."""
+    """`trainannot` is two. With `last`, `a_L` and `a_P` are labels of `a`, as CamVid's are called."""
     text = re.sub(rf"(?i)^({_SPLIT})_?(annots?|labels?|masks?|images?)$", r"\1_\2", name)
     words = [word for word in _JOINTS.split(text) if word]
-    return [*words[:-1], "label"] if last and len(words) > 1 and words[-1] == "L" else words
+    return [*words[:-1], "label"] if last and len(words) > 1 and words[-1] in ("L", "P") else words
 
 
 def _other(words: list[str], *kinds: str) -> list[str]:

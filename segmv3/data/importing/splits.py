@@ -177,10 +177,10 @@ def _is_time(prefix: str) -> bool:
 
 def _leaks(splits: Splits, names: Mapping[Path, str], how: str) -> list[str]:
     """What the splits of a source share."""
-    drives = {split: {names[frame.image] for frame in own} for split, own in splits.items()}
+    drives = {split: {names[frame.image] for frame in own} - {""} for split, own in splits.items()}
     shared = {split: sorted(drives[split] & drives.get("train", set())) for split in sorted(splits) if split != "train"}
     return [
-        f"{count_of(len(both), 'drive', 'drives')} {how} in both train and {split} (first: {both[0] or 'no name'}): "
+        f"{count_of(len(both), 'drive', 'drives')} {how} in both train and {split} (first: {both[0]}): "
         f"scores on {split} tend to be too high"
         for split, both in shared.items()
         if both
