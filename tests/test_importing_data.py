@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -471,3 +472,25 @@ def test_a_reader_gives_labels_as_functions_and_classes_that_become_one(tmp_path
     with pytest.raises(DataError, match=r"values that no class has: 7 \(2 frames, 128 pixels\)"):
         segmv3.import_data(tmp_path / "polygons", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "a/../../b"])
+def test_names_of_frames_stay_in_the_output(tmp_path, monkeypatch, name):
+    drawn(tmp_path / "in", Image.fromarray)
+    (tmp_path / "polygons").touch()
+    reader = Polygons()
+    content = reader.read(tmp_path / "polygons", ImportSettings(), lambda *_: None)
+    frames = (replace(content.frames[0], name=name), *content.frames[1:])
+    monkeypatch.setattr(Polygons, "read", lambda *_: replace(content, frames=frames))
+    monkeypatch.setattr(run, "READERS", (reader,))
+    with pytest.raises(DataError, match="which no file of the data set can be called"):
+        segmv3.import_data(tmp_path / "polygons", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "polygons"]
+
+
+def test_a_palette_of_greys_goes_before_the_order_of_names(tmp_path):
+    source = drawn(tmp_path / "in", lambda ids: Image.fromarray((ids > 0).astype(np.uint8) * 255))
+    (source / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nroad:255,255,255::\nother:0,0,0::\n")
+    made = segmv3.import_data(source, tmp_path / "out")
+    assert [(each.source, each.to) for each in made.classes] == [("#ffffff", "road"), ("#000000", "other")]
+    assert all((ids == (label(order(name)) == 0)).all() for name, ids in read(tmp_path / "out").items())

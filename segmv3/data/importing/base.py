@@ -119,16 +119,17 @@ class Reader(ABC):
         """
 
 
-_SPLITS = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validating", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
 }
+"""The splits of a data set, and what folders of them are called."""
 
 
 def split_named(folder: str) -> str:
     """`train`, `val` or `test` for a folder that is called like a split (`Validation`); empty for any other."""
-    return _SPLITS.get(folder.lower(), "")
+    return next((split for split, names in SPLITS.items() if folder.lower() in names), "")
 
 
 def legend_of(sources: Iterable[SourceClass], settings: ImportSettings, where: Path | str) -> Legend:

@@ -10,7 +10,7 @@ from segmv3.data.importing.base import Content, Frame, Label, Legend, Reader, So
 from segmv3.data.importing.names import Named, names_given
 from segmv3.data.importing.pairs import find_pairs
 from segmv3.data.importing.settings import ImportSettings
-from segmv3.data.importing.values import GREY, Seen, Totals, ids_of, read_all
+from segmv3.data.importing.values import Seen, Totals, ids_of, read_all
 from segmv3.data.listing import count_of
 from segmv3.errors import DataError
 from segmv3.labels import IGNORE, Color
@@ -74,15 +74,11 @@ class _Meaning:
 def _meaning(seen: Seen, named: Sequence[Named], where: Path | str, settings: ImportSettings) -> _Meaning:
     """Raises: DataError for values that nobody names, with their counts."""
     has_colours = any(each.rgb for each in named) and not all(each.id is not None for each in named)
-    own = {_packed(each.rgb): each.id for each in named if each.rgb}  # a palette may have the names in another order
-    other = bool(seen.palette) and own.keys() >= set(seen.palette.values())
-    other = other and any(own[colour] != value for value, colour in seen.palette.items())
-    coloured = (
-        seen.rgb
-        or seen.palettes_differ
-        or other
-        or (has_colours and bool(seen.palette or seen.colours.keys() - _GREYS))
-    )
+    own = {_packed(each.rgb): each.id for each in named if each.rgb}
+    swapped = seen.palette and all(colour in own for colour in seen.palette.values())
+    swapped = swapped and any(own[colour] != value for value, colour in seen.palette.items())
+    known_greys = has_colours and (seen.palette or seen.colours.keys() <= own.keys())
+    coloured = bool(seen.rgb or seen.palettes_differ or swapped or known_greys)
     totals = seen.colours if coloured else seen.ids
     base = _base(totals, named, where, settings, coloured)
     if not coloured and IGNORE not in (value for value, _ in base):
@@ -101,12 +97,11 @@ def _meaning(seen: Seen, named: Sequence[Named], where: Path | str, settings: Im
     others = {value: totals[value] for value in totals.keys() - set(known)}
     if others:
         gap = min((b - a for a, b in pairwise(sorted(known))), default=0)
-        if not settings.snap or not (coloured or gap >= _APART):
-            raise DataError(
-                f"the masks hold {len(others):,} {_what(coloured)} that {where} does not name: "
-                f"{_most_of(others, coloured)}; name them"
-                + (", or --snap gives each pixel the nearest that is named" if coloured or gap >= _APART else "")
-            )
+        mendable = coloured or (gap >= _APART and max(known) <= IGNORE)
+        if not (settings.snap and mendable):
+            text = f"the masks hold {len(others):,} {_what(coloured)} that {where} does not name"
+            hint = ", or --snap gives each pixel the nearest that is named" * mendable
+            raise DataError(f"{text}: {_most_of(others, coloured)}; name them{hint}")
         pixels, total = (sum(each for each, _ in some.values()) for some in (others, totals))
         what = f"{len(others):,} other {_what(coloured)}"
         said.append(f"{pixels:,} pixels ({pixels / total:.2%}) of {what} took the nearest (--snap)")
@@ -122,7 +117,6 @@ def _meaning(seen: Seen, named: Sequence[Named], where: Path | str, settings: Im
     return _Meaning(legend_of(sources, settings, where), values, seen, coloured, stays and not others, tuple(said))
 
 
-_GREYS = frozenset(range(0, 2**24, GREY))
 _NAMELESS = "the masks hold {} and nobody names them: --classes NAME NAME ... does, in the order of the table"
 
 
@@ -157,18 +151,17 @@ def _base(
     rest = [value for value in order if value != IGNORE]
     if not coloured and set(rest) <= set(range(len(named))) and not (binary and len(named) == 2):
         return list(enumerate(named))
-    for choice in (order, rest if not coloured else order):
-        if len(choice) == len(named):
-            return list(zip(choice, named, strict=True))
-    if len(order) > len(named) and settings.snap:
+    choice = rest if not coloured and len(rest) == len(named) else order
+    if len(choice) > len(named) and settings.snap:
         most = sorted(totals, key=lambda value: (-totals[value][0], value))[: len(named)]
-        return list(zip(most if coloured else sorted(most), named, strict=True))
-    raise DataError(
-        f"the masks hold {len(order):,} {_what(coloured)} and {where} has {count_of(len(named), 'name', 'names')}: "
-        f"{_most_of(totals, coloured)}; name each"
-        + ", or --snap takes the most frequent and gives others the nearest"
-        * coloured
-    )
+        choice = most if coloured else sorted(most)
+    if len(choice) != len(named):
+        text = (
+            f"the masks hold {len(order):,} {_what(coloured)} and {where} has {count_of(len(named), 'name', 'names')}"
+        )
+        hint = ", or --snap takes the most frequent and gives others the nearest" * coloured
+        raise DataError(f"{text}: {_most_of(totals, coloured)}; name each{hint}")
+    return list(zip(choice, named, strict=True))
 
 
 def _what(coloured: bool) -> str:

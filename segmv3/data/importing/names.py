@@ -60,12 +60,10 @@ def names_in(path: Path) -> tuple[Named, ...]:
         raise DataError(f"{path} names no class")
     coloured = [line for line in lines if _RGB.search(line)]
     if not coloured:
-        whole = all(_ID.match(line) for line in lines)
-        return tuple(
-            Named(line[match.end() :] if whole and match else line, int(match[1]) if whole and match else None)
-            for line in lines
-            for match in [_ID.match(line)]
-        )
+        matches = [match for line in lines if (match := _ID.match(line))]
+        if len(matches) < len(lines):
+            return tuple(map(Named, lines))
+        return tuple(Named(match.string[match.end() :], int(match[1])) for match in matches)
     if odd := [line for line in lines[1:] if line not in coloured]:  # the first may be the head of a table
         raise DataError(f"{path}: a line has no colour: {odd[0]}; write a name and three numbers from 0 to 255")
     return tuple(map(_coloured, coloured))
@@ -86,12 +84,9 @@ def _of_json(path: Path, text: str) -> list[Named]:
     rows = []
     for entry in parse_json(text, path):
         name, id_, rgb = entry.get("name"), entry.get("id"), entry.get("rgb")
-        good = isinstance(name, str) and (id_ is None or type(id_) is int)
-        if rgb is not None:
-            good = (
-                good and isinstance(rgb, list) and len(rgb) == 3 and all(type(v) is int and 0 <= v <= 255 for v in rgb)
-            )
-        if not good:
+        numbers = rgb if isinstance(rgb, list) and len(rgb) == 3 else [] if rgb is None else [None]
+        whole = all(type(number) is int and 0 <= number <= 255 for number in numbers)
+        if not (whole and isinstance(name, str) and (id_ is None or type(id_) is int)):
             raise DataError(f'{path}: an entry must be like {{"id": 0, "name": "road", "rgb": [128, 64, 128]}}')
-        rows.append(Named(str(name), id_, rgb and tuple(rgb), entry.get("ignore") is True))
+        rows.append(Named(name, id_, rgb and tuple(rgb), entry.get("ignore") is True))
     return rows

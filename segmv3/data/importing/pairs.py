@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -50,13 +50,9 @@ class _File:
     is_mask: bool | None
     """What its folders say; None where they say nothing."""
 
-    @property
-    def stem(self) -> str:
-        return self.path.stem
-
     def key(self, *, loose: bool) -> tuple[str, ...]:
         """What an image and its mask have in common; `loose` without words for either in the name."""
-        name = "_".join(_other(_words(self.stem, last=True), _IMAGE, _MASK)) if loose else self.stem
+        name = "_".join(_other(_words(self.path.stem, last=True), _IMAGE, _MASK)) if loose else self.path.stem
         return (self.split, *self.folders, name)
 
 
@@ -85,15 +81,15 @@ def find_pairs(source: Path, masks: Path | None = None) -> Pairs:
         named = any(file.is_mask is False for file in files)
         images = [file for file in files if file.is_mask is False or (file.is_mask is None and not named)]
         others = [str(file.path) for file in files if file.is_mask is None] if named else []
-        left_out += (
-            [f"{len(others):,} files in folders of neither images nor masks (first: {others[0]})"] if others else []
-        )
+        if others:
+            left_out.append(f"{len(others):,} files in folders of neither images nor masks (first: {others[0]})")
         stored = [file for file in files if file.is_mask]
         folders = sorted({file.path.parent.relative_to(source).parts[0] for file in stored})
         where = f"in {', '.join(folders[:5])}{', ...' * (len(folders) > 5)}"
     else:
         photos = {file.key(loose=False) for file in files if file.path.suffix.lower() != ".png"}
-        stored = [file for file in files if _named_mask(file) or _beside(file, photos)]
+        png = {file for file in files if file.path.suffix.lower() == ".png" and file.key(loose=False) in photos}
+        stored = [file for file in files if file in png or _named_mask(file)]
         images, where = [file for file in files if file not in set(stored)], "beside their images"
     return _paired(images, stored, tuple(left_out), where)
 
@@ -107,7 +103,7 @@ def _paired(images: list[_File], stored: list[_File], left_out: tuple[str, ...],
         lambda file: file.key(loose=True),
         lambda file: (file.key(loose=True)[-1],),
     ):
-        sides = _by_key(lone, way), _by_key(stored, way)
+        sides = [_keyed(files, way) for files in (lone, stored)]
         for key in sides[0].keys() & sides[1].keys():
             (image, *more), (mask, *others) = sides[0][key], sides[1][key]
             if (more or others) and len(key) > 1:
@@ -121,15 +117,13 @@ def _paired(images: list[_File], stored: list[_File], left_out: tuple[str, ...],
         stored = [file for file in stored if file.path not in taken]
     pairs = []
     for file in images:
-        mask_of = found.get(file.path)
-        split = file.split or (mask_of.split if mask_of else "")
-        pairs.append(
-            Paired(file.path, mask_of.path if mask_of else None, PurePath(*file.folders, file.stem).as_posix(), split)
-        )
+        name, mask_of = PurePath(*file.folders, file.path.stem).as_posix(), found.get(file.path)
+        own, split = (mask_of.path, mask_of.split) if mask_of else (None, "")
+        pairs.append(Paired(file.path, own, name, file.split or split))
     return Pairs(tuple(pairs), tuple(mask.path for mask in stored), left_out, where)
 
 
-def _by_key(files: Iterable[_File], way: Callable[[_File], tuple[str, ...]]) -> Mapping[tuple[str, ...], list[_File]]:
+def _keyed(files: Iterable[_File], way: Callable[[_File], tuple[str, ...]]) -> dict[tuple[str, ...], list[_File]]:
     keyed: dict[tuple[str, ...], list[_File]] = defaultdict(list)
     for file in files:
         keyed[way(file)].append(file)
@@ -165,9 +159,5 @@ def _other(words: list[str], *kinds: str) -> list[str]:
 
 
 def _named_mask(file: _File) -> bool:
-    words = _words(file.stem, last=True)
+    words = _words(file.path.stem, last=True)
     return len(words) > 1 and len(_other([words[0], words[-1]], _MASK)) < 2
-
-
-def _beside(file: _File, photos: set[tuple[str, ...]]) -> bool:
-    return file.path.suffix.lower() == ".png" and file.key(loose=False) in photos

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from segmv3.data.facts import Facts, read_files
-from segmv3.data.importing.base import Frame, Legend, Reader, Tell
+from segmv3.data.importing.base import SPLITS, Frame, Legend, Reader, Tell
 from segmv3.data.importing.readers import READERS
 from segmv3.data.importing.settings import ImportSettings, import_rules
 from segmv3.data.importing.splits import share_out
@@ -90,11 +90,9 @@ def import_data(
     with staging(output) as place:
         writer = Writer(place, content.legend, linked=linked, copy=settings.copy)
         counts = writer.write(shared, {image: each.size for image, (each, _) in facts.items()}, tell)
-        images, labels = (
-            " and ".join(sorted(writer.ways)),
-            "linked: their ids stay" if linked else "written anew as PNG",
-        )
-        said = (f"{reader.name}: {found}", *content.said, *shared.said, f"images are {images}, labels are {labels}")
+        labels = "linked, too: their ids stay" if linked else "written anew as PNG"
+        ways = f"images are {' and '.join(sorted(writer.ways))}; labels are {labels}"
+        said = (f"{reader.name}: {found}", *content.said, *shared.said, ways)
         classes = _class_counts(content.legend, linked, counts)
         splits = {split: len(own) for split, own in shared.splits.items()}
         outs = (*content.left_out, *left_out, *shared.left_out)
@@ -134,6 +132,9 @@ def _labelled(frames: Sequence[Frame], source: Path) -> tuple[list[Frame], list[
     lone = [frame.name for frame in frames if frame.label is None]
     if not kept:
         raise DataError(f"{source}: none of {count_of(len(frames), 'image', 'images')} has a label: nothing to import")
+    for frame in kept:  # a name may come out of a file of annotations
+        if frame.split not in ("", *SPLITS) or not Path(frame.name).name or {"..", "/"} & {*Path(frame.name).parts}:
+            raise DataError(f"{source}: a frame is called {frame.name!r}, which no file of the data set can be called")
     twice, times = Counter((frame.split, frame.name) for frame in kept).most_common(1)[0]
     if times > 1:
         raise DataError(f"{source}: {times:,} frames are called {twice[1]}; keep one of them")
@@ -174,10 +175,10 @@ def _is_plain(legend: Legend) -> bool:
 def _classes_json(legend: Legend, linked: bool) -> dict[str, list[dict[str, object]]]:
     order = {name: i for i, name in enumerate(legend.classes.names)}
     ids = {each.to: each.value for each in legend.sources if each.to} if linked else order
+    free = iter(sorted({*range(IGNORE)} - {each.value for each in legend.sources}))
     entries: list[dict[str, object]] = [
-        {"id": ids[name], "name": name, "rgb": list(color)}
+        {"id": ids[name] if name in ids else next(free), "name": name, "rgb": list(color)}
         for name, color in zip(legend.classes.names, legend.classes.colors, strict=True)
-        if name in ids
     ]
     for each in legend.sources if linked else ():
         if each.to is None:
