@@ -55,7 +55,7 @@ def test_a_wrong_label_is_found_listed_and_shown(wrong, tmp_path, capsys):
     assert (out / "suspects.txt").read_text() == f"{folder / 'train' / 'images' / 'scene_3.png'}\n"
     page = (out / "suspects.html").read_text()
     assert "scene_3" in page and f"labelled {names[given]}, predicted {names[right]}" in page
-    assert capsys.readouterr().out.startswith(f"{out}: 1 labels in doubt in 1 images of train\n")
+    assert capsys.readouterr().out.startswith(f"{out}: 1 label in doubt in 1 image of train\n")
     with pytest.raises(OutputError, match=r"suspects\.txt exists"):
         segmv3.find_suspects(Data(dataset="folder", root=folder), "any", output=out)
 

@@ -25,6 +25,7 @@ from segmv3.data.datasets import open_dataset
 from segmv3.errors import Segmv3Error
 from segmv3.images import write_png
 from segmv3.models.zoo import NETS
+from segmv3.report.plots import LIGHT, new_figure, pixels_of, style
 from segmv3.selection.settings import Settings
 
 SIZE = (180, 240)
@@ -127,6 +128,46 @@ class Loop:
             scores[name] = segmv3.evaluate(there, trained.weights, size=SIZE, threads=1).miou
         return scores
 
+    def found(self) -> dict[str, dict[int, list[dict[str, float]]]]:
+        """What is finished: scores by way and number of frames, one for each seed that has this way complete."""
+        table: dict[str, dict[int, list[dict[str, float]]]] = {}
+        for last in sorted(self.output.glob(f"seed*/*/round{self.rounds}/result.json")):
+            way, seed = last.parts[-3], last.parents[2]
+            rounds = [seed / "first" / "round0", *(seed / way / f"round{n}" for n in range(1, self.rounds + 1))]
+            for folder in rounds:
+                scores = json.loads((folder / "result.json").read_text())
+                table.setdefault(way, {}).setdefault(len(scores.pop("names")), []).append(scores)
+        return table
+
+    def report(self) -> str:
+        """Write table.md and curves.png of what is finished. Returns: the table."""
+        found, splits = self.found(), (self.drive, "val")
+        lines = ["| way | seeds | frames | " + " | ".join(splits) + " |", "|---|---|---|" + "---|" * len(splits)]
+        figure = new_figure(800, 340)
+        for axes, split in zip(figure.subplots(1, len(splits)), splits, strict=True):
+            style(axes, LIGHT, title=f"mIoU on {split}, %", x="labelled frames")
+            for (way, rounds), color in zip(
+                found.items(), (LIGHT.accent, LIGHT.warm, LIGHT.bad, LIGHT.muted), strict=False
+            ):
+                frames, scores = list(rounds), np.array([[one[split] for one in each] for each in rounds.values()])
+                axes.fill_between(frames, scores.min(1), scores.max(1), color=color, alpha=0.15, linewidth=0)
+                axes.plot(frames, scores.mean(1), "o-", color=color, markersize=4, label=way)
+            axes.set_xticks(frames)
+            axes.legend(frameon=False)
+        for way, rounds in found.items():
+            for frames, each in rounds.items():
+                cells = [
+                    f"{np.mean([one[s] for one in each]):.1f} ({_spread([one[s] for one in each])})" for s in splits
+                ]
+                lines.append(f"| {way} | {len(each)} | {frames} | {' | '.join(cells)} |")
+        (self.output / "table.md").write_text("\n".join(lines) + "\n")
+        write_png(self.output / "curves.png", pixels_of(figure, LIGHT))
+        return "\n".join(lines)
+
+
+def _spread(scores: list[float]) -> str:
+    return f"{min(scores):.1f} to {max(scores):.1f}"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -138,7 +179,7 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["next", "random"])
     parser.add_argument("--first", type=int, default=20, help="frames of the first round, and of each one after it")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=150)
     asked = parser.parse_args()
     loop = Loop(asked.camvid, asked.start, asked.output, asked.drive, asked.first, asked.rounds, asked.steps)
     try:
@@ -146,6 +187,8 @@ def main() -> int:
         for seed in asked.seeds:
             for way in asked.ways:
                 loop.play(pool, seed, way)
+        if loop.found():
+            print(loop.report())
     except Segmv3Error as error:
         print(error, file=sys.stderr)
         return error.exit_code

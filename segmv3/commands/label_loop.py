@@ -81,6 +81,7 @@ def run_next(arguments: list[str]) -> None:
 def run_suspects(arguments: list[str]) -> None:
     options = parse(Suspects, "segmv3 data suspects", arguments)
     data = _data_of(options.source)
+    from segmv3.data.listing import count_of
     from segmv3.evaluation.suspects import find_suspects
     from segmv3.screen import Screen
 
@@ -98,8 +99,9 @@ def run_suspects(arguments: list[str]) -> None:
             trust=options.trust,
             progress=progress,
         )
-    images = len({each.name for each in suspects})
-    console.say(f"{options.output}: {len(suspects):,} labels in doubt in {images:,} images of {options.split}")
+    images = count_of(len({each.name for each in suspects}), "image", "images")
+    found = count_of(len(suspects), "label", "labels")
+    console.say(f"{options.output}: {found} in doubt in {images} of {options.split}")
     for each in suspects[:5]:
         console.say(f"  {each.name}: labelled {each.truth}, predicted {each.predicted} ({each.pixels:,} pixels)")
 
