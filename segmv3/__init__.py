@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segmv3 import metrics as metrics
     from segmv3.adaptation.run import adapt as adapt
     from segmv3.checkpoint import save as save
+    from segmv3.comparing import compare as compare
     from segmv3.config import Config as Config
     from segmv3.config import load_config as load_config
     from segmv3.data.importing.run import import_data as import_data
@@ -44,6 +45,7 @@ _ROOMS = {
     "Config": "segmv3.config",
     "Predictor": "segmv3.runtime",
     "adapt": "segmv3.adaptation.run",
+    "compare": "segmv3.comparing",
     "colorize": "segmv3.media.draw",
     "create_backbone": "segmv3.models.zoo",
     "create_model": "segmv3.models.zoo",

@@ -37,7 +37,7 @@ usage: segmv3 COMMAND ...
   adapt WEIGHTS FRAMES -o NEW                        fit a net to new streets without labels
   sweep CONFIG SPACE.toml --output DIR               search settings: many runs, the hopeless ones cut short
   evaluate CONFIG --weights FILE                     score weights on a split
-  compare A.json B.json                              two result files, class by class, with intervals
+  compare RUN RUN ... | A.json B.json                runs on one page, or two result files, with intervals
   submit CONFIG --weights FILE --output DIR          files for the Cityscapes test server, checked
   predict SOURCE [--weights FILE] [--output DIR]     label images, a video, a camera or a stream
   view SOURCE|RESULTS|DATASET|RUN                    look at it in a local page

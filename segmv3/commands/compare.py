@@ -9,39 +9,110 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from segmv3.commands.options import parse, refuse_existing
-from segmv3.errors import ConfigError
+from segmv3.config import Device
+from segmv3.errors import ConfigError, OutputError, printable
+from segmv3.settings import refuse
 
 if TYPE_CHECKING:  # numpy and rich only when there is something to compare
     from rich.table import Table
 
+    from segmv3.report.comparison import Rows
     from segmv3.results.result import Result
     from segmv3.results.uncertainty import Comparison, Difference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Compare two result files of one split, class by class."""
+    """Compare 2 to 8 runs on one page, or two result files of one split class by class."""
 
-    a: tyro.conf.Positional[Path]
-    """File of segmv3 evaluate --output."""
-    b: tyro.conf.Positional[Path]
-    """Another one, on the same images."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of segmv3 train, finished or not; or two files of segmv3 evaluate --output."""
     output: Path | None = None
-    """Also write the comparison to this JSON file."""
+    """Folder of the page, figures and tables, by default comparison; for result files a JSON file, by default none."""
     overwrite: bool = False
-    """Replace the file that --output names."""
+    """Replace what --output names."""
+    dpi: int = 300
+    """Dots per inch of the PNG figures."""
+    images: int = 4
+    """Images to show: those where the runs differ most."""
+    score: int = 100
+    """Images to score anew, the first ones, to find these and for the intervals; 0 scores none."""
+    data_root: Path | None = None
+    """Root of the data set, where it is not where the runs found it."""
     resamples: int = 1000
     """Times the images are drawn anew for the intervals."""
     seed: int = 0
     """Same seed, same intervals."""
+    device: Device = "auto"
+    """Where to run the nets; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
 
 
 def run(arguments: list[str]) -> None:
     options = parse(Compare, "segmv3 compare", arguments)
-    if options.resamples < 100:
-        raise ConfigError(f"--resamples is {options.resamples}; an interval needs at least 100")
-    if options.seed < 0:
-        raise ConfigError(f"--seed is {options.seed}; it must be at least 0")
+    refuse(
+        (options.resamples >= 100, "--resamples", f"is {options.resamples}; an interval needs at least 100"),
+        (options.seed >= 0, "--seed", f"is {options.seed}; it must be at least 0"),
+        (50 <= options.dpi <= 1200, "--dpi", f"is {options.dpi}; it must be between 50 and 1,200"),
+        (0 <= options.images <= 20, "--images", f"is {options.images}; it must be between 0 and 20"),
+        (options.score >= 0, "--score", f"is {options.score}; it must be at least 0"),
+    )
+    folders = [path for path in options.runs if path.is_dir()]
+    if folders and len(folders) < len(options.runs):
+        file = next(path for path in options.runs if not path.is_dir())
+        what = "is a file" if file.exists() else "does not exist"
+        raise ConfigError(f"{file} {what} and {folders[0]} a folder; name runs alone, or two result files")
+    if not folders and len(options.runs) != 2:
+        raise ConfigError(f"compare takes 2 to 8 runs or two result files, not {len(options.runs)} files")
+    (_compare_runs if folders else _compare_results)(options)
+
+
+def _compare_runs(options: Compare) -> None:
+    output = options.output or Path("comparison")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; name a folder")
+    if (output / "comparison.html").exists() and not options.overwrite:
+        raise OutputError(f"{output / 'comparison.html'} exists; choose another --output or add --overwrite")
+    from segmv3.comparing import compare
+    from segmv3.screen import Screen
+
+    console = Screen()
+    with console.bars() as progress:
+        found = compare(
+            options.runs,
+            output,
+            dpi=options.dpi,
+            images=options.images,
+            score=options.score,
+            data_root=options.data_root,
+            resamples=options.resamples,
+            seed=options.seed,
+            device=options.device,
+            threads=options.threads,
+            progress=progress,
+        )
+    for table in found.tables.values():
+        if table.rows:
+            console.print(_rich(table))
+    for note in found.notes:
+        console.say(note)
+    console.say(f"wrote {found.page}, with its figures and tables beside it")
+
+
+def _rich(rows: "Rows") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=rows.title, title_justify="left")
+    for place, name in enumerate(rows.header):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for row in rows.rows:
+        table.add_row(*(Text(printable(text), "bold" if best else "") for text, best in row))
+    return table
+
+
+def _compare_results(options: Compare) -> None:
     if options.output:
         refuse_existing(options.output, options.overwrite)
     from segmv3.files import make_folder, write_bytes
@@ -49,7 +120,7 @@ def run(arguments: list[str]) -> None:
     from segmv3.results.uncertainty import compare, shown
     from segmv3.screen import Screen
 
-    a, b = Result.read(options.a), Result.read(options.b)
+    a, b = map(Result.read, options.runs)
     comparison = compare(a, b, resamples=options.resamples, seed=options.seed)
     if options.output:
         make_folder(options.output.parent)

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from segmv3.checkpoint import differences, saved_steps
-from segmv3.errors import ConfigError, OutputError, shortened
+from segmv3.data.settings import Data, Layout
+from segmv3.errors import ConfigError, DataError, OutputError, shortened
 from segmv3.files import alone, append_line, is_temporary, make_folder, remove_leftovers, write_bytes
 from segmv3.records import from_json, read_json, read_regular, typed
 from segmv3.settings import to_dict
@@ -211,6 +212,26 @@ class Run:
         except ValueError as error:
             raise ConfigError(f"{self.metrics_file}: {error}; start again with another --run") from None
         return found
+
+
+def data_of(run: Run, settings: dict[str, Any], root: Path | None = None) -> Data:
+    """The data set that a run was trained on, by its settings.
+
+    Args:
+        run: whose settings they are.
+        settings: the content of config.json.
+        root: where the data set lies; by default where the run found it, seen from here or from beside `runs/`.
+
+    Raises:
+        DataError: its layout is a class of the user's own.
+    """
+    layout: Any = settings["data"]["dataset"]
+    if not isinstance(layout, str):
+        raise DataError(f"{run.folder} was trained on a data set of one's own; name its config instead")
+    named = Path(settings["data"]["root"])
+    beside = run.folder.resolve().parent.parent / named
+    found = beside if beside.is_dir() and not named.is_dir() else named
+    return Data(dataset=cast(Layout, layout), root=root or found)
 
 
 def _is_foreign(path: Path) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ import torch
 from segmv3.config import Config, Data
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.loader import TrainSamples, collate
-from segmv3.data.settings import Layout
 from segmv3.data.sources import data_in
 from segmv3.decode import label_map_and_confidence
 from segmv3.errors import DataError
@@ -27,6 +26,7 @@ from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import Classes, numbered_classes, read_classes
 from segmv3.runtime.predictor import Predictor
 from segmv3.training.photometric import adjust
+from segmv3.training.run import Run, data_of
 
 LayerKind = Literal["picture", "ids", "confidence"]
 
@@ -289,11 +289,5 @@ def gallery_of(path: Path, config: Config | None, open_net: Callable[[str | Path
 
 def _gallery_of_run(run: Path, open_net: Callable[[str | Path], Predictor]) -> RunGallery:
     net = open_net(run / "best.safetensors")
-    facts = net.card.facts["config"]["data"]
-    layout: Any = facts["dataset"]
-    if not isinstance(layout, str):
-        raise DataError(f"{run} was trained on a data set of one's own; name its config instead")
-    root = Path(facts["root"])  # from where the run was started: here, or the folder that holds runs/
-    beside = run.resolve().parent.parent / root
-    data = Data(dataset=cast(Layout, layout), root=beside if beside.is_dir() and not root.is_dir() else root)
+    data = data_of(Run(run), net.card.facts["config"])
     return RunGallery(f"{run.name}: val", open_dataset(data, "val"), net)
