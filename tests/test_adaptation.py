@@ -177,6 +177,8 @@ def test_frames_that_the_source_has_labels_for_are_counted_and_refused(weights: 
         ("0", [], "data: 0 cannot be read again and again; record it to a file first"),
         ("{folder}", ["--rounds", "0"], "config: --rounds: must be at least 1"),
         ("{folder}", ["--portion", "1.5"], "config: --portion: is a share of the pixels, above 0 and at most 1"),
+        ("{folder}", ["--steps", "0"], "config: schedule.steps: must be at least 1"),
+        ("{folder}", ["--crop-size", "0", "8"], "config: data.crop-size: must be at least 1 x 1"),
         ("{folder}/nothing", [], "data: {folder}/nothing does not exist ({folder} holds classes.json, train, val)"),
         ("{folder}", ["--source", "{folder}/train"], "data: {folder}/train holds neither"),
     ],

@@ -90,7 +90,6 @@ def adapt(
         PartialOutputError: the labelled part got worse; `output` is not written, the work lies in `run`.
     """
     settings, output = settings or Adaptation(), Path(output)
-    settings.check()
     run = Path(run) if run else Path("runs") / f"adapt-{output.stem}"
     on = use_device(device, threads)
     net, card = open_segmenter(weights)
@@ -175,8 +174,7 @@ class _Work:
         data = Data(
             dataset=Streets(self.card.classes, self.images, labels, self.source),
             root=self.images,
-            batch_size=settings.batch_size,
-            crop_size=settings.crop_size or (min(512, max(32, size[0] * 2 // 3)), min(1024, max(32, size[1] * 2 // 3))),
+            crop_size=(min(512, max(32, size[0] * 2 // 3)), min(1024, max(32, size[1] * 2 // 3))),
             photometric="randaugment",
             workers=0,
         )

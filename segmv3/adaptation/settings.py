@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from segmv3.config import AdamW, Config, Data, Loss, Model, Schedule
-from segmv3.settings import Rule, refuse
+from segmv3.settings import refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,27 +42,24 @@ class Adaptation:
     """Take every so many frames only."""
     seed: int = 0
 
-    def check(self) -> None:
-        """Raises: ConfigError for values that cannot be meant."""
-        rules: list[Rule] = [
+    def __post_init__(self) -> None:
+        several = bool(self.scales) and 0 < min(self.scales) <= max(self.scales) <= 4
+        refuse(
             (self.rounds >= 1, "--rounds", "must be at least 1"),
-            (
-                bool(self.scales) and 0 < min(self.scales) <= max(self.scales) <= 4,
-                "--scales",
-                "lie above 0 and up to 4",
-            ),
+            (several, "--scales", "must be shares of the size, above 0 and at most 4"),
+            (self.batch_size >= 2, "--batch-size", "must be at least 2"),
             (0 < self.source_share < 1, "--source-share", "must be above 0 and below 1"),
             (0 < self.portion <= 1, "--portion", "is a share of the pixels, above 0 and at most 1"),
             (0 < self.sure <= 1, "--sure", "is a confidence, above 0 and at most 1"),
             (self.every >= 1, "--every", "must be at least 1"),
-        ]
-        refuse(*rules)
+        )
+        self.config(1, Model(), Data(dataset="folder", root=Path()), Loss())  # refuses what no training can be
 
     def config(self, number: int, model: Model, data: Data, loss: Loss) -> Config:
         """Round `number` as an ordinary experiment."""
         return Config(
             model=model,
-            data=data,
+            data=replace(data, batch_size=self.batch_size, crop_size=self.crop_size or data.crop_size),
             loss=loss,
             optim=AdamW(lr=self.lr, weight_decay=0.05),
             schedule=Schedule(

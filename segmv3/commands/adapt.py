@@ -49,7 +49,6 @@ def run(arguments: list[str]) -> None:
     """
     options = parse(Adapt, "segmv3 adapt", arguments)
     settings = Adaptation(**{field.name: getattr(options, field.name) for field in fields(Adaptation)})
-    settings.check()
     refuse_existing(options.output, options.overwrite)
     if options.output.exists() and Path(options.weights).exists() and options.output.samefile(options.weights):
         raise OutputError(f"{options.output} is the net itself; choose another --output")
