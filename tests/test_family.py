@@ -21,6 +21,10 @@ COUNTS = [
     ("large", {"minimal": True}, 3_924_288, 209.14),
     ("small", {"minimal": True}, 2_044_736, 52.29),
     ("large", {"family": "rw"}, 5_479_918, 216.59),
+    ("small", {"family": "showlo"}, 2_533_344, 56.505),
+    ("large", {"family": "showlo"}, 5_474_848, 216.59),
+    ("small", {"family": "sqlai"}, 2_950_524, 61.839),
+    ("large", {"family": "sqlai"}, 5_178_732, 220.655),
     ("large", {"family": "d-li14"}, 5_483_032, 216.59),
     ("large", {"family": "d-li14", "width": 0.75}, 3_993_528, 154.56),
     ("small", {"family": "d-li14"}, 2_542_856, 56.51),
@@ -107,6 +111,8 @@ def test_the_family_is_counted_without_storage():
 def test_a_setting_that_does_not_exist_is_one_line():
     with pytest.raises(ModelError, match="unexpected keyword argument 'widht'"):
         create_backbone("large", widht=0.5)
+    with pytest.raises(ModelError, match="width must be 1: the family sqlai has no other"):
+        create_backbone("large", family="sqlai", width=0.75)
     with pytest.raises(ModelError, match="family is 'keras'; it can be 'timm', 'd-li14'"):
         create_backbone("large", family="keras")
     with pytest.raises(ModelError, match="width must lie between 0.1 and 4"):

@@ -23,10 +23,12 @@ def their_tensors(kind: Format, variant: Variant, classes: int = 19) -> dict[str
     """What a project would store for a net: our own fresh tensors under its names, in its shapes."""
     model = build(variant.net, classes)
     tensors = dict(zip(their_names(kind, variant.net), model.state_dict().values(), strict=True))
-    if kind.name == "d-li14":
+    if kind.name in ("d-li14", "ShowLo"):
         tensors = {name: t[:, :, 0, 0] if ".fc." in name and t.ndim == 4 else t for name, t in tensors.items()}
     if kind.name == "timm" and "conv_head.weight" in tensors:
         tensors["conv_head.weight"] = tensors["conv_head.weight"][:, :, None, None]
+    if kind.name == "ShowLo":
+        tensors["last_stage_layers.1.weight"] = tensors["last_stage_layers.1.weight"][:, :, None, None]
     if kind.name == "PaddleClas":
         tensors["last_conv.weight"] = tensors["last_conv.weight"][:, :, None, None]
         tensors["fc.weight"] = tensors["fc.weight"].t()

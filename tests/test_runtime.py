@@ -242,10 +242,11 @@ def test_without_the_extra_torch_runs(weights, monkeypatch):
 
 
 TENSORFLOW = Model(backbone=MobileNetV3(padding="same", family="d-li14", output_stride=16), head=LRASPP(channels=16))
+SQLAI = Model(backbone=MobileNetV3(size="small", family="sqlai", output_stride=16), head=LRASPP(channels=16))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (65, 33), (96, 190)])
-@pytest.mark.parametrize("net", ["lraspp_large_d8", "lraspp_small_d8", "lraspp_small_plus", TENSORFLOW])
+@pytest.mark.parametrize("net", ["lraspp_large_d8", "lraspp_small_d8", "lraspp_small_plus", TENSORFLOW, SQLAI])
 def test_a_large_picture_in_bands_gives_the_same_logits(net, size, monkeypatch):
     model = folded(trained_like(net, 5))
     pixels = torch.from_numpy(picture(size)[None]).permute(0, 3, 1, 2)

@@ -52,7 +52,8 @@ class ClassificationTask(Task):
     def build(self, batch_size: int) -> ImageClassifier:
         stride = self.config.model.backbone.output_stride
         height, width = (-(-side // stride) for side in self.config.data.crop_size)
-        if batch_size * height * width < 2:
+        pooled = self.config.model.backbone.normalises_pooled
+        if batch_size * (1 if pooled else height * width) < 2:
             raise ModelError(
                 f"a batch of {batch_size} with crops this small leaves one value per channel at output stride "
                 f"{stride}; batch normalisation needs two: use a larger crop or batch"

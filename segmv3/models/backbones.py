@@ -57,6 +57,11 @@ class Backbone(ABC):
         """What messages and tables call it."""
         return type(self).__name__
 
+    @property
+    def normalises_pooled(self) -> bool:
+        """Whether a BN layer of it sees one value for each image and channel: a batch of one cannot train it."""
+        return False
+
     def rules(self) -> list[Rule]:
         """What its values must keep to: (whether it holds, setting, what is wrong where it does not)."""
         return []
@@ -71,9 +76,9 @@ class MobileNetV3(Backbone):
     """Multiplier of all channels; the result is rounded to multiples of 8. Published: 0.35, 0.5, 0.75, 1, 1.25."""
     minimal: bool = False
     """No squeeze-and-excite, no h-swish, 3x3 kernels only (TensorFlow's "minimalistic" nets)."""
-    family: Literal["timm", "d-li14", "torchvision", "paddle", "rw"] = "timm"
+    family: Literal["timm", "d-li14", "torchvision", "paddle", "rw", "showlo", "sqlai"] = "timm"
     """Whose rules turn a width into channels, and what the squeeze and the classifier look like; see
-    `segmv3.models.mobilenetv3.FAMILIES`. At width 1.0 timm and torchvision agree."""
+    `segmv3.models.mobilenetv3.FAMILIES`. At width 1.0 timm and torchvision agree; showlo and sqlai have no other."""
     tail: Literal["full", "rf2", "torchvision"] = "full"
     """Last block: as for classification, with half the filters (the paper's RF2), or with all but the first
     expansion halved (torchvision's `reduced_tail`)."""
@@ -92,8 +97,17 @@ class MobileNetV3(Backbone):
     def title(self) -> str:
         return f"MobileNetV3-{self.size}{' minimal' if self.minimal else ''}"
 
+    @property
+    def normalises_pooled(self) -> bool:
+        return self.family == "sqlai"
+
     def rules(self) -> list[Rule]:
-        return [_width_rule(self.width), bn_eps_rule(self.bn_eps)]
+        published = self.width == 1 or self.family not in ("showlo", "sqlai")
+        return [
+            _width_rule(self.width),
+            (published, "width", f"must be 1: the family {self.family} has no other"),
+            bn_eps_rule(self.bn_eps),
+        ]
 
     def build(self, taps: tuple[Tap, ...], *, bn_momentum: float) -> "FeatureMaps":
         from segmv3.models.mobilenetv3 import MobileNetV3Backbone

@@ -100,13 +100,14 @@ class _Projected:
 
     def __post_init__(self) -> None:
         self.height, self.width, self.channels = self.filtered.height, self.filtered.width, self.filtered.channels
+        self.skip = _Layers(self.source, self.block.skip) if len(self.block.skip) else self.source
 
     def rows(self, start: int, stop: int) -> Tensor:
         x = self.filtered.rows(start, stop)
         if self.gate is not None:
             x = x * self.gate
         y = self.block.project(self.block.activate(x))
-        return self.source.rows(start, stop) + y if self.block.shortcut else y
+        return self.block.close(self.skip.rows(start, stop) + y if self.block.shortcut else y)
 
 
 def features_in_bands(normalize: nn.Module, backbone: MobileNetV3Backbone, image: Tensor) -> tuple[Tensor, ...]:

@@ -19,8 +19,13 @@ class ImageClassifier(nn.Module):
         self.num_classes = num_classes
         self.normalize = Normalize(config.mean, config.std)
         self.backbone = MobileNetV3Backbone(config.backbone, bn_momentum=config.bn_momentum)
-        hidden = hidden_channels(config.backbone)
-        self.hidden = nn.Linear(self.backbone.channels[-1], hidden, bias=FAMILIES[config.backbone.family].hidden_bias)
+        hidden, family = hidden_channels(config.backbone), FAMILIES[config.backbone.family]
+        self.hidden = nn.Linear(self.backbone.channels[-1], hidden, bias=family.hidden_bias)
+        self.norm = (
+            nn.BatchNorm1d(hidden, eps=config.backbone.bn_eps, momentum=config.bn_momentum)
+            if family.hidden_norm
+            else nn.Identity()
+        )
         self.activation = make_activation("relu" if config.backbone.minimal else "hard_swish")
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(hidden, num_classes)
@@ -29,5 +34,5 @@ class ImageClassifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """N x 3 x H x W, RGB, uint8 or float 0..255, any H, W >= 1 -> logits N x classes."""
         (deep,) = self.backbone(self.normalize(image))
-        x = self.activation(self.hidden(global_pool(deep).flatten(1)))
+        x = self.activation(self.norm(self.hidden(global_pool(deep).flatten(1))))
         return self.classifier(self.dropout(x))

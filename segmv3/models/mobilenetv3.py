@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from operator import mul
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from segmv3.models.layers import (
     multiple_of_8,
 )
 from segmv3.records import packaged
+
+
+Skip = Literal["", "depthwise", "pointwise", "both"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,16 @@ class Block:
     """Whether squeeze-and-excite comes before the depthwise convolution's activation."""
     expands: bool = True
     """Whether it begins with a 1x1 convolution."""
+    skip: Skip = ""
+    """Convolutions in the shortcut, which then is there whatever the shapes are."""
+    closing: bool = False
+    """Whether the activation follows the sum too."""
 
 
 _TABLE = packaged("segmv3.models", "mobilenetv3.toml")
 _TABLES = {size: tuple(Block(*row) for row in rows) for size, rows in _TABLE["layers"].items()}
 _STEM_CHANNELS = 16
+_LEAST_SQUEEZE = 8
 _LAST_BLOCK = 3  # rows of each table that RF2 halves: the last stride-2 block and the two after it
 _DEEP_EXPANSION = 6  # the closing 1x1 convolution, in units of the last block's output
 _HIDDEN_CHANNELS = {"large": 1280, "small": 1024}
@@ -83,6 +92,17 @@ class Family:
     """A block that lost its stride to dilation may have a shortcut (only Small with a halved tail has the shape)."""
     first_shortcut: bool = True
     """Large's first block, which keeps its shape, has a shortcut."""
+    first_squeeze_first: bool = False
+    """`squeeze_first` holds for the first block too."""
+    squeeze_bias: bool = True
+    squeeze_norm: bool = False
+    """BN after the first convolution of squeeze-and-excite, whose channels are at least 8."""
+    hidden_norm: bool = False
+    """BN after the classifier's hidden layer."""
+    shortcut_convolutions: bool = False
+    """Convolutions in the shortcuts of blocks that change the shape, and an activation after each sum."""
+    expansion_14: int = 0
+    """Expanded channels of Large's 14th block, where they differ from the paper's 960."""
 
 
 FAMILIES = {name: Family(**values) for name, values in _TABLE["families"].items()}
@@ -101,10 +121,14 @@ def layout(net: MobileNetV3) -> tuple[Block, ...]:
             out //= 2
             if net.tail == "rf2" or last > 0:
                 expanded //= 2
+        if family.expansion_14 and net.size == "large" and i == 13:
+            expanded = family.expansion_14
         ratio, table_in, channels_in = expanded / table_in, out, channels
         expanded = multiple_of_8(channels * ratio if family.expansion_follows_input else expanded * net.width)
         channels = multiple_of_8(out * net.width)
         squeezed = multiple_of_8(expanded / 4) if family.rounded_squeeze else round(expanded / 4)
+        if family.squeeze_norm:
+            squeezed = max(squeezed, _LEAST_SQUEEZE)
         block = replace(row, expanded=expanded, out=channels, stride=stride, dilation=dilation)
         block = replace(
             block,
@@ -112,9 +136,13 @@ def layout(net: MobileNetV3) -> tuple[Block, ...]:
             kernel=3 if net.minimal else row.kernel,
             activation="relu" if net.minimal else row.activation,
             shortcut=family.first_shortcut if i == 0 else family.shortcut_after_lost_stride or row.stride == 1,
-            squeeze_first=family.squeeze_first and i > 0,
+            squeeze_first=family.first_squeeze_first or (family.squeeze_first and i > 0),
             expands=family.always_expands or expanded != channels_in,
+            closing=family.shortcut_convolutions,
         )
+        if family.shortcut_convolutions and (row.stride == 2 or channels != channels_in):
+            skip: Skip = "pointwise" if row.stride == 1 else "depthwise" if channels == channels_in else "both"
+            block = replace(block, skip=skip)
         blocks.append(block)
     return tuple(blocks)
 
@@ -145,12 +173,13 @@ def hidden_channels(net: MobileNetV3) -> int:
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gate: global mean, two 1x1 convs with bias, hard sigmoid."""
+    """Channel gate: global mean, two 1x1 convs, hard sigmoid."""
 
-    def __init__(self, channels: int, squeezed: int, inner: Activation) -> None:
+    def __init__(self, channels: int, squeezed: int, inner: Activation, norm: Norm | None, *, bias: bool) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, squeezed, 1)
-        self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.reduce = nn.Conv2d(channels, squeezed, 1, bias=bias)
+        self.norm = norm(squeezed) if norm else nn.Identity()
+        self.expand = nn.Conv2d(squeezed, channels, 1, bias=bias)
         self.inner = make_activation(inner)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,15 +187,15 @@ class SqueezeExcite(nn.Module):
 
     def gate(self, mean: Tensor) -> Tensor:
         """Turn the mean of each channel into its factor in 0..1, both N x C x 1 x 1."""
-        return F.hardsigmoid(self.expand(self.inner(self.reduce(mean))))
+        return F.hardsigmoid(self.expand(self.inner(self.norm(self.reduce(mean)))))
 
 
 class InvertedResidual(nn.Module):
     """Expand (1x1), filter (depthwise), squeeze-and-excite, project (1x1); with a shortcut where shapes allow."""
 
-    def __init__(self, channels_in: int, block: Block, norm: Norm, *, squeeze_relu: bool, same: bool) -> None:
+    def __init__(self, channels_in: int, block: Block, norm: Norm, family: Family, *, same: bool) -> None:
         super().__init__()
-        self.shortcut = block.shortcut and block.stride == 1 and channels_in == block.out
+        self.shortcut = bool(block.skip) or (block.shortcut and block.stride == 1 and channels_in == block.out)
         self.expand = (
             conv_bn(channels_in, block.expanded, norm=norm, activation=block.activation)
             if block.expands
@@ -184,18 +213,37 @@ class InvertedResidual(nn.Module):
             same=same,
         )
         self.squeeze: nn.Module = (
-            SqueezeExcite(block.expanded, block.squeeze, "relu" if squeeze_relu else block.activation)
+            SqueezeExcite(
+                block.expanded,
+                block.squeeze,
+                "relu" if family.squeeze_relu else block.activation,
+                norm if family.squeeze_norm else None,
+                bias=family.squeeze_bias,
+            )
             if block.squeeze
             else nn.Identity()
         )
         self.activate = make_activation(block.activation) if block.squeeze_first else nn.Identity()
         self.project = conv_bn(block.expanded, block.out, norm=norm, activation=None)
+        self.skip = _skip(channels_in, block, norm)
+        self.close = make_activation(block.activation) if block.closing else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """-> the expanded map after the depthwise conv and before SE, which DeepLab's decoder taps, and the output."""
         filtered = self.depthwise(self.expand(x))
         y = self.project(self.activate(self.squeeze(filtered)))
-        return filtered, x + y if self.shortcut else y
+        return filtered, self.close(self.skip(x) + y if self.shortcut else y)
+
+
+def _skip(channels: int, block: Block, norm: Norm) -> nn.Sequential:
+    """The convolutions of a shortcut; empty where it is plain, or not there."""
+    layers: list[nn.Module] = []
+    if block.skip in ("depthwise", "both"):
+        settings: dict[str, Any] = {"stride": block.stride, "dilation": block.dilation, "padding": block.dilation}
+        layers += [nn.Conv2d(channels, channels, 3, groups=channels, bias=False, **settings), norm(channels)]
+    if block.skip in ("pointwise", "both"):
+        layers += [nn.Conv2d(channels, block.out, 1, bias=block.skip == "both"), norm(block.out)]
+    return nn.Sequential(*layers)
 
 
 class MobileNetV3Backbone(TappedMaps):
@@ -215,9 +263,8 @@ class MobileNetV3Backbone(TappedMaps):
         strides = list(accumulate((row.stride for row in _TABLES[net.size]), mul, initial=2))
         self.tap(taps, strides, widths, [block.expanded for block in blocks], deep_channels(net))
         self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=kind, stride=2, same=same)
-        squeeze_relu = FAMILIES[net.family].squeeze_relu
         self.blocks = nn.ModuleList(
-            InvertedResidual(width, block, norm, squeeze_relu=squeeze_relu, same=same)
+            InvertedResidual(width, block, norm, FAMILIES[net.family], same=same)
             for width, block in zip(widths, blocks, strict=False)
         )
         self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()

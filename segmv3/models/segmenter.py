@@ -38,7 +38,8 @@ class Segmenter(nn.Module):
         """
         stride = self.config.backbone.output_stride
         height, width = (-(-side // stride) for side in crop_size)
-        if batch_size * (1 if self.config.head.normalises_pooled else height * width) < 2:
+        pooled = self.config.head.normalises_pooled or self.config.backbone.normalises_pooled
+        if batch_size * (1 if pooled else height * width) < 2:
             raise ModelError(
                 f"a batch of {batch_size} crops of {crop_size[0]}x{crop_size[1]} leaves one value per channel at "
                 f"output stride {stride}; batch normalisation needs two: use a larger crop or batch"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segmv3.models.backbones import MobileNetV3
-from segmv3.models.mobilenetv3 import layout
+from segmv3.models.mobilenetv3 import layout, stem_channels
 from segmv3.models.nets import Classifier, Model, net_from_dict
 from segmv3.models.zoo import NETS, PAPER_NETS, state_shapes
 from segmv3.records import packaged
@@ -59,10 +59,18 @@ class Format:
         blocks, found = layout(net.backbone), dict[str, str]()
         stages = [list(s) for _, s in groupby(layout(MobileNetV3(size=net.backbone.size)), key=lambda block: block.out)]
         places = [(stage, place) for stage, rows in enumerate(stages) for place in range(len(rows))]
+        channels = stem_channels(net.backbone)
         for i, (block, (stage, place)) in enumerate(zip(blocks, places, strict=True)):
             kind = self.table.get("expanding" if block.expands else "plain", {})
-            numbers = {"i": i, "n": i + 1, "end": len(blocks) + 1, "before": 1 + block.expands + bool(block.squeeze)}
+            numbers: dict[str, Any] = {
+                "i": i,
+                "n": i + 1,
+                "end": len(blocks) + 1,
+                "before": 1 + block.expands + bool(block.squeeze),
+            }
             numbers |= {"stage": stage, "place": place, "stages": len(stages)}
+            numbers["kept"] = ".lastBN" if block.shortcut and block.stride == 1 and channels == block.out else ""
+            channels = block.out
             for ours, theirs in {**self.table["modules"], **kind}.items():
                 found[ours.format(**numbers)] = theirs.format(**numbers)
         return found
