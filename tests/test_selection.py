@@ -122,8 +122,15 @@ def test_the_list_names_files_that_predict_takes(save, pool, weights, tmp_path):
         assert (read_image(path) == read_image(pool / f"{name}.png")).all()
     page = (out / "next.html").read_text()
     assert page.count("<img ") == 6 and all(name in page for name in names(chosen))
-    with pytest.raises(OutputError, match=r"next\.txt exists; choose another --output or add --overwrite"):
+    again = (
+        r"next\.txt exists; choose another --output or add --overwrite" if save == "list" else "images exists; remove"
+    )
+    with pytest.raises(OutputError, match=again):
         segmv3.select_frames(str(pool), weights, Settings(count=2), output=out)
+    if save == "list":
+        before = (out / "next.txt").read_bytes(), (out / "next.html").read_bytes()
+        segmv3.select_frames(str(pool), weights, Settings(count=2, overwrite=True), output=out)
+        assert before == ((out / "next.txt").read_bytes(), (out / "next.html").read_bytes())
 
 
 def test_frames_of_a_video_become_files(weights, tmp_path):
@@ -155,6 +162,7 @@ def test_frames_of_a_video_become_files(weights, tmp_path):
         ("pool", "--worst 2", "config: --worst is 2; it is a share of the cells, above 0 and at most 1"),
         ("pool", "--size 0 8", "config: --size is 0 8; both are at least 1, and at most"),
         ("pool", "--labelled bare", "data: bare holds no frame with labels; leave --labelled out, or name another"),
+        ("pool", "-o pool", "output: pool is the folder the images are read from"),
         ("pool", "-o pool/frame_0.png", "output: pool/frame_0.png is a file; name a folder"),
     ],
 )

@@ -149,10 +149,10 @@ class Loop:
             for (way, rounds), color in zip(
                 found.items(), (LIGHT.accent, LIGHT.warm, LIGHT.bad, LIGHT.muted), strict=False
             ):
-                frames, scores = list(rounds), np.array([[one[split] for one in each] for each in rounds.values()])
-                axes.fill_between(frames, scores.min(1), scores.max(1), color=color, alpha=0.15, linewidth=0)
-                axes.plot(frames, scores.mean(1), "o-", color=color, markersize=4, label=way)
-            axes.set_xticks(frames)
+                counts, scores = list(rounds), np.array([[one[split] for one in each] for each in rounds.values()])
+                axes.fill_between(counts, scores.min(1), scores.max(1), color=color, alpha=0.15, linewidth=0)
+                axes.plot(counts, scores.mean(1), "o-", color=color, markersize=4, label=way)
+            axes.set_xticks(counts)
             axes.legend(frameon=False)
         for way, rounds in found.items():
             for frames, each in rounds.items():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -61,16 +61,8 @@ def run_next(arguments: list[str]) -> None:
 
     console = Screen()
     with console.bars() as progress:
-        chosen = select_frames(
-            options.pool,
-            options.weights,
-            options,
-            labelled=labelled,
-            output=options.output,
-            device=options.device,
-            threads=options.threads,
-            progress=progress,
-        )
+        taken = _given(options, "output", "device", "threads")
+        chosen = select_frames(options.pool, options.weights, options, labelled=labelled, progress=progress, **taken)
     if chosen.left_out:
         counts = ", ".join(f"{count:,} {what}" for what, count in chosen.left_out.items())
         console.say(f"left out of the pool: {counts}")
@@ -87,23 +79,17 @@ def run_suspects(arguments: list[str]) -> None:
 
     console = Screen()
     with console.bars() as progress:
-        suspects = find_suspects(
-            data,
-            options.weights,
-            split=options.split,
-            count=options.count,
-            output=options.output,
-            overwrite=options.overwrite,
-            device=options.device,
-            threads=options.threads,
-            trust=options.trust,
-            progress=progress,
-        )
+        taken = _given(options, "split", "count", "output", "overwrite", "device", "threads", "trust")
+        suspects = find_suspects(data, options.weights, progress=progress, **taken)
     images = count_of(len({each.name for each in suspects}), "image", "images")
     found = count_of(len(suspects), "label", "labels")
     console.say(f"{options.output}: {found} in doubt in {images} of {options.split}")
     for each in suspects[:5]:
         console.say(f"  {each.name}: labelled {each.truth}, predicted {each.predicted} ({each.pixels:,} pixels)")
+
+
+def _given(options: Next | Suspects, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _data_of(path: Path) -> Config | Data:

@@ -17,6 +17,7 @@ from segmv3.data.sources import source_of
 from segmv3.errors import DataError, ModelError, OutputError, PartialVideoError, Segmv3Warning
 from segmv3.images import UInt8Array, read_image
 from segmv3.pipeline import read_ahead
+from segmv3.prediction import refuse_own_folder
 from segmv3.prediction.listing import ImageSource
 from segmv3.prediction.sources import VideoSource, find_source
 from segmv3.selection.settings import Settings
@@ -101,6 +102,7 @@ def select_frames(
     if not isinstance(found, Pool):
         raise DataError(f"{pool} is neither a folder or list of images nor a video file; record it to a file first")
     if output:
+        refuse_own_folder(pool, output)
         _refuse_output(output, found, settings.overwrite)
     files = labelled_files(labelled) if labelled else []
     from segmv3.runtime import use_device
@@ -127,7 +129,9 @@ def _refuse_output(folder: Path, pool: Pool, overwrite: bool) -> None:
     """Raises: OutputError where results would replace others, DataError for a name that no list can hold."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder")
-    there = [folder / name for name in (LIST, PAGE, IMAGES) if os.path.lexists(folder / name)]
+    if os.path.lexists(folder / IMAGES):  # of an earlier choice: they would be taken for some of this one
+        raise OutputError(f"{folder / IMAGES} exists; remove it or choose another --output")
+    there = [folder / name for name in (LIST, PAGE) if os.path.lexists(folder / name)]
     if there and not overwrite:
         raise OutputError(f"{there[0]} exists; choose another --output or add --overwrite")
     for path in pool.paths if isinstance(pool, ImageSource) else ():

@@ -32,24 +32,7 @@ def write(
     look: Callable[[UInt8Array], Look],
     progress: Progress,
 ) -> Chosen:
-    """Write a choice; the net runs again, over the chosen frames, for the pictures of the page.
-
-    Args:
-        folder: made where it is missing.
-        chosen: the choice.
-        about: lines of the page, on pool and net.
-        classes: the net's.
-        pool: that it was chosen from.
-        settings: with which.
-        look: the net.
-        progress: called with what is being done, how much of it is done, and how much there is.
-
-    Returns:
-        The choice, with the files that were written.
-
-    Raises:
-        OutputError: something cannot be written.
-    """
+    """Write a choice into a folder. The net runs again over its frames for the page, whose first lines are `about`."""
     make_folder(folder)
     files, shown, present = dict[int, Path](), dict[int, list[tuple[str, str]]](), set[int]()
     for frame, image in pictures(pool, settings.every, frozenset(frame.number for frame in chosen.frames)):
