@@ -259,6 +259,12 @@ def test_one_clip_is_split_in_time_with_a_gap_that_is_told():
     assert (both["train"][-1], both["val"][0], both["val"][-1], both["test"][0]) == ("0057", "0059", "0078", "0080")
 
 
+def test_a_folder_for_each_frame_is_no_drive():
+    splits, found = shared([f"{drive}_{number}_json/img" for drive in "abc" for number in range(9)])
+    assert len({name[0] for name in splits["val"]}) == 1 and len(splits["val"]) == 9
+    assert "3 drives by name prefix" in found.said[0]
+
+
 def test_seconds_are_no_drives():
     splits, found = shared([f"16058827{second}_{frame:06}" for second in range(10, 30) for frame in range(15)])
     assert max(splits["train"]) < min(splits["val"]) and found.left_out

@@ -144,21 +144,20 @@ def _drives(frames: Sequence[Frame], settings: ImportSettings) -> tuple[dict[Pat
     """The drive of each image, and how it was found."""
     if settings.drive is not None:
         try:
-            found = {frame: re.search(settings.drive, frame.name) for frame in frames}
+            found = {frame.image: re.search(settings.drive, frame.name) for frame in frames}
         except re.error as error:
             raise ConfigError(f"--drive is {settings.drive}, which is no regular expression ({error})") from None
-        if lost := [frame.name for frame in frames if not found[frame]]:
+        if lost := [frame.name for frame in frames if not found[frame.image]]:
             raise DataError(f"--drive {settings.drive} finds nothing in {len(lost):,} names (first: {lost[0]})")
-        return {
-            frame.image: match[match.re.groups and 1] or "" for frame, match in found.items() if match
-        }, "by --drive"
+        return {image: match[match.re.groups and 1] or "" for image, match in found.items() if match}, "by --drive"
     if any(frame.drive for frame in frames):
         return {frame.image: frame.drive for frame in frames}, "as the source says"
+    most = max(1, len(frames) // 2)  # more are no drives: a folder for each frame, a name with the time in it
     folders = {frame.image: str(PurePath(frame.name).parent) for frame in frames}
-    if len(set(folders.values())) > 1:
+    if 1 < len(set(folders.values())) <= most:
         return folders, "by folders"
-    prefixes = {frame.image: _prefix(PurePath(frame.name).name) for frame in frames}
-    while len(set(prefixes.values())) > max(1, len(frames) // 2) or any(map(_is_time, prefixes.values())):
+    prefixes = {frame.image: _prefix(frame.name) for frame in frames}
+    while len(set(prefixes.values())) > most or any(map(_is_time, prefixes.values())):
         prefixes = {image: _prefix(name) for image, name in prefixes.items()}
     return prefixes, "by name prefix"
 
