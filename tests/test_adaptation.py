@@ -40,7 +40,7 @@ def weights(folder: Path, tmp_path: Path) -> Path:
 def frames(tmp_path: Path) -> Path:
     """Five frames without labels, two of which share a name."""
     place = tmp_path / "new streets"
-    for number, name in enumerate(("a/x", "b/x", "y", "y_labels", "z")):
+    for number, name in enumerate(("a/x", "b_labels/x", "y", "y_labels", "z")):
         file = place / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_png(file, paint(100 + number, (48, 64), 4)[0])
@@ -108,8 +108,8 @@ def test_it_writes_an_ordinary_weight_file_that_says_where_it_comes_from(
     assert card.facts["adaptation"]["source"] == "data" and card.facts["adaptation"]["after"] == told.after
     assert set(told.before) == set(told.after) == {"source", "agreement", "flicker"}
     kept = sorted(path.relative_to(work / "images").as_posix() for path in (work / "images").rglob("*.png"))
-    assert kept == ["a/x.png", "b/x.png", "y.png", "y_labels.png", "z.png"]
-    assert np.array_equal(read_image(work / "images" / "b" / "x.png"), read_image(frames / "b" / "x.png"))
+    assert kept == ["a/x.png", "b_labels/x.png", "y.png", "y_labels.png", "z.png"]
+    assert np.array_equal(read_image(work / "images" / "b_labels" / "x.png"), read_image(frames / "b_labels" / "x.png"))
     first, second = trained
     assert first.model.pretrained == str(weights) and first.seed != second.seed
     assert second.model.pretrained == str(work / "round-1" / "run" / "best.safetensors")

@@ -1,6 +1,7 @@
 """Labels that a net makes for frames: what it is sure of, class by class, in files that training reads."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ def label_frames(
     for file in visible_files(made):
         for kind, place in places.items():
             name, mark, end = file.relative_to(made).as_posix().rpartition(f"_{kind}")
-            if mark and end[0] in "./":  # of a picture, or of the frames of a video
+            if mark and re.fullmatch(r"\.png|/\d+\.png", end):  # of a picture, or of a frame of a video
                 make_folder((place / f"{name}{end}").parent)
                 file.replace(place / f"{name}{end}")
                 break
