@@ -28,7 +28,6 @@ from segmv3.models.layers import (
 )
 from segmv3.records import packaged
 
-
 Skip = Literal["", "depthwise", "pointwise", "both"]
 
 
