@@ -1,8 +1,11 @@
 """Sizes and costs of every net of the references."""
 
+import csv
+
 import pytest
 import torch
 
+from segmv3.cli import main
 from segmv3.config import load_config
 from segmv3.errors import ModelError
 from segmv3.models.count import gmacs, parameters
@@ -124,3 +127,16 @@ def test_every_row_trains(name):
     model = create_model(name, 4).train()
     model(torch.rand(2, 3, 64, 64) * 255).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_the_family_is_written_as_csv(capsys):
+    assert main(["models", "--all", "--csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    sqlai = next(row for row in rows if row["net"] == "small sqlai")
+    assert (sqlai["parameters"], sqlai["mmacs_224"], sqlai["published"]) == (
+        "2950524",
+        "61.839",
+        "69.05 / 88.27 (xiaolai-sqlai)",
+    )
+    assert main(["models", "--csv"]) == 2

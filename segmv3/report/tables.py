@@ -1,6 +1,6 @@
 """Results as tables for the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isnan
 from typing import Any
 
@@ -171,21 +171,21 @@ def models_table(nets: list[NetFacts]) -> Table:
     return table
 
 
-def family_table(nets: Iterable[Counted]) -> Table:
-    """Every net of the references with its cost and its authors' accuracy."""
-    table = Table(
-        box=box.SIMPLE,
-        caption="1000 classes for classifiers, 19 for segmentation nets; one multiply-add counted once. Published: by "
-        "the authors in brackets, not measured here; top-1 / top-5 on ImageNet val, mIoU on Cityscapes val.",
-        caption_justify="left",
-    )
-    for column in ("net", "parameters", "MMACs 224", "GMACs 1024x2048", "published"):
-        wraps = column == "published"
-        table.add_column(column, justify="left" if wraps or column == "net" else "right", no_wrap=not wraps)
+def family_tables(nets: Sequence[Counted]) -> tuple[Table, Table]:
+    """Every net of the references with its cost, and those with an accuracy of their authors."""
+    caption = "1000 classes for classifiers, 19 for segmentation nets; one multiply-add counted once."
+    costs = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
+    for column in ("net", "parameters", "MMACs 224", "GMACs 1024x2048"):
+        costs.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
     for net in nets:
-        cost = (f"{net.parameters:,}", f"{net.mmacs:,.2f}", f"{net.gmacs:,.2f}")
-        table.add_row(net.member.name, *cost, net.member.published)
-    return table
+        costs.add_row(net.member.name, f"{net.parameters:,}", f"{net.mmacs:,.2f}", f"{net.gmacs:,.2f}")
+    caption = "By the authors in brackets, not measured here: top-1 / top-5 on ImageNet val, mIoU on Cityscapes val."
+    published = Table("net", "published", box=box.SIMPLE, caption=caption, caption_justify="left")
+    published.columns[0].no_wrap = True
+    for net in nets:
+        if net.member.published:
+            published.add_row(net.member.name, net.member.published)
+    return costs, published
 
 
 def _numbers(first: str, *others: str, caption: str | None = None) -> Table:
