@@ -7,14 +7,20 @@ from typing import Annotated, Any
 import tyro
 
 from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
-from segmv3.config import Config, Data, load_config
+from segmv3.config import Config, Data, Layout, load_config
 from segmv3.selection.settings import Settings
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Next(Settings, OnDevice, OwnParts):
+class _OnData(OnDevice):
+    dataset: Layout | None = None
+    """Layout of the labelled data on disk; by default what the folder looks like. See data/README.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next(Settings, _OnData, OwnParts):
     """Choose the unlabelled frames to label next: those that the net is unsure of and that differ from each other.
 
     Writes next.txt, a list that segmv3 predict takes, and the page next.html.
@@ -31,7 +37,7 @@ class Next(Settings, OnDevice, OwnParts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suspects(OnDevice, Trusting):
+class Suspects(_OnData, Trusting):
     """List the labels that look wrong: the net denies a class there that it knows everywhere else.
 
     Writes suspects.txt (the images), suspects.csv and the page suspects.html.
@@ -55,7 +61,7 @@ def run_next(arguments: list[str]) -> None:
     options = parse(Next, "segmv3 data next", arguments)
     options.refuse_odd()
     options.import_parts()
-    labelled = _data_of(options.labelled) if options.labelled else None
+    labelled = _data_of(options.labelled, options.dataset) if options.labelled else None
     from segmv3.screen import Screen
     from segmv3.selection.choosing import select_frames
 
@@ -72,7 +78,7 @@ def run_next(arguments: list[str]) -> None:
 
 def run_suspects(arguments: list[str]) -> None:
     options = parse(Suspects, "segmv3 data suspects", arguments)
-    data = _data_of(options.source)
+    data = _data_of(options.source, options.dataset)
     from segmv3.data.listing import count_of
     from segmv3.evaluation.suspects import find_suspects
     from segmv3.screen import Screen
@@ -92,10 +98,10 @@ def _given(options: Next | Suspects, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def _data_of(path: Path) -> Config | Data:
+def _data_of(path: Path, layout: Layout | None) -> Config | Data:
     """A config, or the data set in a folder."""
     if path.suffix == ".py":
         return load_config(path)
     from segmv3.data.sources import data_in
 
-    return data_in(path)
+    return data_in(path, layout)
