@@ -452,18 +452,22 @@ def test_a_bad_coco_file_is_told_in_a_line_with_its_name(root: Path, case: str) 
 
 
 @pytest.mark.parametrize(
-    ("counts", "told"),
+    "counts",
     [
-        ([1, 2], "its runs fill 3 pixels, not 64x48"),
-        ([-1, 48 * 64 + 1], "its runs fill"),
-        ([2**62, 2**62], "its runs fill"),
+        [1, 2],
+        [],
+        [-1, 48 * 64 + 1],
+        [2**62] * 3 + [2**62 + 48 * 64],
+        [2**63, 2**63 + 48 * 64],
+        [2**64, 48 * 64 - 2**64],
     ],
 )
-def test_runs_that_do_not_fill_the_picture_are_refused_when_drawn(root: Path, counts: list[int], told: str) -> None:
+def test_runs_that_do_not_fill_the_picture_are_refused_when_drawn(root: Path, counts: list[int]) -> None:
     coco(root, annotations=[{"image_id": 7, "category_id": 0, "segmentation": {"size": [48, 64], "counts": counts}}])
-    with pytest.raises(DataError, match=r"instances_train2017.json: a.png: region 1: ") as error:
+    with pytest.raises(
+        DataError, match=r"instances_train2017.json: a.png: region 1: its runs do not fill 64x48 pixels"
+    ):
         labels(content(root))
-    assert told in str(error.value)
 
 
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'

@@ -12,11 +12,13 @@ import pytest
 from cityscapesscripts.helpers import labels as city
 from PIL import Image
 
+from segmv3.data.datasets import open_dataset
 from segmv3.data.importing.archives import StreetSet, street_sets
 from segmv3.data.importing.base import Content
 from segmv3.data.importing.readers import READERS
-from segmv3.data.importing.run import reader_of
+from segmv3.data.importing.run import import_data, reader_of
 from segmv3.data.importing.settings import ImportSettings
+from segmv3.data.settings import Data
 from segmv3.errors import DataError
 from segmv3.images import UInt8Array, read_ids, write_png
 from segmv3.labels import IGNORE, cityscapes_classes
@@ -346,3 +348,21 @@ def test_cityscapes_itself_is_not_taken_for_idd(tmp_path: Path) -> None:
     picture(tmp_path / "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png")
     _made(tmp_path / "gtFine/train/aachen/aachen_000000_000019_gtFine_polygons.json").write_text("{}")
     assert not any(reader.look(tmp_path, ImportSettings()) for reader in READERS if isinstance(reader, StreetSet))
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_an_archive_becomes_a_data_set_that_opens(tmp_path: Path, tree: str) -> None:
+    write, kind, splits = TREES[tree]
+    expected = write(tmp_path / "archive")
+    before = sorted(tmp_path.rglob("*"))
+    options = {"split_by": "frames"} if kind == "kitti" else {}
+    made = import_data(tmp_path / "archive", tmp_path / "made", ImportSettings(**options))
+    assert made.kind == kind and sum(made.splits.values()) == sum(splits.values())
+    assert sorted((tmp_path / "archive").rglob("*")) == [path for path in before if path != tmp_path / "archive"]
+    for split in ("train", "val"):
+        dataset = open_dataset(Data(dataset="folder", root=tmp_path / "made"), split)
+        for index in range(len(dataset)):
+            _, label = dataset.read(index)
+            middle = [int(label[y, x]) for y, x in ((1, 1), (1, 6), (4, 1), (4, 6))]
+            named = [None if value == IGNORE else dataset.classes.names[value] for value in middle]
+            assert named == expected

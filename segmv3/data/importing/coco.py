@@ -62,5 +62,5 @@ def _regions(segmentation: Any, where: str) -> list[Region]:
     if isinstance(segmentation, list):
         return [polygon(ring, f"{where}: polygon {place + 1}") for place, ring in enumerate(segmentation)]
     counts = typed(segmentation, dict, where).get("counts")
-    runs = coco_counts(counts) if isinstance(counts, str) else typed(counts, list[int], f"{where}: counts")
-    return [Runs(np.array(runs, np.int64), by_columns=True)]
+    runs = coco_counts(counts) if isinstance(counts, str) else typed(counts, list, f"{where}: counts")
+    return [Runs(np.array(runs if set(map(type, runs)) == {int} else typed(runs, list[int], where)), by_columns=True)]

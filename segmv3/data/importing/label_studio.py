@@ -55,8 +55,8 @@ def _region(value: dict[str, Any], place: str) -> Region:
     if "points" in value:
         return polygon(value["points"], place, whole=100)
     try:
-        return Brush(bytes(typed(value["rle"], list[int], f"{place}: rle")))
-    except ValueError as error:
+        return Brush(bytes(typed(value["rle"], list, "rle")))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from None
 
 

@@ -68,11 +68,16 @@ def polygon(points: Any, where: str, whole: float | None = None) -> Polygon:
     Raises:
         ValueError: they are no polygon.
     """
-    pairs = isinstance(points, list) and bool(points) and isinstance(points[0], list)
-    numbers = np.array(typed(points, list[tuple[float, float]] if pairs else list[float], where), np.float64)
+    try:
+        numbers = np.array(points)
+    except ValueError:  # lists of several lengths
+        numbers = np.array(None)
+    if numbers.dtype.kind not in "iuf" or numbers.shape[1:] not in ((), (2,)) or not np.isfinite(numbers).all():
+        pairs = isinstance(points, list) and bool(points) and isinstance(points[0], list)
+        numbers = np.array(typed(points, list[tuple[float, float]] if pairs else list[float], where))
     if numbers.size % 2 or numbers.size < 6:
         raise ValueError(f"{where} has {numbers.size} numbers; a polygon has an x and a y of three corners or more")
-    return Polygon(np.clip(numbers.reshape(-1, 2), -_FAR, _FAR), whole)
+    return Polygon(np.clip(numbers.reshape(-1, 2).astype(np.float64), -_FAR, _FAR), whole)
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,9 @@ class Runs:
         left, top, width, height = self.box or (0, 0, size[1], size[0])
         if min(left, top) < 0 or min(width, height) < 1 or left + width > size[1] or top + height > size[0]:
             raise ValueError(f"its box {width}x{height} at {left},{top} leads out of the picture {size[1]}x{size[0]}")
-        if (self.counts < 0).any() or self.counts.sum() != width * height:
-            raise ValueError(f"its runs fill {self.counts.sum():,} pixels, not {width}x{height}")
+        fits = ((self.counts >= 0) & (self.counts <= width * height)).all()  # a sum of larger ones could overflow
+        if not fits or self.counts.sum() != width * height:
+            raise ValueError(f"its runs do not fill {width}x{height} pixels")
         flat = np.repeat(np.arange(len(self.counts)) % 2 > 0, self.counts)
         return top, left, flat.reshape(width, height).T if self.by_columns else flat.reshape(height, width)
 
