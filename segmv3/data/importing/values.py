@@ -1,9 +1,8 @@
 """What the pixels of masks are, before anybody has said what they mean: ids of any depth, or colours."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmv3.data.importing.base import Tell
-from segmv3.data.importing.write import refuse_bad
+from segmv3.data.importing.write import over_all
 from segmv3.errors import DataError
 from segmv3.images import UInt8Array, decoded, read_file, read_ids
 
@@ -101,8 +100,7 @@ class Seen:
     """Colours of the ids, where all files have palettes."""
     palettes_differ: bool = False
 
-    def add(self, path: Path, found: "tuple[Raw, Totals, Totals]") -> None:
-        raw, ids, colours = found
+    def add(self, path: Path, raw: Raw, ids: Totals, colours: Totals) -> None:
         self.plain[path] = raw.plain
         self.lossy += [path] if raw.lossy else []
         self.rgb |= raw.rgb and any(colour % GREY for colour in colours)
@@ -122,26 +120,15 @@ def read_all(paths: Sequence[Path], tell: Tell) -> Seen:
     Raises:
         DataError: counts the files that cannot be read and names the first.
     """
-    seen, bad = Seen(), list[str]()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for number, (path, found) in enumerate(zip(paths, pool.map(_counted, paths), strict=True), 1):
-                if isinstance(found, DataError):
-                    bad.append(str(found.args[0]))
-                else:
-                    seen.add(path, found)
-                tell("masks", number, len(paths))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    refuse_bad(bad)
+    seen = Seen()
+    with closing(over_all(_counted, paths, "masks", tell)) as done:
+        for path, found in done:
+            seen.add(path, *found)
     return seen
 
 
-def _counted(path: Path) -> tuple[Raw, Totals, Totals] | DataError:
-    try:
-        raw = read_raw(path)
-    except DataError as error:
-        return error
+def _counted(path: Path) -> tuple[Raw, Totals, Totals]:
+    raw = read_raw(path)
     different, index, lengths = runs_of(raw.values)
     pixels = np.bincount(index, lengths).astype(np.int64).tolist()
     small = Raw(different, raw.rgb, raw.plain, raw.lossy, raw.palette)

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from segmv3.files import alone, make_folder, write_error
 from segmv3.images import read_ids, write_png
 from segmv3.labels import IGNORE, ILLEGAL
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Counts = NDArray[np.int64]
 """Pixels of one label by the value that the source has there, 256 of them."""
 
@@ -32,6 +35,34 @@ def refuse_bad(bad: Sequence[str]) -> None:
     """Raises: DataError that counts the files that cannot be used and names the first."""
     if bad:
         raise DataError(f"{count_of(len(bad), 'file cannot be used', 'files cannot be used; the first')}: {bad[0]}")
+
+
+def over_all(
+    work: Callable[[Item], Result], items: Sequence[Item], what: str, tell: Tell
+) -> Generator[tuple[Item, Result]]:
+    """Each item with what was made of it, in order; several are worked on at once. Close it when it is left early.
+
+    Raises: DataError once all are done, if the work on some raised it.
+    """
+
+    def caught(item: Item) -> Result | DataError:
+        try:
+            return work(item)
+        except DataError as error:
+            return error
+
+    bad = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for number, (item, result) in enumerate(zip(items, pool.map(caught, items), strict=True), 1):
+                if isinstance(result, DataError):
+                    bad.append(str(result.args[0]))
+                else:
+                    yield item, result
+                tell(what, number, len(items))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    refuse_bad(bad)
 
 
 def refuse_values(legend: Legend, counts: Mapping[str, Counts]) -> None:
@@ -99,43 +130,25 @@ class Writer:
     def write(self, shared: Shared, sizes: Mapping[Path, tuple[int, int]], tell: Tell) -> list[Counts]:
         """Every frame; the counts are in their order."""
         todo = [(split, frame) for split, frames in shared.splits.items() for frame in frames]
-        found: dict[str, Counts] = {}
-        bad: list[str] = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                results = pool.map(lambda each: self._frame(each[0], each[1], sizes[each[1].image]), todo)
-                for number, ((_, frame), result) in enumerate(zip(todo, results, strict=True), 1):
-                    if isinstance(result, str):
-                        bad.append(result)
-                    else:
-                        found[str(frame.image)] = result
-                    tell("frames", number, len(todo))
-            finally:
-                pool.shutdown(cancel_futures=True)
-        refuse_bad(bad)
+        with closing(over_all(lambda each: self._frame(*each, sizes[each[1].image]), todo, "frames", tell)) as done:
+            found = {str(frame.image): counts for (_, frame), counts in done}
         refuse_values(self.legend, found)
         return [*found.values()]
 
-    def _frame(self, split: str, frame: Frame, size: tuple[int, int]) -> Counts | str:
-        """One frame: its counts, or what is wrong with its label."""
+    def _frame(self, split: str, frame: Frame, size: tuple[int, int]) -> Counts:
+        """Write one frame and count its label. Raises: DataError for a label that cannot be used."""
         image = self.place / "images" / split / f"{frame.name}{frame.image.suffix}"
         label = self.place / "labels" / split / f"{frame.name}.png"
-        try:
-            for path in (image, label):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._link(frame.image, image)
-            if isinstance(frame.label, Path):
-                values = read_ids(frame.label)
-                if self.linked:
-                    self._link(frame.label, label.with_name(f"{image.stem}{frame.label.suffix}"))
-            else:
-                assert frame.label is not None
-                values = frame.label()
-        except DataError as error:
-            return str(error.args[0])
+        assert frame.label is not None
+        values = read_ids(frame.label) if isinstance(frame.label, Path) else frame.label()
         if values.shape != size:
-            return sizes_differ(frame.image, frame.label, size, values.shape)
-        if not self.linked:
+            raise DataError(sizes_differ(frame.image, frame.label, size, values.shape))
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._link(frame.image, image)
+        if self.linked and isinstance(frame.label, Path):
+            self._link(frame.label, label.with_name(f"{label.name[:-4]}{frame.label.suffix}"))
+        else:
             write_png(label, self.lookup[values])
         return np.bincount(values.ravel(), minlength=256)
 
