@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from segmv3.evaluation.run import evaluate as evaluate
     from segmv3.evaluation.suspects import find_suspects as find_suspects
     from segmv3.exporting import export as export
+    from segmv3.finetuning.run import finetune as finetune
     from segmv3.images import read_image as read_image
     from segmv3.labels import Classes as Classes
     from segmv3.media.draw import colorize as colorize
@@ -52,6 +53,7 @@ _ROOMS = {
     "evaluate": "segmv3.evaluation.run",
     "export": "segmv3.exporting",
     "find_suspects": "segmv3.evaluation.suspects",
+    "finetune": "segmv3.finetuning.run",
     "import_data": "segmv3.data.importing.run",
     "load": "segmv3.runtime",
     "load_config": "segmv3.config",

@@ -4,6 +4,8 @@ A config is a Python file that builds `config = Config(...)`. The same dataclass
 so `--optim.lr 0.02` overrides the file. Sizes and scales are (height, width).
 """
 
+import dataclasses
+import json
 import runpy
 import sys
 from dataclasses import dataclass, field
@@ -36,14 +38,19 @@ __all__ = [  # noqa: RUF022 - by lines
     "Device", "Distill", "Experiment", "Freeze", "Head", "LRASPPDecoder", "LRASPPPlus", "Loss", "MobileNetV2",
     "MobileNetV3", "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision", "has_type",
     "load_config", "load_parts", "mistyped", "net_from_dict", "net_rules", "to_dict",
-    "Classification", "ImageFolder",  # noqa: F822 - of `__getattr__`
+    "Classification", "Divided", "ImageFolder",  # noqa: F822 - of `__getattr__`
 ]  # fmt: skip
+_ELSEWHERE = {
+    "Classification": "segmv3.imagenet.settings",
+    "Divided": "segmv3.data.division",
+    "ImageFolder": "segmv3.imagenet.settings",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The settings of classification, which segmentation does not know."""
-    if name in ("Classification", "ImageFolder"):
-        return getattr(import_module("segmv3.imagenet.settings"), name)
+    """Settings that live above this module: those of classification, and a data set's own division."""
+    if name in _ELSEWHERE:
+        return getattr(import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module 'segmv3.config' has no attribute {name!r}")
 
 
@@ -191,3 +198,46 @@ def _place(error: BaseException, config: Path) -> str:
     folder = config.resolve().parent
     own = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).resolve().parent == folder]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+def standalone(config: Experiment, name: str) -> str:
+    """A config file with every setting that is not the default.
+
+    Args:
+        config: the experiment.
+        name: for the docstring.
+    """
+    kinds: dict[str, set[str]] = {}
+    body = _source(config, kinds)
+    imports = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(kinds.items())]
+    return f"{headline(name)}\n\n" + "\n".join(imports) + f"\n\nconfig = {body}\n"
+
+
+def headline(name: str) -> str:
+    """The first line of such a file."""
+    return f'"""{json.dumps(name, ensure_ascii=not name.isprintable())[1:-1]}, to be edited."""'
+
+
+def _source(value: Any, kinds: dict[str, set[str]], indent: str = "") -> str:
+    """A value as Python. Args: kinds: is told from which modules which names are needed."""
+    if isinstance(value, Path):
+        kinds.setdefault("pathlib", set()).add("Path")
+        return f"Path({_source(str(value), kinds)})"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=not value.isprintable())
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    kind = type(value)
+    module = "segmv3.config" if kind.__module__.startswith("segmv3.") else kind.__module__
+    kinds.setdefault(module, set()).add(kind.__name__)
+    inner = f"{indent}    "
+    lines = [
+        f"{inner}{field.name}={_source(getattr(value, field.name), kinds, inner)},\n"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != _default(field)
+    ]
+    return f"{kind.__name__}(\n{''.join(lines)}{indent})" if lines else f"{kind.__name__}()"
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from segmv3.cli import main
-from segmv3.commands.config import standalone
+from segmv3.config import standalone
 from segmv3.config import Config, config_names, find_config, load_config
 from segmv3.errors import ConfigError
 from segmv3.training.experiment import Experiment
@@ -54,7 +54,7 @@ def test_a_part_of_ones_own_is_imported_from_its_file(tmp_path):
         "from dataclasses import replace\nfrom mine import Mine\nfrom segmv3.config import load_config\n"
         "base = load_config('quickstart')\nconfig = replace(base, model=replace(base.model, head=Mine(more=2)))\n"
     )
-    code = "from segmv3.commands.config import standalone\nfrom segmv3.config import load_config\n"
+    code = "from segmv3.config import standalone\nfrom segmv3.config import load_config\n"
     code += "open('copy.py', 'w').write(standalone(load_config('own.py'), 'own'))\n"
     code += "assert load_config('copy.py').model.head.more == 2\n"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

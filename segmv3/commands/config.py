@@ -1,7 +1,5 @@
 """`segmv3 config`: the configs that come with segmv3, and a copy of one to edit."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from segmv3.commands.options import parse, refuse_existing
-from segmv3.config import config_names, find_config, load_config
+from segmv3.config import config_names, find_config, load_config, standalone
 from segmv3.files import write_bytes
 from segmv3.training.experiment import Experiment
 
@@ -55,41 +53,3 @@ def _purpose(path: Path) -> str:
     """The first line of a config's docstring."""
     first = path.read_text().lstrip('" \n').splitlines()[0]
     return first.removesuffix('"""')
-
-
-def standalone(config: Experiment, name: str) -> str:
-    """A config file with every setting that is not the default.
-
-    Args:
-        config: the experiment.
-        name: for the docstring.
-    """
-    kinds: dict[str, set[str]] = {}
-    body = _source(config, kinds)
-    imports = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(kinds.items())]
-    return f'"""{name}, to be edited."""\n\n' + "\n".join(imports) + f"\n\nconfig = {body}\n"
-
-
-def _source(value: Any, kinds: dict[str, set[str]], indent: str = "") -> str:
-    """A value as Python. Args: kinds: is told from which modules which names are needed."""
-    if isinstance(value, Path):
-        kinds.setdefault("pathlib", set()).add("Path")
-        return f"Path({json.dumps(str(value))})"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if not dataclasses.is_dataclass(value):
-        return repr(value)
-    kind = type(value)
-    module = "segmv3.config" if kind.__module__.startswith("segmv3.") else kind.__module__
-    kinds.setdefault(module, set()).add(kind.__name__)
-    inner = f"{indent}    "
-    lines = [
-        f"{inner}{field.name}={_source(getattr(value, field.name), kinds, inner)},\n"
-        for field in dataclasses.fields(value)
-        if getattr(value, field.name) != _default(field)
-    ]
-    return f"{kind.__name__}(\n{''.join(lines)}{indent})" if lines else f"{kind.__name__}()"
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -129,7 +129,7 @@ def _fit(
             if stop.signal and setup.fabric.world_size == 1:
                 leave(state, setup, journal, stop.signal)
 
-        stream = iter(_batches(state, setup))
+        stream = iter(train_batches(state, setup))
         while True:
             state.seconds = time.monotonic() - began
             if state.evaluation_is_due(schedule):
@@ -181,7 +181,8 @@ def _tell_thaw(state: State, setup: Setup) -> None:
         setup.console.say(f"step {state.step + 1:,}: {text}")
 
 
-def _batches(state: State, setup: Setup) -> Iterable[Batch]:
+def train_batches(state: State, setup: Setup) -> Iterable[Batch]:
+    """The batches of the run from where the state stands."""
     loader = batches(
         setup.task.samples(setup.config.seed),
         setup.config.data,

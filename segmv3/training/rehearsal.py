@@ -1,0 +1,79 @@
+"""How long training takes here, measured over a few real steps and a few scored images."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from segmv3.config import Config, Device
+from segmv3.runtime import use_device
+from segmv3.training.loop import step, train_batches
+from segmv3.training.processes import Setup, everywhere, launch
+from segmv3.training.progress import RunConsole
+from segmv3.training.run import Run
+from segmv3.training.state import fresh
+
+_WARM_UP, _SECONDS, _LEAST, _MOST = 2, 4.0, 3, 20  # steps before those that count; how many and how long these are
+_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What training costs on this machine, in seconds."""
+
+    step: float
+    """Of one step, its batch included."""
+    image: float
+    """Of scoring one image of val."""
+    device: str
+    """That ran it, for people."""
+    steps: int
+    """That were measured."""
+
+
+def rehearse(config: Config, run: Path, *, device: Device = "auto", threads: int | None = None) -> Pace:
+    """Train a few steps as the run would, with new weights, and forget them. Nothing is written.
+
+    Args:
+        config: the experiment; its start weights are not read, they change no time.
+        run: folder of the run to come.
+        device: as for `train`.
+        threads: as for `train`.
+
+    Raises:
+        DataError: the data set cannot be trained on, as `train` would say.
+    """
+    config = replace(config, model=replace(config.model, pretrained=None))
+    fabric = launch(config, use_device(device, threads))
+    task = config.task()
+    with RunConsole(1, quiet=True) as console:
+        task.check(console.task, lambda text: None)
+        task.prepare(fabric.device, first=True, everywhere=partial(everywhere, fabric))
+        setup = Setup(config, task, fabric, Run(run), console)
+        state = fresh(setup)
+        stream = iter(train_batches(state, setup))
+        for number in count(1 - _WARM_UP):
+            if number == 1:
+                began = _now(fabric.device)
+            step(state, next(stream), setup)
+            taken = _now(fabric.device) - began if number >= _LEAST else 0.0
+            if number >= _LEAST and (taken >= _SECONDS or number == _MOST):
+                break
+        net = state.scored.eval()
+        images = min(_IMAGES, len(task.val_set))
+        task.count(net, fabric.device, range(1), lambda done, total: None)
+        before = _now(fabric.device)
+        task.count(net, fabric.device, range(images), lambda done, total: None)
+        scoring = (_now(fabric.device) - before) / images
+    kind = fabric.device.type
+    name = torch.cuda.get_device_name(fabric.device) if kind == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return Pace(taken / number, scoring, name, number)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
