@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from segmv3.cli import main
-from segmv3.config import standalone
-from segmv3.config import Config, config_names, find_config, load_config
+from segmv3.config import Config, config_names, find_config, load_config, standalone
 from segmv3.errors import ConfigError
 from segmv3.training.experiment import Experiment
 

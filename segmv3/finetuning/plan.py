@@ -67,7 +67,9 @@ def make_plan(
     size = _usual_size(train, progress)
     pixels = class_pixels(train)
     if not pixels.any():
-        raise DataError(f"{root}: no pixel of its {len(train):,} training frames is labelled: there is nothing to learn")
+        raise DataError(
+            f"{root}: no pixel of its {len(train):,} training frames is labelled: there is nothing to learn"
+        )
     chosen = start_for(start, kind, size)
     first = _untimed(data, chosen, pixels, size, kind, threads)
     pace = rehearse(first, run, device=device, threads=threads)
@@ -161,7 +163,8 @@ def _timed(first: Config, start: Start, pace: Pace, minutes: float, images: int)
     every = math.ceil(steps / evaluations)
     data = first.data
     if scored < images:
-        whole = data.dataset if isinstance(data.dataset, Divided) else Divided(layout=data.dataset)  # type: ignore[arg-type]
+        whole = Divided(layout=data.dataset) if isinstance(data.dataset, str) else data.dataset
+        assert isinstance(whole, Divided)
         data = replace(data, dataset=replace(whole, most=scored))
     schedule = replace(
         first.schedule,
@@ -178,8 +181,8 @@ def _timed(first: Config, start: Start, pace: Pace, minutes: float, images: int)
         frozen = Freeze(backbone=32, thaw_at=max(1, steps // 20), thaw_every=max(1, steps // 100))
     return replace(first, data=data, schedule=schedule, freeze=frozen), (
         *_told_freezing(frozen),
-        f"scoring: every {every:,} steps on {f'all {images:,}' if scored == images else f'{scored:,} of the {images:,}'} "
-        f"val frames, {scored * pace.image:.1f} s each time; the best weights are kept; {_PATIENCE} scores in a row "
+        f"scoring: every {every:,} steps on {'all' if scored == images else f'{scored:,} of the'} {images:,} val frames, "
+        f" {scored * pace.image:.1f} s each time; the best weights are kept; {_PATIENCE} scores in a row "
         "without a better one end the training early",
         f"time: {minutes:g} min. A step takes {pace.step:.2f} s ({pace.device}, mean of {pace.steps}), so {steps:,} "
         f"steps fit; {_FOR_THE_REST:.0f} s are for the start and the report. The rate falls along these steps",

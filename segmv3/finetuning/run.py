@@ -53,7 +53,14 @@ def finetune(
         screen.say(f"going on with the plan in {file}")
     else:
         config = planned(
-            Path(data), place, start=start, minutes=minutes, layout=layout, device=device, threads=threads, screen=screen
+            Path(data),
+            place,
+            start=start,
+            minutes=minutes,
+            layout=layout,
+            device=device,
+            threads=threads,
+            screen=screen,
         )
         make_folder(file.parent)
         write_bytes(file, standalone(config, asked).encode())
