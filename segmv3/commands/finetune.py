@@ -6,12 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from segmv3.commands.options import OnDevice, parse
-from segmv3.config import Layout, standalone
+from segmv3.commands.options import parse
+from segmv3.config import standalone
+from segmv3.finetuning import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(OnDevice):
+class Finetune(Wanted):
     """Fit a net to your labelled frames, in a given time.
 
     Looks at the data, chooses net, start, crop, batch, rates and freezing, measures a few steps, says the plan and
@@ -23,40 +24,24 @@ class Finetune(OnDevice):
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Weight file, or a name of `segmv3 weights list`, to start from; by default the best published net for streets,
     and new weights where it cannot be had."""
-    minutes: float = 10.0
-    """Time for all of it; the steps that fit are measured at the start."""
     run: Path | None = None
     """Folder of the run; by default runs/finetune-NAME. Its config lies beside it, runs/finetune-NAME.py."""
-    dataset: Layout | None = None
-    """Layout on disk; by default what the folder looks like. See data/README.md."""
     show_config: bool = False
     """Print the plan's config, a Python file to edit, and stop."""
 
 
 def run(arguments: list[str]) -> None:
     options = parse(Finetune, "segmv3 finetune", arguments)
-    from segmv3.finetuning.run import command, finetune, planned, run_folder
+    from segmv3.data.sources import layout_of
+
+    if options.dataset is None:
+        layout_of(options.data)  # refused before torch is imported
+    from segmv3.finetuning.run import finetune, planned, run_folder
     from segmv3.screen import Screen
 
+    settings = {name: getattr(options, name) for name in ("start", "minutes", "dataset", "device", "threads")}
     if options.show_config:
-        config = planned(
-            options.data,
-            run_folder(options.data, options.run),
-            start=options.start,
-            minutes=options.minutes,
-            layout=options.dataset,
-            device=options.device,
-            threads=options.threads,
-            screen=Screen(stderr=True),
-        )
-        print(standalone(config, command(options.data, options.start, options.minutes, options.dataset)), end="")
+        config = planned(options, run_folder(options, options.run), Screen(stderr=True))
+        print(standalone(config, options.command), end="")
         return
-    finetune(
-        options.data,
-        options.run,
-        start=options.start,
-        minutes=options.minutes,
-        layout=options.dataset,
-        device=options.device,
-        threads=options.threads,
-    )
+    finetune(options.data, options.run, **settings)

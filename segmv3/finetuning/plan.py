@@ -3,17 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segmv3.config import AdamW, Config, Data, Device, Freeze, Layout, Loss, Schedule
+from segmv3.config import AdamW, Config, Data, Freeze, Layout, Loss, Schedule
 from segmv3.data.check import class_pixels
 from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.division import Divided
 from segmv3.data.facts import Facts, read_pairs
 from segmv3.data.sources import layout_of, source_of
 from segmv3.errors import ConfigError, DataError
+from segmv3.finetuning import Wanted
 from segmv3.finetuning.starts import Start, freezes, start_for
 from segmv3.models.count import parameters
 from segmv3.models.zoo import create_model, net_name
@@ -41,17 +44,7 @@ class Plan:
     """For people: a line for each decision."""
 
 
-def make_plan(
-    root: Path,
-    run: Path,
-    *,
-    start: str | None = None,
-    minutes: float = 10.0,
-    layout: Layout | None = None,
-    device: Device = "auto",
-    threads: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Plan:
+def make_plan(wanted: Wanted, run: Path, tell: Callable[[str, int, int], None] | None = None) -> Plan:
     """Look at the data, choose a start, and measure how many steps fit in the time.
 
     Raises:
@@ -59,18 +52,17 @@ def make_plan(
         DataError: the data set cannot be trained on.
         CheckpointError: the start that was named cannot be used.
     """
-    if not 0 < minutes < math.inf:
-        raise ConfigError(f"--minutes is {minutes:g}; it must be above 0")
+    root, minutes, device, threads = wanted.data, wanted.minutes, wanted.device, wanted.threads
     kind = use_device(device, threads).type
-    data, divided = _data(root, layout or layout_of(root))
+    data, divided = _data(root, wanted.dataset or layout_of(root))
     train, val = (open_dataset(data, split) for split in ("train", "val"))
-    size = _usual_size(train, progress)
+    size = _usual_size(train, tell)
     pixels = class_pixels(train)
     if not pixels.any():
         raise DataError(
             f"{root}: no pixel of its {len(train):,} training frames is labelled: there is nothing to learn"
         )
-    chosen = start_for(start, kind, size)
+    chosen = start_for(wanted.start, kind, size)
     first = _untimed(data, chosen, pixels, size, kind, threads)
     pace = rehearse(first, run, device=device, threads=threads)
     config, timing = _timed(first, chosen, pace, minutes, len(val))
@@ -99,9 +91,9 @@ def _data(root: Path, layout: Layout) -> tuple[Data, tuple[str, ...]]:
     return replace(data, dataset=divided), told
 
 
-def _usual_size(train: Dataset, progress: Callable[[str, int, int], None] | None) -> tuple[int, int]:
+def _usual_size(train: Dataset, tell: Callable[[str, int, int], None] | None) -> tuple[int, int]:
     """The median (height, width) of the images. Raises: DataError for a file that cannot be read."""
-    found = read_pairs(train, progress and (lambda done, total: progress("look at the frames", done, total)))
+    found = read_pairs(train, tell and partial(tell, "look at the frames"))
     sizes = [image.size for image, _ in found if isinstance(image, Facts)]
     if not sizes:
         raise DataError(f"none of the {len(train):,} training images can be read; segmv3 data check shows why")
@@ -112,7 +104,7 @@ def _usual_size(train: Dataset, progress: Callable[[str, int, int], None] | None
 def _untimed(
     data: Data,
     start: Start,
-    pixels: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
+    pixels: NDArray[np.int64],
     size: tuple[int, int],
     device: str,
     threads: int | None,
@@ -138,7 +130,7 @@ def _crop(size: tuple[int, int], device: str) -> tuple[int, int]:
     return height, width
 
 
-def _weights(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> tuple[float, ...]:
+def _weights(pixels: NDArray[np.int64]) -> tuple[float, ...]:
     """sqrt(median / share), at most 4: the root of SegNet's weights (arXiv 1511.00561)."""
     middle = float(np.median(pixels[pixels > 0]))
     return tuple(round(math.sqrt(middle / max(float(count), middle / 16)), 2) for count in pixels)
@@ -181,9 +173,9 @@ def _timed(first: Config, start: Start, pace: Pace, minutes: float, images: int)
         frozen = Freeze(backbone=32, thaw_at=max(1, steps // 20), thaw_every=max(1, steps // 100))
     return replace(first, data=data, schedule=schedule, freeze=frozen), (
         *_told_freezing(frozen),
-        f"scoring: every {every:,} steps on {'all' if scored == images else f'{scored:,} of the'} {images:,} val frames, "
-        f" {scored * pace.image:.1f} s each time; the best weights are kept; {_PATIENCE} scores in a row "
-        "without a better one end the training early",
+        f"scoring: every {every:,} steps on {'all' if scored == images else f'{scored:,} of the'} {images:,} val "
+        f"frames ({scored * pace.image:.1f} s); the best weights are kept; {_PATIENCE} scores in a row without a "
+        "better one end the training early",
         f"time: {minutes:g} min. A step takes {pace.step:.2f} s ({pace.device}, mean of {pace.steps}), so {steps:,} "
         f"steps fit; {_FOR_THE_REST:.0f} s are for the start and the report. The rate falls along these steps",
     )
@@ -193,8 +185,8 @@ def _told_freezing(frozen: Freeze) -> tuple[str, ...]:
     if not frozen.backbone:
         return ()
     return (
-        f"freezing: the head learns alone for {frozen.thaw_at:,} steps; then the backbone thaws, from its deepest stage "
-        f"on, one stage every {frozen.thaw_every:,} steps",
+        f"freezing: the head learns alone for {frozen.thaw_at:,} steps; then the backbone thaws, from its deepest "
+        f"stage on, one every {frozen.thaw_every:,} steps",
     )
 
 
@@ -209,7 +201,7 @@ def _recipe(config: Config) -> str:
     )
 
 
-def _shares(names: Sequence[str], pixels: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> str:
+def _shares(names: Sequence[str], pixels: NDArray[np.int64]) -> str:
     order = np.argsort(-pixels, kind="stable")
     return ", ".join(f"{names[place]} {pixels[place] / pixels.sum():.1%}" for place in order)
 

@@ -1,12 +1,11 @@
 """`segmv3.finetune`: plan, say so, train."""
 
-import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 from segmv3.config import Config, Device, Layout, headline, load_config, standalone
 from segmv3.errors import ConfigError
 from segmv3.files import make_folder, write_bytes
+from segmv3.finetuning import Wanted
 from segmv3.finetuning.plan import make_plan
 from segmv3.screen import Screen
 from segmv3.training.loop import train
@@ -19,7 +18,7 @@ def finetune(
     *,
     start: str | None = None,
     minutes: float = 10.0,
-    layout: Layout | None = None,
+    dataset: Layout | None = None,
     device: Device = "auto",
     threads: int | None = None,
     quiet: bool = False,
@@ -33,8 +32,8 @@ def finetune(
         data: folder of a data set. Without a val, a part of its train is held out.
         run: folder of the run; by default runs/finetune-NAME. Its config is written beside it, NAME.py.
         start: weight file or published name to start from; by default the best published net that can be had.
-        minutes: what planning, training, scoring and the report may take together, as measured at the start.
-        layout: of the data set; by default what it looks like.
+        minutes: what training, scoring and the report may take together, as measured at the start.
+        dataset: its layout; by default what it looks like.
         device: where to train; "auto" takes a GPU when there is one.
         threads: of the CPU; torch's own choice by default.
         quiet: no lines and no progress bar.
@@ -46,39 +45,21 @@ def finetune(
         ConfigError: the time is too short, or the folder holds another run.
         DataError, CheckpointError, OutputError: as `segmv3.train`, before anything is written.
     """
-    config, place, screen = None, run_folder(Path(data), run), Screen(quiet=quiet)
-    file, asked = config_file(place), command(Path(data), start, minutes, layout)
+    wanted = Wanted(data=Path(data), start=start, minutes=minutes, dataset=dataset, device=device, threads=threads)
+    place, screen = run_folder(wanted, run), Screen(quiet=quiet)
+    file = place.with_name(f"{place.name}.py")
     if file.exists():
-        config = _begun(file, asked)
+        config = _begun(file, wanted)
         screen.say(f"going on with the plan in {file}")
     else:
-        config = planned(
-            Path(data),
-            place,
-            start=start,
-            minutes=minutes,
-            layout=layout,
-            device=device,
-            threads=threads,
-            screen=screen,
-        )
+        config = planned(wanted, place, screen)
         make_folder(file.parent)
-        write_bytes(file, standalone(config, asked).encode())
+        write_bytes(file, standalone(config, wanted.command).encode())
         screen.say(f"config: {file}, to be edited; the same command goes on where it stops")
     return train(config, place, device=device, threads=threads, quiet=quiet)
 
 
-def planned(
-    data: Path,
-    run: Path,
-    *,
-    start: str | None,
-    minutes: float,
-    layout: Layout | None,
-    device: Device,
-    threads: int | None,
-    screen: Screen,
-) -> Config:
+def planned(wanted: Wanted, run: Path, screen: Screen) -> Config:
     """The config of a new run, with its reasons on the screen; nothing is written.
 
     Raises: as `finetune`.
@@ -87,35 +68,20 @@ def planned(
         raise ConfigError(f"{run} holds a run that has no plan of finetune beside it; choose another --run")
     Run(run).check({})
     with screen.bars() as tell:
-        progress: Callable[[str, int, int], None] = tell
-        plan = make_plan(
-            data, run, start=start, minutes=minutes, layout=layout, device=device, threads=threads, progress=progress
-        )
+        plan = make_plan(wanted, run, tell)
     for line in plan.lines:
         screen.say(line)
     return plan.config
 
 
-def run_folder(data: Path, run: Path | str | None) -> Path:
+def run_folder(wanted: Wanted, run: Path | str | None) -> Path:
     """The folder of the run, by default one that is called like the data."""
-    return Path(run) if run else Path("runs") / f"finetune-{data.resolve().name}"
+    return Path(run) if run else Path("runs") / f"finetune-{wanted.data.resolve().name}"
 
 
-def config_file(run: Path) -> Path:
-    """The config of a run, beside it."""
-    return run.with_name(f"{run.name}.py")
-
-
-def command(data: Path, start: str | None, minutes: float, layout: Layout | None) -> str:
-    """What was asked for, as it is typed: a run goes on for the same command alone."""
-    words = ["segmv3", "finetune", str(data), "--minutes", f"{minutes:g}"]
-    words += ["--from", start] if start else []
-    return shlex.join(words + (["--dataset", layout] if layout else []))
-
-
-def _begun(file: Path, asked: str) -> Config:
+def _begun(file: Path, wanted: Wanted) -> Config:
     """The plan of a run that began. Raises: ConfigError where another one was asked for."""
     text = file.read_text(errors="replace").partition("\n")[0]
-    if text != headline(asked):
+    if text != headline(wanted.command):
         raise ConfigError(f"{file} is another plan, {text[:200]}; use another --run, or: segmv3 train {file}")
     return load_config(file)

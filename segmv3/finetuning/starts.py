@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from segmv3.config import LRASPPPlus, MobileNetV3, Model
 from segmv3.errors import CheckpointError
@@ -98,7 +98,7 @@ def _facts(imported: Imported) -> str:
     return "; ".join(filter(None, (score, licence, f"SHA-256 {origin['sha256'][:12]}")))
 
 
-def _own_score(facts: dict[str, object]) -> str:
+def _own_score(facts: dict[str, Any]) -> str:
     score = facts.get("score")
     found = score.get("miou") if isinstance(score, dict) else None
-    return f"mIoU {found:.2f} on {score.get('dataset')} {score.get('split')}" if isinstance(found, float) else ""  # type: ignore[union-attr]
+    return f"mIoU {found:.2f} on {score['dataset']} {score['split']}" if score and isinstance(found, float) else ""

@@ -46,7 +46,8 @@ def rehearse(config: Config, run: Path, *, device: Device = "auto", threads: int
     Raises:
         DataError: the data set cannot be trained on, as `train` would say.
     """
-    config = replace(config, model=replace(config.model, pretrained=None))
+    schedule = replace(config.schedule, steps=_WARM_UP + _MOST)
+    config = replace(config, model=replace(config.model, pretrained=None), schedule=schedule)
     fabric = launch(config, use_device(device, threads))
     task = config.task()
     with RunConsole(1, quiet=True) as console:
