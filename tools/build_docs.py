@@ -37,8 +37,8 @@ ELSEWHERE = {
 """Pages whose Markdown lies outside docs/, and their places on the site."""
 
 COMMANDS = """
-train, finetune, classify train, classify evaluate, classify predict, sweep, evaluate, compare, submit, predict, weights import,
-weights average, export, models, data mini-city, data check, data pack,
+train, finetune, classify train, classify evaluate, classify predict, sweep, evaluate, compare, submit, predict,
+weights import, weights average, export, models, data mini-city, data check, data pack,
 data next, data suspects
 """
 

@@ -65,7 +65,7 @@ class Divided(Source):
         """The names of the frames of train and of val, and what to say of it."""
         frames = [Frame(paths[0], name, None) for name, paths in sorted(whole.images.items())]
         settings = ImportSettings(val=self.hold_out, seed=self.seed)
-        shared = share_out(frames, settings, {frame.image: str(frame.image) for frame in frames})
+        shared = share_out(frames, settings)
         parts = {name: {frame.name for frame in own} for name, own in shared.splits.items()}
         return parts, (*shared.said, *(f"left out {text}" for text in shared.left_out))
 

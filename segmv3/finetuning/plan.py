@@ -87,7 +87,13 @@ def _data(root: Path, layout: Layout) -> tuple[Data, tuple[str, ...]]:
     if source_of(data).find(root, "val").images:
         return data, ()
     divided = Divided(layout=layout, hold_out=HELD_OUT)
-    told = tuple(f"no val there, so {HELD_OUT:.0%} are held out: {text}" for text in divided.told(root))
+    try:
+        told = tuple(f"no val there, so {HELD_OUT:.0%} are held out: {text}" for text in divided.told(root))
+    except DataError as error:
+        reason = str(error.args[0]).partition(";")[0]
+        raise DataError(
+            f"{root} has no val, and none can be held out: {reason}; add images and labels of val"
+        ) from None
     return replace(data, dataset=divided), told
 
 
