@@ -1,10 +1,14 @@
 """Fine-tuning: what is planned from data, start and time, and the command that follows it."""
 
+import hashlib
 import json
 import shutil
+import threading
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from conftest import paint
 
 import segmv3
@@ -18,6 +22,10 @@ from segmv3.images import write_png
 from segmv3.labels import named_classes
 from segmv3.models.zoo import NETS, create_model
 from segmv3.training.rehearsal import Pace, rehearse
+from segmv3.weights import names
+from segmv3.weights.formats import formats
+from segmv3.weights.importing import their_names
+from segmv3.weights.names import published
 
 PACE = Pace(step=0.1, image=0.01, device="2 CPU threads", steps=5)
 
@@ -138,6 +146,54 @@ def test_without_a_network_the_net_is_new_and_the_reason_is_said(folder, tmp_pat
         line == "start: new weights, which take longer; paddleseg/lraspp_large_os32 is not in the cache"
         for line in made.lines
     )
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A server on this machine that has the published net in small; gives what was asked of it."""
+    kind = formats()[0]
+    variant = kind.variants()[1]
+    tensors = dict(
+        zip(their_names(kind, variant.net), segmv3.create_model(variant.net).state_dict().values(), strict=True)
+    )
+    entry = published()["mmseg/lraspp_m-v3s-d8"]
+    torch.save({"state_dict": tensors}, tmp_path / entry.file)
+    digest = hashlib.sha256((tmp_path / entry.file).read_bytes()).hexdigest()
+    asked = []
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, form, *values):
+            asked.append(self.path)
+
+    for module in (names, starts):
+        monkeypatch.setattr(module, "published", lambda: {entry.name: replace(entry, sha256=digest[:8])})
+    monkeypatch.setattr(starts, "USUAL", {"cpu": entry.name})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("SEGMV3_MIRROR", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("SEGMV3_OFFLINE")
+        yield asked
+        server.shutdown()
+
+
+def test_the_published_net_is_fetched_with_its_licence_and_then_kept(folder, tmp_path, paced, served, monkeypatch):
+    text = "\n".join(plan.make_plan(Wanted(data=folder, device="cpu"), tmp_path / "run").lines)
+    assert len(served) == 1
+    assert "start: mmseg/lraspp_m-v3s-d8, a net for streets (mIoU 64.11" in text and "non-commercial use only" in text
+    assert "classes of the start: road, sky keep what tells them apart; new: house, tree" in text
+    monkeypatch.setenv("SEGMV3_MIRROR", "http://127.0.0.1:9")  # nobody answers there
+    made = plan.make_plan(Wanted(data=folder, device="cpu"), tmp_path / "run")
+    assert made.config.model.pretrained == "mmseg/lraspp_m-v3s-d8"  # from the cache
+    monkeypatch.setattr(starts, "USUAL", {"cpu": "paddleseg/lraspp_large_os32"})
+    entry = published()["paddleseg/lraspp_large_os32"]
+    for module in (names, starts):
+        known = {**module.published(), entry.name: entry}
+        monkeypatch.setattr(module, "published", lambda known=known: known)
+    start = starts.start_for(None, "cpu", (48, 64))  # the usual one cannot be had, another lies in the cache
+    assert start.net.pretrained == "mmseg/lraspp_m-v3s-d8" and "paddleseg/lraspp_large_os32 cannot be" in start.told
 
 
 def test_a_backbone_gets_a_new_head(folder, tmp_path):

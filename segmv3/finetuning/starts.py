@@ -1,5 +1,6 @@
 """Which weights fine-tuning starts from, and the net that follows from them."""
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from segmv3.weights.opening import open_weights
 
 USUAL = {"cpu": "paddleseg/lraspp_large_os32", "cuda": "paddleseg/lraspp_large_os8_large_kernel"}
 """The published net that is taken when none is named, by device: the best for streets whose score counts. On a CPU it
-is the one at stride 32, whose steps take a fraction of the time."""
+is the one at stride 32 (70.13), with a quarter of the arithmetic of the one at stride 8 (73.19)."""
 
 _SMALL_IMAGE = 600  # pixels of the shorter side, up to which a pole is a few pixels wide
 
@@ -53,7 +54,7 @@ def start_for(source: str | None, device: str, size: tuple[int, int]) -> Start:
     try:
         return _start(name, open_weights(name, say=print_line), size)
     except CheckpointError as error:
-        said = str(error.args[0]).replace(f"{published()[name].url} ", "").replace(f"{name} ", "")
+        said = re.sub(r"\S+://\S+ ", "", str(error.args[0])).replace(f"{name} ", "")
         reason = f"{name} {said.partition('; set SEGMV3')[0].partition('; run without')[0]}"
     for other in (each.name for each in published().values() if each.trained_on.startswith("Cityscapes")):
         with suppress(CheckpointError):  # it is not in the cache either
