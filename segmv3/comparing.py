@@ -23,7 +23,7 @@ from segmv3.results.uncertainty import FEWEST_IMAGES
 from segmv3.results.uncertainty import compare as compare_results
 from segmv3.runtime import use_device
 from segmv3.training.manifest import read_manifest
-from segmv3.training.run import Run, data_of
+from segmv3.training.run import LATER, Run, data_of
 from segmv3.training.summary import duration, shown, start_of
 
 _NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
@@ -123,6 +123,10 @@ def compare(
         else:
             results = [_result(each, one, progress) for each, one in zip(evaluations, opened, strict=True)]
             tables["differences"] = _differences(opened, results, resamples, seed)
+            if any(result.fps for result in results):
+                tables["runs"].header.append("images/s")
+                for row, result in zip(tables["runs"].rows, results, strict=True):
+                    row.append((_percent(result.fps), False))
             samples, captions = _samples(opened, evaluations, results, images)
             classes = evaluations[0].dataset.classes
     elif score and scored:
@@ -240,6 +244,9 @@ def _facts(one: _One) -> dict[str, Any]:
         return found
 
     facts, manifest = kept(one.settings), one.manifest
+    for name, value in LATER.items():
+        group, _, key = name.rpartition(".")
+        (facts[group] if group else facts).setdefault(key, value)
     facts["training images"] = str(one.settings.get("train_set"))[:12]
     if manifest:
         facts["model"]["pretrained"] = start_of(manifest)

@@ -82,6 +82,7 @@ def test_differences_are_those_of_the_result_files(runs, tmp_path):
         assert row == [(ours["name"], False), *((f"{each['iou']:.2f}", each["iou"] == best) for each in (ours, theirs))]
 
 
+@pytest.mark.slow
 def test_runs_of_an_earlier_version_and_without_their_data_still_compare(runs, tmp_path):
     old = shutil.copytree(runs[0], tmp_path / "old")
     (old / "manifest.json").unlink()
@@ -95,6 +96,7 @@ def test_runs_of_an_earlier_version_and_without_their_data_still_compare(runs, t
     assert "differences" in again.tables and not again.notes
 
 
+@pytest.mark.slow
 def test_a_run_without_scores_shows_its_curve(runs, tmp_path):
     young = tmp_path / "young"
     young.mkdir()

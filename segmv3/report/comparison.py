@@ -21,7 +21,7 @@ from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, draw_errors
 from segmv3.report.html import Chart, data_uri, write_page
-from segmv3.report.plots import LIGHT, NORMAL, SMALL, Theme, cut, new_figure, nothing_to_show, pixels_of, style
+from segmv3.report.plots import LIGHT, NORMAL, ROUND, SMALL, Theme, cut, new_figure, nothing_to_show, pixels_of, style
 from segmv3.report.samples import Sample, present, shrunk
 
 PAGE = "comparison.html"
@@ -73,10 +73,10 @@ def curves(columns: Sequence[Column], axis: str, metric: str, theme: Theme) -> F
                 axes.plot(*zip(*found, strict=True), marker=marker, markersize=3, **_pen(place))
         if not drawn:
             nothing_to_show(axes, "nothing logged yet", theme)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     lower.set_xlabel(_AXES[axis], color=theme.muted, fontsize=NORMAL)
     lower.xaxis.set_major_formatter("{x:,g}")
-    lower.xaxis.set_major_locator(MaxNLocator(5))
+    lower.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     _legend(figure, columns, theme)
     return figure
 

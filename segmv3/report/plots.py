@@ -8,6 +8,7 @@ from `log.jsonl` and from scores (percent); None and NaN stand for "no number".
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ WIDTH = 500  # of a chart that fills half the page
 _SHARPNESS = 2  # device pixels per CSS pixel
 SMALL, NORMAL = 8.5, 9.5  # points
 _NAME_LENGTH = 26  # letters of a class name that fit beside a chart
-_ROUND = [1, 2, 2.5, 5, 10]  # distances between ticks
+ROUND = [1, 2, 2.5, 5, 10]  # distances between ticks
 _FONTS = ("Inter", "Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
 
@@ -76,7 +77,7 @@ def curves(log: list[dict], theme: Theme, score: tuple[str, str] = ("miou", "mIo
     else:
         pad = 0.02 * (steps[-1] - steps[0])
         score_axes.set_xlim(steps[0] - pad, steps[-1] + pad)
-        score_axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND, integer=True))
+        score_axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND, integer=True))
     return pixels_of(figure, theme)
 
 
@@ -166,6 +167,7 @@ def pixels_of(figure: Figure, theme: Theme) -> UInt8Array:
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
+@cache
 def _font_family() -> list[str]:
     installed = set(font_manager.get_font_names())
     return [name for name in _FONTS if name in installed]
@@ -256,7 +258,7 @@ def _loss_panel(axes: Axes, steps: FloatArray, losses: FloatArray, theme: Theme)
         axes.plot(steps, smooth, color=theme.accent, linewidth=1.8, marker=_dots(steps))
         top = max(float(np.quantile(losses[finite], 0.997)), float(np.nanmax(smooth)))  # a spike may leave the panel
         axes.set_ylim(min(0.0, float(losses[finite].min())), 1.08 * top if top > 0 else 1.0)
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=_ROUND))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
     if not finite.all():
         lost, bottom = steps[~finite], axes.get_xaxis_transform()
         axes.plot(lost, 0 * lost, "x", color=theme.bad, markersize=5, transform=bottom, clip_on=False, zorder=5)
@@ -274,7 +276,7 @@ def _rate_panel(axes: Axes, steps: FloatArray, rates: FloatArray, theme: Theme) 
         return
     axes.plot(steps, rates, color=theme.warm, linewidth=1.8, marker=_dots(steps))
     axes.set_ylim(0, 1.1 * float(rates[finite].max()) or 1.0)
-    axes.yaxis.set_major_locator(MaxNLocator(3, steps=_ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=ROUND))
     axes.yaxis.set_major_formatter("{x:g}")
 
 
@@ -293,7 +295,7 @@ def _score_panel(axes: Axes, title: str, steps: FloatArray, scores: FloatArray, 
     axes.plot(steps[best], scores[best], "o", markersize=3.5, color=theme.accent, zorder=5)
     pad = max(0.12 * float(np.ptp(scores)), 1.0)
     axes.set_ylim(max(float(scores.min()) - pad, -1.0), float(scores.max()) + pad)
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=_ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
 
 
 def cut(name: str, length: int = _NAME_LENGTH) -> str:

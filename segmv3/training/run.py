@@ -31,7 +31,7 @@ FREE = (
     *("data.workers", "recompute", "extended"),
 )
 _STEPS = "schedule.steps"
-_LATER = {
+LATER = {
     **{"schedule.patience": 0, "optim.layer_decay": 1.0, "optim.reference_batch": 0, "freeze": to_dict(Freeze())},
     **{"loss.cross_entropy": 1.0, "loss.dice": 0.0, "loss.focal": 0.0, "loss.focal_gamma": 2.0, "loss.lovasz": 0.0},
 }
@@ -248,7 +248,7 @@ def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], f
     was = _read_json(file, flag)
     if "contents" not in was or "contents" not in settings:  # of an earlier version; before the files were looked at
         was, settings = ({k: v for k, v in each.items() if k != "contents"} for each in (was, settings))
-    changed = {k: v for k, v in differences(was, settings).items() if k not in free and v != (None, _LATER.get(k))}
+    changed = {k: v for k, v in differences(was, settings).items() if k not in free and v != (None, LATER.get(k))}
     for name in changed.keys() & {"train_set", "val_set"}:
         raise ConfigError(f"the images of {name[:-4]} are not those {file.parent} was started with")
     if other := _other_data({k[9:]: v for k, v in changed.items() if k.startswith("contents.")}):

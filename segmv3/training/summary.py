@@ -8,8 +8,9 @@ from segmv3.settings import flat
 
 _SAMPLES = 4
 _NO_AUGMENTATION = ("dataset", "root", "cache", "batch_size", "workers", "resize", "interpolation")
-_KINDS = {"Loss": "cross-entropy"} | dict.fromkeys(("Schedule", "Distill", "Data", "ImageFolder", "Freeze"), "")
+_KINDS = dict.fromkeys(("Loss", "Schedule", "Distill", "Data", "ImageFolder", "Freeze"), "")
 _OF_POLICIES = {"power": "poly", "decay_rate": "step", "decay_every": "step"}
+_NEUTRAL = {"accumulate": 1, "head_lr": 1, "layer_decay": 1}
 _NOTHING: tuple[Any, ...] = (None, 0, "none", "")  # False is 0
 
 
@@ -37,9 +38,9 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, str]:
         "data": _data(manifest),
         "optimiser": words(settings["optim"]),
         "schedule": words({name: value for name, value in schedule.items() if _tells(name, schedule)}),
-        "loss": words(settings["loss"]) if "loss" in settings else "cross-entropy",
+        "loss": words(_used(settings["loss"])) if "loss" in settings else "cross-entropy",
         "distillation": words(settings["distill"]) if settings.get("distill", {}).get("teacher") else "",
-        "augmentation": words({name: each for name, each in data.items() if name not in _NO_AUGMENTATION}),
+        "augmentation": words({name: each for name, each in data.items() if _augments(name, data)}),
         "frozen": words(settings.get("freeze", {})),
         "batch": f"{data['batch_size']} images, {settings['precision']}",
         "seed": str(settings["seed"]),
@@ -77,7 +78,7 @@ def words(settings: dict[str, Any]) -> str:
             parts += [_KINDS.get(value, value)] if _KINDS.get(value, value) else []
         elif value is True:
             parts.append(plain)
-        elif value not in _NOTHING and value != []:
+        elif value not in _NOTHING and value != [] and _NEUTRAL.get(name) != value:
             parts.append(f"{plain} {shown(value)}")
     return ", ".join(parts)
 
@@ -90,6 +91,16 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _augments(name: str, data: dict[str, Any]) -> bool:
+    """Whether a setting of the data changes the samples."""
+    return name not in _NO_AUGMENTATION and (not name.startswith("extra_") or bool(data["extra_images"]))
+
+
+def _used(loss: dict[str, Any]) -> dict[str, Any]:
+    """A loss without the setting of a term that is off."""
+    return {name: value for name, value in loss.items() if name != "focal_gamma" or loss.get("focal")}
 
 
 def _tells(name: str, schedule: dict[str, Any]) -> bool:
@@ -118,7 +129,7 @@ def _data(manifest: dict[str, Any]) -> str:
     digest = val["contents"].get("labels") or val["contents"].get("images") or val["names_sha256"]
     return (
         f"{data['name']}: trained on {train['images']:,} images{extra}, scored on {val['images']:,}; "
-        f"{len(manifest['classes'])} classes; digest of the scored {str(digest)[:16]}"
+        f"{len(manifest['classes'])} classes; digest of the scored labels {str(digest)[:16]}"
     )
 
 
@@ -142,5 +153,5 @@ def _machine(machine: dict[str, Any]) -> str:
     memory = f"{machine['memory_gib']:g} GiB" if machine["memory_gib"] else ""
     where = machine["gpu"] if machine["gpu"] and machine["device"] == machine["gpu"] else ""
     processes = f"{machine['processes']} processes" if machine["processes"] > 1 else ""
-    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, threads used: {machine['threads']}"
     return ", ".join(filter(None, (where, processes, cpu, memory, machine["system"])))
