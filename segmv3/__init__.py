@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from segmv3.labels import Classes as Classes
     from segmv3.media.draw import colorize as colorize
     from segmv3.media.draw import overlay as overlay
+    from segmv3.models.segmenter import Segmenter as Segmenter
     from segmv3.models.zoo import create_backbone as create_backbone
     from segmv3.models.zoo import create_model as create_model
     from segmv3.runtime import Predictor as Predictor
@@ -45,6 +46,7 @@ _ROOMS = {
     "Classes": "segmv3.labels",
     "Config": "segmv3.config",
     "Predictor": "segmv3.runtime",
+    "Segmenter": "segmv3.models.segmenter",
     "adapt": "segmv3.adaptation.run",
     "compare": "segmv3.comparing",
     "colorize": "segmv3.media.draw",

@@ -36,7 +36,7 @@ from segmv3.states import saved_steps as saved_steps
 
 _FORMAT = 2
 _KEY = "segmv3"
-_MAX_BYTES = 200_000_000  # the largest net here is under 20 MB
+MAX_BYTES = 200_000_000  # the largest net here is under 20 MB
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def read(path: Path | str, parts: Iterable[Part] = ()) -> Weights:
     Raises: CheckpointError when the file is missing, damaged or not segmv3's.
     """
     path = Path(path)
-    data = file_bytes(path, _MAX_BYTES, "of segmv3")
+    data = file_bytes(path, MAX_BYTES, "of segmv3")
     header = _header(data, path)
     try:
         tensors = load_safetensors(data)

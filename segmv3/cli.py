@@ -48,6 +48,7 @@ usage: segmv3 COMMAND ...
   weights import FILE_OR_NAME [-o FILE]              load another project's weights, or published ones
   weights list                                       the published weights that can be used by name
   weights average FILE FILE ... -o FILE              the mean of several runs' weights
+  weights push FILE USER/NAME                        publish weights on the Hugging Face Hub, with a card
   export WEIGHTS --to onnx|openvino|...              a file for another runtime, proved against PyTorch
   models [--all]                                     the named nets, or the whole family: size, cost, accuracy
   config [NAME -o FILE]                              the configs that come with segmv3; a copy of one to edit

@@ -46,6 +46,7 @@ weights import V
 weights import WEIGHTS -o V
 weights import WEIGHTS --into V
 weights average WEIGHTS V -o V
+weights push WEIGHTS V --dry-run
 export V --to onnx
 export WEIGHTS --to onnx --images V -o V
 data mini-city V --train 1 --val 1 --size 64 128

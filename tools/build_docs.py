@@ -38,7 +38,7 @@ ELSEWHERE = {
 
 COMMANDS = """
 train, finetune, classify train, classify evaluate, classify predict, sweep, evaluate, compare, submit, predict,
-weights import, weights average, export, models, data mini-city, data check, data pack,
+weights import, weights average, weights push, export, models, data mini-city, data check, data pack,
 data next, data suspects
 """
 

@@ -53,8 +53,28 @@ class Average:
     """Replace the output file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Publish weights on the Hugging Face Hub with a card; hub:USER/NAME then names them everywhere."""
+
+    weights: tyro.conf.Positional[Path]
+    """A weight file of segmv3, or the folder of a run."""
+    name: tyro.conf.Positional[str]
+    """USER/NAME; it is made where it does not exist."""
+    licence: str | None = None
+    """Licence of the weights by its short name, such as apache-2.0; the card says what is not stated."""
+    data_licence: str | None = None
+    """Licence of the data that they were trained on, in words."""
+    private: bool = False
+    """Make a new one private."""
+    revision: str | None = None
+    """Branch to write to."""
+    dry_run: bool = False
+    """Print the card, and contact nobody."""
+
+
 def run(arguments: list[str]) -> None:
-    """Do `segmv3 weights list`, `segmv3 weights import` or `segmv3 weights average`."""
+    """Do `segmv3 weights list`, `import`, `average` or `push`."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name == "list":
         _list(parse(List, "segmv3 weights list", rest))
@@ -62,11 +82,16 @@ def run(arguments: list[str]) -> None:
         _import(parse(Import, "segmv3 weights import", rest))
     elif name == "average":
         _average(parse(Average, "segmv3 weights average", rest))
+    elif name == "push":
+        _push(parse(Push, "segmv3 weights push", rest))
     elif name in ("-h", "--help"):
-        print("usage: segmv3 weights list | import FILE_OR_NAME [-o FILE] [--into NET] | average FILE FILE ... -o FILE")
+        print(
+            "usage: segmv3 weights list | import FILE_OR_NAME [-o FILE] [--into NET] | average FILE FILE ... -o FILE | "
+            "push FILE USER/NAME"
+        )
     else:
         found = f"no weights command {name!r}" if name else "nothing to do for weights alone"
-        raise ConfigError(f"there is {found}; there are segmv3 weights list, import and average")
+        raise ConfigError(f"there is {found}; there are segmv3 weights list, import, average and push")
 
 
 _GROUPS = {
@@ -91,6 +116,26 @@ def _list(options: List) -> None:
             if entry.trained_on.startswith(group):
                 print_line(f"  {entry.name:<43}{entry.licence.partition(' (')[0]:<13}{entry.accuracy}")
     print_line("segmv3 weights list --json has addresses, digests, sources and whole licences.")
+
+
+def _push(options: Push) -> None:
+    """Raises: CheckpointError; nothing is sent then."""
+    from segmv3.screen import print_line
+    from segmv3.weights import hub
+
+    file, licence, data_licence = hub.weight_file(options.weights), options.licence, options.data_licence
+    if options.dry_run:
+        print(hub.model_card(file, hub.repository(options.name), licence=licence, data_licence=data_licence))
+        return
+    address = hub.push(
+        file,
+        options.name,
+        private=options.private or None,
+        revision=options.revision,
+        licence=licence,
+        data_licence=data_licence,
+    )
+    print_line(f"published {address}")
 
 
 def _average(options: Average) -> None:

@@ -245,12 +245,8 @@ def train(
             from segmv3.training.sizing import sized  # which takes steps itself
 
             config = sized(config, task, fabric, place, console)
-        settings = to_dict(config) | {
-            "train_set": task.train_set.fingerprint(),
-            "val_set": task.val_set.fingerprint(),
-            "processes": fabric.world_size,
-            **task.sources,
-        }
+        sets = {"train_set": task.train_set.fingerprint(), "val_set": task.val_set.fingerprint()}
+        settings = to_dict(config) | sets | {"processes": fabric.world_size, **task.sources}
         before = place.check(settings, extend=extend)
         if place.finished() and not before:
             console.say(f"{place.folder} is finished: {headline(task, place.metrics(task.metric.key))}")

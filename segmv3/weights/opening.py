@@ -14,6 +14,7 @@ from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Classifier, Model, Part
 from segmv3.models.segmenter import Segmenter
 from segmv3.screen import print_line
+from segmv3.weights.hub import PREFIX, pull
 from segmv3.weights.importing import Imported, import_weights
 from segmv3.weights.names import find
 
@@ -23,11 +24,11 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".pdparams")
 def open_weights(
     source: Path | str, *, variant: str | None = None, offline: bool = False, say: Callable[[str], None] = print_line
 ) -> Imported:
-    """Read a weight file of segmv3 or of another project, or fetch a published one by name.
+    """Read a weight file of segmv3 or of another project, or fetch one by its published name or `hub:USER/NAME`.
 
     Raises: CheckpointError for what is neither, cannot be had or cannot be read.
     """
-    path = Path(source)
+    path = Path(source := _local(source, offline=offline))
     if variant is not None and not path.exists():
         raise CheckpointError(f"--variant is for files; {source} says by its name what it is")
     if path.exists() or path.is_absolute() or path.suffix.lower() in _SUFFIXES:
@@ -44,6 +45,7 @@ def open_segmenter(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segm
 
     Raises: CheckpointError, as `open_weights`, and for weights of another kind.
     """
+    source = _local(source)
     if _is_ours(source):
         segmenter, card = checkpoint.load(source, parts)
         if new := card.facts.get("untrained"):
@@ -60,6 +62,7 @@ def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
 
     Raises: CheckpointError, as `open_weights`, and for weights of another kind.
     """
+    source = _local(source)
     if _is_ours(source):
         return checkpoint.load_classifier(source)
     return _imported(source, Classifier)
@@ -81,6 +84,11 @@ def colored(names: tuple[str, ...]) -> Classes:
     """Classes of these names in Cityscapes' colours where they are Cityscapes', else in evenly spaced ones."""
     cityscapes = cityscapes_classes()
     return cityscapes if names == cityscapes.names else replace(numbered_classes(len(names)), names=names)
+
+
+def _local(source: Path | str, *, offline: bool = False) -> Path | str:
+    """The file of a net on the Hub; anything else as it is."""
+    return pull(str(source), offline=offline) if str(source).startswith(PREFIX) else source
 
 
 def _is_ours(source: Path | str) -> bool:
