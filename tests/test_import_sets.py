@@ -155,6 +155,13 @@ def idd(root: Path) -> list[str | None]:
     return ["road", "car", "sky", None]
 
 
+def idd_level3(root: Path) -> list[str | None]:
+    for split in ("train", "val"):
+        picture(root / f"leftImg8bit/{split}/{len(split)}/024541_leftImg8bit.png")
+        quarters(root / f"gtFine/{split}/{len(split)}/024541_gtFine_labellevel3Ids.png", [0, 9, 25, 255])
+    return ["road", "car", "sky", None]
+
+
 def a2d2(root: Path) -> list[str | None]:
     for drive, camera in (("20180807_145028", "front_center"), ("20181204_170238", "side_left")):
         stamp, side = drive.replace("_", ""), camera.replace("_", "")
@@ -188,6 +195,7 @@ TREES: dict[str, tuple[Callable[[Path], list[str | None]], str, dict[str, int]]]
     "mapillary of 2017": (mapillary_of_2017, "mapillary-v1.2", {"train": 1, "val": 1, "test": 0}),
     "acdc": (acdc, "acdc", {"train": 4, "val": 4, "test": 0}),
     "idd": (idd, "idd", {"train": 2, "val": 1, "test": 0}),
+    "idd, level 3": (idd_level3, "idd-level3", {"train": 1, "val": 1}),
     "a2d2": (a2d2, "a2d2", {"": 4}),
     "comma10k": (comma10k, "comma10k", {"train": 2, "val": 1}),
 }
@@ -252,7 +260,7 @@ def test_native_keeps_the_classes_of_the_set(tmp_path: Path, tree: str, names: l
 
 
 def test_the_number_of_own_classes_is_the_published_one(tmp_path: Path) -> None:
-    for tree, count in (("idd", 26), ("a2d2", 36), ("mapillary 1.2", 65), ("mapillary 2.0", 123)):
+    for tree, count in (("idd", 26), ("idd, level 3", 26), ("a2d2", 36), ("mapillary 1.2", 65), ("mapillary 2.0", 123)):
         TREES[tree][0](tmp_path / tree)
         assert len(content(tmp_path / tree, native=True).legend.classes) == count
 
