@@ -345,11 +345,17 @@ def test_polygons_that_cannot_be_drawn_name_their_file(tmp_path: Path, text: str
 
 
 def test_an_archive_without_labels_says_what_was_looked_for(tmp_path: Path) -> None:
-    picture(tmp_path / "imgs/a.png")
-    with pytest.raises(
-        DataError, match=r"holds no image of comma10k with a label; looked for imgs/\*.png and masks/\*.png"
-    ):
+    picture(tmp_path / "imgs/0000_0085e9e41513078a_2018-08-19--13-26-08_11_864.png")
+    with pytest.raises(DataError, match=r"holds no image of comma10k with a label; looked for imgs/"):
         content(tmp_path)
+
+
+@pytest.mark.parametrize("folders", [("imgs", "masks"), ("training/images", "training/labels"), ("images", "labels")])
+def test_folders_of_usual_names_are_no_street_set(tmp_path: Path, folders: tuple[str, str]) -> None:
+    for name in ("0001", "0002"):
+        picture(tmp_path / folders[0] / f"{name}.png")
+        quarters(tmp_path / folders[1] / f"{name}.png", [0, 1, 2, 3])
+    assert reader_of(tmp_path, ImportSettings())[0].name == "masks"
 
 
 def test_cityscapes_itself_is_not_taken_for_idd(tmp_path: Path) -> None:
