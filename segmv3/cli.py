@@ -62,7 +62,7 @@ usage: segmv3 COMMAND ...
   benchmark metrics                                  how long scoring takes, beside other projects
   benchmark loader [--data.root DIR]                 how fast training samples are made, beside mmsegmentation's
   benchmark training                                 how fast nets train, beside plain loops of other projects
-  benchmark latency|peers|throughput|decode|paper    how fast the nets are here, stage by stage, beside other projects
+  benchmark latency|peers|throughput|video|decode|paper  how fast the nets are here, beside other projects
 
 segmv3 COMMAND --help shows the flags that people change, --help-all all of them; segmv3 --version prints the version.
 Exit codes: 0 done, 2 data or usage, 3 partial output, 4 environment or numerics, 129, 130 and 143 interrupted.

@@ -308,3 +308,19 @@ def _shown(value: object) -> str:
     except (RecursionError, ValueError):  # nested too deep; an integer of over 4,300 digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 40 else text[:40] + "..."
+
+
+def announced_classes(weights: Path) -> Classes | None:
+    """What a weight file of segmv3 says of its classes, read without torch and without a check of the rest.
+
+    Returns:
+        None where it says nothing that can be used: whoever opens the file finds out why.
+    """
+    try:
+        with weights.open("rb") as file:
+            text = file.read(min(int.from_bytes(file.read(8), "little"), 1_000_000))
+        header = json.loads(json.loads(text)["__metadata__"]["segmv3"])
+        names, colors = tuple(header["classes"]), tuple((int(r), int(g), int(b)) for r, g, b in header["palette"])
+        return Classes(tuple(map(class_name, names)), colors)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None

@@ -1,18 +1,25 @@
 """`segmv3 benchmark latency`, `peers`, `throughput`, `decode` and `paper`: what they print and leave behind."""
 
 import json
+import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import segmv3
-from benchmarks import paper, peers
+from benchmarks import paper, peers, video
 from segmv3.benchmark import timing
 from segmv3.benchmark.nets import Place
 from segmv3.benchmark.pictures import streets
 from segmv3.cli import main
+from segmv3.errors import ResourceError
 from segmv3.images import read_image, write_png
+from segmv3.labels import Classes
+from segmv3.media.encoding import VideoWriter
 from segmv3.models.zoo import PAPER_NETS, create_model
 
 SIZE = ["--size", "64", "128"]
@@ -49,7 +56,7 @@ def tables(shown):
 def test_help_lists_all_commands(capsys):
     assert main(["benchmark", "--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("latency", "peers", "throughput", "decode", "paper", "table", "metrics"):
+    for name in ("latency", "peers", "throughput", "video", "decode", "paper", "table", "metrics"):
         assert f"  {name} " in shown
 
 
@@ -330,3 +337,47 @@ def test_every_claim_is_of_nets_that_are_timed():
     assert {net for claim in paper.CLAIMS for net in (claim.net, claim.of)} <= set(paper.TIMED)
     strides = [paper.TIMED[name].backbone.output_stride for name in (paper.LARGE, "large_os32", "small_os32")]
     assert strides == [16, 32, 32]
+
+
+# --- videos ---
+
+STUB = """
+class YOLO:
+    def __init__(self, name): assert name == "yolo26n-sem.yaml"
+    def predict(self, clip, *, imgsz, save, **options):
+        print("a word of its own")
+        assert imgsz == (48, 64) and save
+        return iter(range(6))
+__version__ = "0.0"
+"""
+
+
+def test_a_clip_is_timed_beside_another_project(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+
+    class Black:
+        classes = Classes(("road",), ((128, 64, 128),))
+
+        def __call__(self, image):
+            return np.zeros(image.shape[:2], np.uint8)
+
+    with VideoWriter(tmp_path / "clip.webm", 15, (48, 64)) as clip:
+        for _ in range(6):
+            clip.write(np.zeros((48, 64, 3), np.uint8))
+    (tmp_path / "ultralytics.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    place = SimpleNamespace(folder=tmp_path, threads=1)
+    told = []
+    python, black = Path(sys.executable), cast(Any, Black())
+    options = {"ultralytics": python, "progress": lambda *step: told.append(step)}
+    rates = video.time_clip(tmp_path / "clip.webm", black, cast(Any, place), 2, **options)
+    assert [rate.name for rate in rates] == [
+        "frames in memory",
+        *(f"segmv3 predict, {name}" for name in ("webm", "mp4", "av1")),
+        "ultralytics 0.0, yolo26n-sem, its own predict",
+    ]
+    assert all(rate.frames == 6 and len(rate.costs) == 2 and rate.milliseconds("wall") > 0 for rate in rates)
+    assert len(told) == 10
+    (tmp_path / "ultralytics.py").write_text("raise ImportError('broken')")
+    with pytest.raises(ResourceError, match="the environment of --ultralytics cannot run its net"):
+        video.time_clip(tmp_path / "clip.webm", black, cast(Any, place), 2, **options)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmv3.cli import main
 from segmv3.data.datasets import find_split, opened
 from segmv3.data.settings import Data
 from segmv3.errors import ConfigError, OutputError, ResourceError
+from segmv3.files import make_folder
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
-from segmv3.labels import IGNORE, Classes, read_classes
+from segmv3.labels import IGNORE, Classes, announced_classes, read_classes
 from segmv3.media.draw import Style
 from segmv3.media.encoding import VideoWriter
 from segmv3.media.video import VideoReader
@@ -26,7 +28,7 @@ from segmv3.prediction.adapting import cropped, merged
 from segmv3.prediction.contract import Found
 from segmv3.prediction.merging import ids_of, read_merge
 from segmv3.prediction.results import KINDS
-from segmv3.prediction.shapes import brush_rle, largest_outline, polygons, runs
+from segmv3.prediction.shapes import brush_rle, largest_outline, polygons, runs, runs_down
 
 CLASSES = Classes(("road", "traffic light", "<sky> & co"), ((128, 64, 128), (250, 170, 30), (70, 130, 180)))
 SURE = 204  # of 255: 0.8
@@ -372,6 +374,9 @@ def test_frames_are_named_as_the_tools_name_them(drive: Path) -> None:
 def test_shapes_of_any_mask(shape: tuple[int, int], fill: float) -> None:
     mask = (np.random.default_rng(3).random(shape) < fill).astype(np.uint8)
     assert np.array_equal(from_runs(runs(mask).tolist(), shape), mask)
+    labels = np.where(mask, 7, np.arange(shape[1], dtype=np.uint8) % 3)
+    for train_id, counts in zip((0, 1, 7, 9), runs_down(labels, (0, 1, 7, 9)), strict=True):
+        assert counts.tolist() == runs((labels == train_id).astype(np.uint8).T).tolist()
     if mask.size < 5000 or fill in (0, 1):
         assert np.array_equal(unpacked(brush_rle(mask)).reshape(*shape, 4)[..., 3], mask * 255)
     if mask.size < 5000:
@@ -400,6 +405,39 @@ def test_classes_of_another_net_are_not_mixed(here: Path) -> None:
     other = Classes(("x", "y", "z"), CLASSES.colors)
     with pytest.raises(OutputError, match=r"out/classes.json has other classes; choose another --output"):
         predict_source("in/a.png", predict, other, Path("out"), save=["labels"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--save", "labels"],
+            "output: out/classes.json has other classes; choose another --output or add --overwrite",
+        ),
+        (["--save", "masks", "--classes", "rod"], "config: --classes: the net has no class 'rod'; did you mean road?"),
+        (["--blur", "car"], "config: --blur: the net has no class 'car'"),
+        (["--blur", "road"], "checkpoint: w.safetensors "),
+    ],
+)
+def test_what_class_names_decide_is_refused_before_the_net_is_opened(
+    options: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file ends after its header: to open it would be an error of its own."""
+    about = {"classes": CLASSES.names, "palette": CLASSES.colors, "format": 1}
+    header = json.dumps({"__metadata__": {"segmv3": json.dumps(about)}}).encode()
+    Path("w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert announced_classes(Path("w.safetensors")) == CLASSES
+    make_folder(Path("out"))
+    Path("out/classes.json").write_text('{"classes": [{"id": 0, "name": "x", "rgb": [1, 2, 3]}]}')
+    assert main(["predict", "in/a.png", "--weights", "w.safetensors", "-o", "out", *options]) == 2
+    assert capsys.readouterr().err.startswith(told)
+    assert [path.name for path in Path("out").iterdir()] == ["classes.json"]
+
+
+@pytest.mark.parametrize("data", [b"", b"12345678", b"\xff" * 99, (2).to_bytes(8, "little") + b"{}", b"\7" + bytes(99)])
+def test_a_file_that_announces_nothing(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(data)
+    assert announced_classes(tmp_path / "w") is None and announced_classes(tmp_path) is None
 
 
 # ---- merging, crops and names ----

@@ -30,21 +30,23 @@ _MUXING = {
     ".mp4": {"movflags": "hybrid_fragmented+frag_every_frame", **_AT_ONCE},
 }
 # Half of the cores, up to four: the net runs on the same ones.
-_THREADS = str(min(max((os.cpu_count() or 1) // 2, 1), 4))
+_COUNT = min(max((os.cpu_count() or 1) // 2, 1), 4)
+_THREADS = str(_COUNT)
 # All are tuned to keep up with a net, and give out each frame at once. The lower `crf`, the better the picture.
 _ENCODERS: dict[str, dict[str, dict[str, str]]] = {
     "VP9": {
         "libvpx-vp9": {
             **{"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "threads": _THREADS},
-            **{"row-mt": "1", "tile-columns": "2"},  # the encoder uses fewer where the picture is narrow
-            **{"crf": "32", "b": "0"},  # constant quality needs a bit rate of 0
+            # Tiles are for several threads and slow one down; the encoder uses fewer where the picture is narrow.
+            **({"row-mt": "1", "tile-columns": "2"} if _COUNT > 1 else {}),
+            **{"crf": "34", "b": "0"},  # constant quality needs a bit rate of 0
         }
     },
     "H.264": {
         "libopenh264": {"allow_skip_frames": "0", "rc_mode": "quality"},
         "h264_videotoolbox": {"realtime": "1", "q": "60"},
         "h264_mf": {"rate_control": "quality", "quality": "70"},
-        "libx264": {"preset": "veryfast", "tune": "zerolatency", "crf": "23", "threads": _THREADS},
+        "libx264": {"preset": "superfast", "tune": "zerolatency", "crf": "25", "threads": _THREADS},
     },
     "AV1": {
         "libsvtav1": {"preset": "12", "crf": "35", "svtav1-params": f"pred-struct=1:lookahead=0:lp={_THREADS}"},

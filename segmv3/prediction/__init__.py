@@ -5,12 +5,13 @@ Reading, prediction and writing overlap: the net runs in the caller's thread, th
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Error
 from segmv3.files import expanded, make_folder
@@ -32,6 +33,9 @@ Predict = Callable[[UInt8Array], Found]
 Progress = Callable[[int, int | None], None]
 """Called with (images or frames done, how many there are or None); a video's total is only announced."""
 
+Item = TypeVar("Item")
+Label = TypeVar("Label")
+Result = TypeVar("Result")
 _Failure = DataError | OutputError
 
 _PNG_THREADS = 2  # compressing a PNG can take as long as labelling it
@@ -130,8 +134,9 @@ def refuse_own_folder(source: str, output: Path) -> None:
         )
 
 
-def _refuse_conflicts(inputs: Sequence[Path], targets: Sequence[Path], overwrite: bool) -> None:
-    """Nothing of the user's is overwritten: inputs never, other files only when allowed."""
+def _refuse_conflicts(inputs: Sequence[Path], sinks: Sequence[Sink], overwrite: bool) -> list[Path]:
+    """Nothing of the user's is overwritten: inputs never, other files only when allowed. Returns: what is written."""
+    targets = [target for sink in sinks for target in sink.targets]
     originals = {os.path.realpath(path) for path in inputs}  # unlike resolve, of links that go round, too
     for target in targets:
         if os.path.realpath(target) in originals:
@@ -141,11 +146,43 @@ def _refuse_conflicts(inputs: Sequence[Path], targets: Sequence[Path], overwrite
     if existing:
         exist = "exists" if len(existing) == 1 else f"and {len(existing) - 1:,} more exist"
         raise OutputError(f"{existing[0]} {exist}; choose another --output or add --overwrite")
+    return targets
 
 
 def _open_net(job: Job) -> None:
     """Where there is no net, or it does not know a class, nothing is written either."""
     _ = job.classes, job.chosen, job.hidden
+
+
+@contextmanager
+def _working(
+    reading: AbstractContextManager[Iterator[Item]],
+    label: Callable[[Iterator[Item]], Iterator[Label]],
+    finish: Callable[[Label], Result],
+    sinks: Sequence[Sink],
+    written: list[Path],
+    threads: int = 1,
+    waiting: int = 2,
+) -> Iterator[Iterator[tuple[int, Result]]]:
+    """Read, label and finish pictures at the same time. However the block is left, what was finished is kept.
+
+    Args:
+        reading: opens the pictures.
+        label: a net over them.
+        finish: gives each to the sinks, in threads.
+        sinks: what is to be written.
+        written: gets the files that are there only at the end.
+        threads: that finish pictures.
+        waiting: pictures that may wait for a thread.
+
+    Yields:
+        The number of pictures done, and what `finish` made of the last one, for each in order.
+    """
+    try:
+        with reading as read, work_behind(finish, label(read), threads=threads, waiting=waiting) as finished:
+            yield enumerate(finished, 1)
+    finally:
+        written += finish_all(sinks)
 
 
 # ---- images ----
@@ -155,8 +192,7 @@ def _predict_images(
     images: PictureSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
 ) -> list[Path]:
     sinks = [kind.of_images(job, images.names) for kind in kinds]
-    targets = [target for sink in sinks for target in sink.targets]
-    _refuse_conflicts(images.paths, targets, job.overwrite)
+    targets = _refuse_conflicts(images.paths, sinks, job.overwrite)
     _open_net(job)
     for folder in sorted({job.output, *(target.parent for target in targets)}):
         make_folder(folder)
@@ -167,17 +203,12 @@ def _predict_images(
     def finish(shot: Shot | DataError) -> list[Any] | DataError:
         return shot if isinstance(shot, DataError) else [_tried(sink, shot) for sink in sinks]
 
-    try:
-        with (
-            read_ahead(images.pictures()) as read,
-            work_behind(finish, _label(images, read, predict, job), threads=_PNG_THREADS, waiting=0) as finished,
-        ):
-            for done, outcome in enumerate(finished, 1):
-                wrong = [outcome] if isinstance(outcome, DataError) else _noted(sinks, outcome, written)
-                failures += wrong[:1]  # one of each image
-                progress(done, len(images.names))
-    finally:
-        written += finish_all(sinks)
+    label = partial(_label, images, predict, job)
+    with _working(read_ahead(images.pictures()), label, finish, sinks, written, _PNG_THREADS, waiting=0) as finished:
+        for done, outcome in finished:
+            wrong = [outcome] if isinstance(outcome, DataError) else _noted(sinks, outcome, written)
+            failures += wrong[:1]  # one of each image
+            progress(done, len(images.names))
     if failures:
         raise _image_error(failures, len(images.names), job.output)
     return written
@@ -199,7 +230,7 @@ def _noted(sinks: Sequence[Sink], outcome: Sequence[Any], written: list[Path]) -
 
 
 def _label(
-    images: PictureSource, read: Iterable[UInt8Array | DataError], predict: Predict, job: Job
+    images: PictureSource, predict: Predict, job: Job, read: Iterable[UInt8Array | DataError]
 ) -> Iterator[Shot | DataError]:
     files = images.paths or [Path(name) for name in images.names]  # one from elsewhere has no path
     for name, path, image in zip(images.names, files, read, strict=True):
@@ -234,8 +265,7 @@ def _predict_video(
     video: FrameSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
 ) -> list[Path]:
     sinks = [kind.of_video(job, video.name) for kind in kinds]
-    targets = [target for sink in sinks for target in sink.targets]
-    _refuse_conflicts(video.paths, targets, job.overwrite)
+    targets = _refuse_conflicts(video.paths, sinks, job.overwrite)
     with video.open() as frames, ExitStack() as files:
         _open_net(job)
         make_folder(job.output)
@@ -253,12 +283,9 @@ def _predict_video(
                 yield job.shot(f"{number * job.every:06d}", frame, predict(frame), time=time, file=file)
 
         announced = frames.announced_frames and -(-frames.announced_frames // job.every)
-        try:
-            with _read(frames, job.every) as read, work_behind(finish, shots(read)) as finished:
-                for done, _ in enumerate(finished, 1):
-                    progress(done, announced)
-        finally:
-            finish_all(sinks)
+        with _working(_read(frames, job.every), shots, finish, sinks, []) as finished:
+            for done, _ in finished:
+                progress(done, announced)
     return targets
 
 

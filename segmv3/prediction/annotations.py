@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+import cv2
 import numpy as np
 
 from segmv3.errors import printable
@@ -18,7 +19,7 @@ from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.prediction.contract import Job, Shot
 from segmv3.prediction.gathering import Gathered, Piece
-from segmv3.prediction.shapes import box_of, brush_rle, polygons, runs
+from segmv3.prediction.shapes import box_of, brush_rle, polygons, runs, runs_down
 from segmv3.prediction.tables import mean_confidence
 
 
@@ -52,15 +53,16 @@ class Coco(Gathered):
 
     def piece(self, shot: Shot, index: int, job: Job) -> Piece:
         height, width = shot.labels.shape
-        found = []
-        for train_id, mask in _masks(shot, job):
+        found, masks = [], _masks(shot, job)
+        counts = runs_down(shot.labels, [train_id for train_id, _ in masks])
+        for train_id, mask in masks:
             if job.polygons:
                 segmentation: Any = [ring.round(2).ravel().tolist() for ring in polygons(mask)]
             else:
-                segmentation = {"size": [height, width], "counts": runs(mask.T).tolist()}
+                segmentation = {"size": [height, width], "counts": next(counts).tolist()}
             about = {
                 **{"id": 256 * index + train_id + 1, "image_id": index + 1, "category_id": train_id + 1},
-                **{"iscrowd": 0, "area": int(mask.sum()), "bbox": box_of(mask), "segmentation": segmentation},
+                **{"iscrowd": 0, "area": cv2.countNonZero(mask), "bbox": box_of(mask), "segmentation": segmentation},
             }
             found.append(json.dumps(about))
         image = {"id": index + 1, "file_name": _picture(shot), "width": width, "height": height}

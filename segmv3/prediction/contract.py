@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+import cv2
 import numpy as np
 
 from segmv3.images import UInt8Array
@@ -103,7 +104,7 @@ class Job:
 
     def occurring(self, labels: UInt8Array) -> list[int]:
         """The chosen classes that occur, by train id."""
-        present = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+        present = set(np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256])).tolist())
         return [train_id for train_id in self.chosen if train_id in present]
 
 

@@ -13,6 +13,7 @@ _COMMANDS = {
     "latency": "from an image file to the picture of its labels, stage by stage",
     "peers": "from an image to its labels, beside other projects, in the same run",
     "throughput": "images per second: batches, a folder, a video",
+    "video": "a video with reading, drawing and encoding, beside the net alone and Ultralytics' predict",
     "decode": "from low-resolution logits to labels, beside torch",
     "paper": "the MobileNetV3 paper's claims about speed",
     "loader": "training samples per second: from files, from a cache, by mmsegmentation's steps",
