@@ -96,7 +96,7 @@ class LiveReader:
 
     def _take(self) -> tuple[float, Callable[[], UInt8Array]]:
         """Wait for a frame, in steps: a signal can come between them."""
-        while True:
+        while not self._stop.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: self._newest or self._error, 0.5)
                 newest, self._newest = self._newest, None
@@ -106,6 +106,7 @@ class LiveReader:
                 return newest
             if error:
                 raise error
+        raise PartialVideoError(f"{self.name} is closed")
 
     def _fitted(self, pixels: UInt8Array) -> UInt8Array:
         if pixels.shape[:2] == self.size:

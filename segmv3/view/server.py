@@ -21,6 +21,7 @@ import cv2
 from segmv3.errors import OutputError, Segmv3Error
 from segmv3.images import UInt8Array
 from segmv3.view.views import Gallery, LayerKind, Live
+from segmv3.waiting import PATIENCE, giving_up
 
 _STATIC = {"": "index.html", "view.css": "view.css", "view.js": "view.js"}
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript"}
@@ -46,6 +47,8 @@ class Server(ThreadingHTTPServer):
         Raises:
             OutputError: the port is in use.
         """
+        self.one_at_a_time = threading.Lock()  # a page asks for all layers at once, and they are made together
+        self.reader: int | None = None  # the thread that makes them
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
@@ -53,9 +56,14 @@ class Server(ThreadingHTTPServer):
                 f"port {port} cannot be used ({error.strerror}); leave --port out, or name another"
             ) from None
         self.shown = shown
-        self.one_at_a_time = threading.Lock()  # a page asks for all layers at once, and they are made together
         self.token = secrets.token_urlsafe(12)
         self.url = f"http://127.0.0.1:{self.server_port}/{self.token}/"
+
+    def server_close(self) -> None:
+        """Stop, and let no thread read any more: what it reads from is closed next."""
+        super().server_close()
+        with giving_up(self.reader):
+            self.one_at_a_time.acquire(timeout=PATIENCE)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that turns away in the middle of an answer is no error."""
@@ -77,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(path.query).items()}
         try:
             with server.one_at_a_time if rest[:1] in (["item"], ["frame"]) else nullcontext():
+                server.reader = threading.get_ident()
                 content, kind = _answer(server.shown, rest, query)
         except Segmv3Error as error:
             self._send(409, str(error).encode(), "text/plain; charset=utf-8")
