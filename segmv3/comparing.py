@@ -17,14 +17,16 @@ from segmv3.records import read_json, typed
 from segmv3.report.comparison import Column, Rows, write_comparison
 from segmv3.report.plots import number
 from segmv3.report.samples import Sample
+from segmv3.report.sweep import shown
 from segmv3.results.ranking import ranking
 from segmv3.results.result import Result
 from segmv3.results.uncertainty import FEWEST_IMAGES
 from segmv3.results.uncertainty import compare as compare_results
 from segmv3.runtime import use_device
 from segmv3.training.manifest import read_manifest
+from segmv3.training.progress import duration
 from segmv3.training.run import LATER, Run, data_of
-from segmv3.training.summary import duration, shown, start_of
+from segmv3.training.summary import start_of
 
 _NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 _SILENT = (
@@ -248,10 +250,11 @@ def _facts(one: _One) -> dict[str, Any]:
         group, _, key = name.rpartition(".")
         (facts[group] if group else facts).setdefault(key, value)
     facts["training images"] = str(one.settings.get("train_set"))[:12]
-    if manifest:
-        facts["model"]["pretrained"] = start_of(manifest)
-        versions = {name: manifest["versions"].get(name) for name in ("segmv3", "commit", "torch")}
-        facts |= {"machine": {name: manifest["machine"].get(name) for name in ("device", "cpu")}, "versions": versions}
+    facts["model"]["pretrained"] = (
+        start_of(manifest) if manifest else facts["model"].get("pretrained") or "from scratch"
+    )
+    for part, names in (("machine", ("device", "cpu")), ("versions", ("segmv3", "commit", "torch"))):
+        facts[part] = {name: manifest.get(part, {}).get(name, "not recorded") for name in names}
     return facts
 
 

@@ -56,7 +56,7 @@ class RunConsole:
         if self.live and self._train is not None:
             self._progress.update(self._train, status=status)
         else:
-            self.say(f"step {entry['step']:,}/{self.steps:,}  {status}  left {_duration(seconds_left)}")
+            self.say(f"step {entry['step']:,}/{self.steps:,}  {status}  left {duration(seconds_left)}")
 
     @contextmanager
     def task(self, title: str) -> Iterator[Any]:
@@ -77,7 +77,8 @@ class RunConsole:
             self._progress.remove_task(bar)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`1h 02m`, `3m 20s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {rest:02}s"

@@ -4,10 +4,15 @@ import math
 from datetime import datetime
 from typing import Any
 
+from segmv3.report.sweep import shown
 from segmv3.settings import flat
+from segmv3.training.progress import duration
 
 _SAMPLES = 4
-_NO_AUGMENTATION = ("dataset", "root", "cache", "batch_size", "workers", "resize", "interpolation")
+_SILENT = (
+    *("dataset", "root", "cache", "batch_size", "workers", "resize", "interpolation"),
+    *("eval_every", "save_every", "log_every"),
+)
 _KINDS = dict.fromkeys(("Loss", "Schedule", "Distill", "Data", "ImageFolder", "Freeze"), "")
 _OF_POLICIES = {"power": "poly", "decay_rate": "step", "decay_every": "step"}
 _NEUTRAL = {"accumulate": 1, "head_lr": 1, "layer_decay": 1}
@@ -27,7 +32,7 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, str]:
     """
     settings, net, best = manifest["settings"], manifest["net"], manifest["best"]
     data, schedule = settings["data"], settings["schedule"]
-    cost = f", {net['gmacs']:.2f} GMACs at {size(net['gmacs_size'])}" if net["gmacs"] else ""
+    cost = f", {net['gmacs']:.2f} GMACs at {shown(net['gmacs_size'])}" if net["gmacs"] else ""
     versions = {name: version for name, version in manifest["versions"].items() if name not in ("segmv3", "commit")}
     config = " ".join(filter(None, (manifest["config_file"], manifest["config_commit"])))
     ended = manifest["status"] == "finished" and manifest["step"] < schedule["steps"]
@@ -37,10 +42,10 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, str]:
         "start": start_of(manifest),
         "data": _data(manifest),
         "optimiser": words(settings["optim"]),
-        "schedule": words({name: value for name, value in schedule.items() if _tells(name, schedule)}),
-        "loss": words(_used(settings["loss"])) if "loss" in settings else "cross-entropy",
+        "schedule": words(_told(schedule)),
+        "loss": words(_told(settings["loss"])) if "loss" in settings else "cross-entropy",
         "distillation": words(settings["distill"]) if settings.get("distill", {}).get("teacher") else "",
-        "augmentation": words({name: each for name, each in data.items() if _augments(name, data)}),
+        "augmentation": words(_told(data)),
         "frozen": words(settings.get("freeze", {})),
         "batch": f"{data['batch_size']} images, {settings['precision']}",
         "seed": str(settings["seed"]),
@@ -83,43 +88,11 @@ def words(settings: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def shown(value: Any) -> str:
-    """A value of a setting: 0.003, 512 x 1024, none."""
-    if isinstance(value, list):
-        whole = all(isinstance(each, int) for each in value)
-        return (" x " if whole else " / ").join(map(shown, value)) if len(value) <= 4 else f"{len(value)} values"
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _augments(name: str, data: dict[str, Any]) -> bool:
-    """Whether a setting of the data changes the samples."""
-    return name not in _NO_AUGMENTATION and (not name.startswith("extra_") or bool(data["extra_images"]))
-
-
-def _used(loss: dict[str, Any]) -> dict[str, Any]:
-    """A loss without the setting of a term that is off."""
-    return {name: value for name, value in loss.items() if name != "focal_gamma" or loss.get("focal")}
-
-
-def _tells(name: str, schedule: dict[str, Any]) -> bool:
-    """Whether a setting of the schedule changes the training: not how often it is scored or saved."""
-    if name in _OF_POLICIES:
-        return _OF_POLICIES[name] == schedule["policy"]
-    return name not in ("eval_every", "save_every", "log_every")
-
-
-def size(sides: list[int]) -> str:
-    """Height and width."""
-    return " x ".join(map(str, sides))
-
-
-def duration(seconds: float) -> str:
-    """`1 h 02 min`, `3 min 20 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+def _told(part: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a part that change the training, without those of what is switched off."""
+    off = {name for name, policy in _OF_POLICIES.items() if part.get("policy", policy) != policy}
+    off |= {name for name, of in (("focal_gamma", "focal"), ("extra_share", "extra_images")) if not part.get(of, True)}
+    return {name: value for name, value in part.items() if name not in off and name not in _SILENT}
 
 
 def _data(manifest: dict[str, Any]) -> str:
