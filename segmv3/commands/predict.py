@@ -81,7 +81,6 @@ class Predict(OnDevice, Trusting, OwnParts):
 def run(arguments: list[str]) -> None:
     options = parse(Predict, "segmv3 predict", arguments)
     options.import_parts()
-    from segmv3.labels import announced_classes
     from segmv3.media.draw import Style
     from segmv3.prediction import chosen_kinds, predict_source, refuse_own_folder
     from segmv3.prediction.merging import read_merge
@@ -89,10 +88,8 @@ def run(arguments: list[str]) -> None:
     from segmv3.screen import Screen
 
     kinds = chosen_kinds(_names(options.save))
-    _refuse_odd(options)
     merge = read_merge(options.merge) if options.merge else None
-    if classes := merge.classes if merge else announced_classes(Path(options.weights or "")):
-        _refuse_by_classes(options, kinds, classes)
+    _refuse_odd(options, kinds, merge)
     source: str | Source = options.source
     if options.raw or options.budget_ms:  # a budget has to know whether these are frames
         refuse_own_folder(options.source, options.output)
@@ -155,8 +152,8 @@ def _classes(net: "Predictor", merge: "Merge | None") -> "Classes":
     return merge.classes if merge else net.classes
 
 
-def _refuse_odd(options: Predict) -> None:
-    """Raises: ConfigError for values that cannot be meant."""
+def _refuse_odd(options: Predict, kinds: "Sequence[Kind]", merge: "Merge | None") -> None:
+    """Raises: ConfigError for values that cannot be meant; OutputError for labels of other classes in the output."""
     from segmv3.prediction.adapting import check_crop
 
     if not 0 <= options.alpha <= 1:
@@ -171,16 +168,18 @@ def _refuse_odd(options: Predict) -> None:
         check_crop(options.crop)
     if options.size:
         Settings(size=options.size).input_size()
+    _refuse_by_classes(options, kinds, merge)
 
 
-def _refuse_by_classes(options: Predict, kinds: "Sequence[Kind]", classes: "Classes") -> None:
-    """What the names of the classes are enough for is refused before the net is opened, which takes seconds.
-
-    Raises: ConfigError for a class that is not there; OutputError for labels of other classes in the output.
-    """
+def _refuse_by_classes(options: Predict, kinds: "Sequence[Kind]", merge: "Merge | None") -> None:
+    """What the names of the classes are enough for is refused before the net is opened, which takes seconds."""
+    from segmv3.labels import announced_classes
     from segmv3.media.draw import Style
     from segmv3.prediction.contract import Job
 
+    classes = merge.classes if merge else announced_classes(Path(options.weights or ""))
+    if classes is None:
+        return
     style = Style(blur=_names(options.blur))
     job = Job(classes, options.output, options.overwrite, style=style, only=_names(options.classes))
     _ = job.chosen, job.hidden
