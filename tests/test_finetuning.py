@@ -39,6 +39,7 @@ def _offline(monkeypatch):
 def paced(monkeypatch):
     """Steps take no time to measure: the plan is a function of the data alone."""
     monkeypatch.setattr(plan, "rehearse", lambda config, run, **where: PACE)
+    monkeypatch.setattr(plan, "_since", lambda began: 0.0)
 
 
 def weights(path, *names):
@@ -117,12 +118,20 @@ def test_the_steps_fit_the_time_with_everything_else_in_it(folder, tmp_path, pac
     assert any("5,847 steps fit" in line for line in made.lines)
 
 
+def test_a_slow_start_takes_its_time_from_the_steps(folder, tmp_path, paced, monkeypatch):
+    monkeypatch.setattr(plan, "_since", lambda began: 60.0)
+    made = plan.make_plan(Wanted(data=folder, minutes=10, device="cpu"), tmp_path / "run")
+    assert made.config.schedule.steps == int((600 - 60 - 60 - 10 * 3 * 0.01) / 0.1)
+    assert any("120 s are for this plan, the start and the report" in line for line in made.lines)
+
+
 def test_scoring_takes_a_tenth_of_the_time_at_most(folder, tmp_path, monkeypatch):
     for number in range(3, 40):
         image, labels = paint(number, (48, 64), 4)
         for kind, pixels in (("images", image), ("labels", labels)):
             write_png(folder / "val" / kind / f"scene_{number}.png", pixels)
     monkeypatch.setattr(plan, "rehearse", lambda config, run, **where: replace(PACE, image=1.0))
+    monkeypatch.setattr(plan, "_since", lambda began: 0.0)
     made = plan.make_plan(Wanted(data=folder, minutes=10, device="cpu"), tmp_path / "run")
     assert made.config.data.dataset == Divided(layout="folder", most=14)  # 58 s for 4 evaluations
     assert any("on 14 of the 40 val frames" in line for line in made.lines)
@@ -211,7 +220,7 @@ def test_a_backbone_gets_a_new_head(folder, tmp_path):
 
 def test_a_rehearsal_measures_and_writes_nothing(config, tmp_path):
     pace = rehearse(config, tmp_path / "run", device="cpu", threads=1)
-    assert pace.step > 0 and pace.image > 0 and 3 <= pace.steps <= 20 and pace.device == "1 CPU threads"
+    assert pace.step > 0 and pace.image > 0 and 3 <= pace.steps <= 20 and pace.device == "1 CPU thread"
     assert not (tmp_path / "run").exists()
 
 
@@ -224,6 +233,7 @@ def short(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "rehearse", lambda config, run, **where: replace(PACE, step=2.0))
     monkeypatch.setattr(plan, "_LEAST_STEPS", 2)
+    monkeypatch.setattr(plan, "_since", lambda began: 0.0)
     return ["--minutes", "0.4", "--device", "cpu", "--threads", "1"]
 
 

@@ -1,6 +1,7 @@
 """What fine-tuning will do: a config made of the data, the start and the time, and what to say of it."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ HELD_OUT = 0.2
 
 _EVALUATIONS, _LEAST_EVALUATIONS, _PATIENCE = 10, 4, 4
 _FOR_SCORES = 0.1  # share of the time that evaluations may take
-_FOR_THE_REST = 15.0  # seconds: start, the first batches, report
+_FOR_THE_REST = 15.0  # seconds at least: start, the first batches, report; where the plan took longer, as long again
 _LEAST_STEPS = 50
 _CROP_SHARE = 2 / 3  # of the image's height and width
 _MOST_PIXELS = {"cpu": 384 * 768, "cuda": 512 * 1024}  # of a crop
@@ -53,7 +54,7 @@ def make_plan(wanted: Wanted, run: Path, tell: Callable[[str, int, int], None] |
         CheckpointError: the start that was named cannot be used.
     """
     root, minutes, device, threads = wanted.data, wanted.minutes, wanted.device, wanted.threads
-    kind = use_device(device, threads).type
+    began, kind = time.monotonic(), use_device(device, threads).type
     data, divided = _data(root, wanted.dataset or layout_of(root))
     train, val = (open_dataset(data, split) for split in ("train", "val"))
     size = _usual_size(train, tell)
@@ -65,7 +66,7 @@ def make_plan(wanted: Wanted, run: Path, tell: Callable[[str, int, int], None] |
     chosen = start_for(wanted.start, kind, size)
     first = _untimed(data, chosen, pixels, size, kind, threads)
     pace = rehearse(first, run, device=device, threads=threads)
-    config, timing = _timed(first, chosen, pace, minutes, len(val))
+    config, timing = _timed(first, chosen, pace, minutes, _since(began), len(val))
     return Plan(
         config,
         (
@@ -142,18 +143,25 @@ def _weights(pixels: NDArray[np.int64]) -> tuple[float, ...]:
     return tuple(round(math.sqrt(middle / max(float(count), middle / 16)), 2) for count in pixels)
 
 
-def _timed(first: Config, start: Start, pace: Pace, minutes: float, images: int) -> tuple[Config, tuple[str, ...]]:
-    """The schedule that fits in the time, and what to say of it.
+def _since(began: float) -> float:
+    return time.monotonic() - began
+
+
+def _timed(
+    first: Config, start: Start, pace: Pace, minutes: float, spent: float, images: int
+) -> tuple[Config, tuple[str, ...]]:
+    """The schedule that fits in the time, of which some is spent, and what to say of it.
 
     Raises: ConfigError where that is too short for any.
     """
-    seconds = 60 * minutes - _FOR_THE_REST
+    rest = spent + max(_FOR_THE_REST, spent)
+    seconds = 60 * minutes - rest
     affordable = _FOR_SCORES * max(seconds, 0.0) / pace.image  # images scored in all
     evaluations = max(_LEAST_EVALUATIONS, min(_EVALUATIONS, int(affordable // images)))
     scored = min(images, max(10, int(affordable // evaluations)))
     steps = int((seconds - evaluations * scored * pace.image) / pace.step)
     if steps < _LEAST_STEPS:
-        needed = (_LEAST_STEPS * pace.step + _FOR_THE_REST + evaluations * scored * pace.image) / 60
+        needed = (_LEAST_STEPS * pace.step + rest + evaluations * scored * pace.image) / 60
         raise ConfigError(
             f"--minutes {minutes:g} leaves time for {max(0, steps)} steps of {pace.step:.2f} s; "
             f"give at least {math.ceil(10 * needed) / 10:g}"
@@ -170,7 +178,7 @@ def _timed(first: Config, start: Start, pace: Pace, minutes: float, images: int)
         warmup_steps=steps // 20,
         eval_every=every,
         save_every=max(1, every // 2),
-        log_every=max(1, every // 5),
+        log_every=max(1, min(50, steps // 20)),
         ema=min(0.999, 1 - 13 / steps) if steps > 130 else 0.9,
         patience=_PATIENCE,
     )
@@ -183,7 +191,7 @@ def _timed(first: Config, start: Start, pace: Pace, minutes: float, images: int)
         f"frames ({scored * pace.image:.1f} s); the best weights are kept; {_PATIENCE} scores in a row without a "
         "better one end the training early",
         f"time: {minutes:g} min. A step takes {pace.step:.2f} s ({pace.device}, mean of {pace.steps}), so {steps:,} "
-        f"steps fit; {_FOR_THE_REST:.0f} s are for the start and the report. The rate falls along these steps",
+        f"steps fit; {rest:.0f} s are for this plan, the start and the report. The rate falls along these steps",
     )
 
 
@@ -192,7 +200,7 @@ def _told_freezing(frozen: Freeze) -> tuple[str, ...]:
         return ()
     return (
         f"freezing: the head learns alone for {frozen.thaw_at:,} steps; then the backbone thaws, from its deepest "
-        f"stage on, one every {frozen.thaw_every:,} steps",
+        f"stage on, a stage every {frozen.thaw_every:,} steps",
     )
 
 

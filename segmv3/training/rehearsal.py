@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from segmv3.config import Config, Device
+from segmv3.data.listing import count_of
 from segmv3.runtime import use_device
 from segmv3.training.loop import step, train_batches
 from segmv3.training.processes import Setup, everywhere, launch
@@ -70,7 +71,10 @@ def rehearse(config: Config, run: Path, *, device: Device = "auto", threads: int
         task.count(net, fabric.device, range(images), lambda done, total: None)
         scoring = (_now(fabric.device) - before) / images
     kind = fabric.device.type
-    name = torch.cuda.get_device_name(fabric.device) if kind == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    name = (
+        torch.cuda.get_device_name(fabric.device) if kind == "cuda" else count_of(threads, "CPU thread", "CPU threads")
+    )
     return Pace(taken / number, scoring, name, number)
 
 
