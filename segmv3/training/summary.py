@@ -45,7 +45,7 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, str]:
         "schedule": words(_told(schedule)),
         "loss": words(_told(settings["loss"])) if "loss" in settings else "cross-entropy",
         "distillation": words(settings["distill"]) if settings.get("distill", {}).get("teacher") else "",
-        "augmentation": words(_told(data)),
+        "augmenting": words(_told(data)),
         "frozen": words(settings.get("freeze", {})),
         "batch": f"{data['batch_size']} images, {settings['precision']}",
         "seed": str(settings["seed"]),
@@ -84,7 +84,9 @@ def words(settings: dict[str, Any]) -> str:
         elif value is True:
             parts.append(plain)
         elif value not in _NOTHING and value != [] and _NEUTRAL.get(name) != value:
-            parts.append(f"{plain} {shown(value)}")
+            text = shown(value)
+            sides = not isinstance(value, list) or all(isinstance(each, int) for each in value)
+            parts.append(f"{plain} {text if sides else text.replace(' x ', ' / ')}")
     return ", ".join(parts)
 
 
