@@ -23,6 +23,7 @@ COUNTS = [
     ("small", {"width": 0.5}, 1_593_224, 24.19),
     ("large", {"minimal": True}, 3_924_288, 209.14),
     ("small", {"minimal": True}, 2_044_736, 52.29),
+    ("large", {"width": 1.5, "deep": True}, 14_622_320, 775.20),
     ("large", {"family": "rw"}, 5_479_918, 216.59),
     ("small", {"family": "showlo"}, 2_533_344, 56.505),
     ("large", {"family": "showlo"}, 5_474_848, 216.59),

@@ -74,6 +74,8 @@ class MobileNetV3(Backbone):
     size: Literal["large", "small"] = "large"
     width: float = 1.0
     """Multiplier of all channels; the result is rounded to multiples of 8. Published: 0.35, 0.5, 0.75, 1, 1.25."""
+    deep: bool = False
+    """A fifth more blocks in each stage and a second closing convolution (timm's mobilenetv3_large_150d, at width 1.5)."""
     minimal: bool = False
     """No squeeze-and-excite, no h-swish, 3x3 kernels only (TensorFlow's "minimalistic" nets)."""
     family: Literal["timm", "d-li14", "torchvision", "paddle", "rw", "showlo", "sqlai"] = "timm"
@@ -95,7 +97,7 @@ class MobileNetV3(Backbone):
 
     @property
     def title(self) -> str:
-        return f"MobileNetV3-{self.size}{' minimal' if self.minimal else ''}"
+        return f"MobileNetV3-{self.size}{' deep' if self.deep else ''}{' minimal' if self.minimal else ''}"
 
     @property
     def normalises_pooled(self) -> bool:
@@ -105,6 +107,7 @@ class MobileNetV3(Backbone):
         published = self.width == 1 or self.family not in ("showlo", "sqlai")
         return [
             _width_rule(self.width),
+            (not self.deep or (self.size, self.family) == ("large", "timm"), "deep", "is for timm's Large only"),
             (published, "width", f"must be 1: the family {self.family} has no other"),
             bn_eps_rule(self.bn_eps),
         ]

@@ -107,15 +107,20 @@ class Family:
 FAMILIES = {name: Family(**values) for name, values in _TABLE["families"].items()}
 
 
+def rows_of(net: MobileNetV3) -> tuple[Block, ...]:
+    """The paper's table, or that of the deeper Large."""
+    return _TABLES[f"{net.size}{'-deep' if net.deep else ''}"]
+
+
 def layout(net: MobileNetV3) -> tuple[Block, ...]:
     """The blocks of a net: the paper's table after width, variant, tail, output stride and dilation."""
     family = FAMILIES[net.family]
-    table = _TABLES[net.size]
-    places = dilated([row.stride for row in table], net.output_stride, dilate_first=net.dilate_first)
+    rows = rows_of(net)
+    places = dilated([row.stride for row in rows], net.output_stride, dilate_first=net.dilate_first)
     blocks: list[Block] = []
     table_in, channels = _STEM_CHANNELS, stem_channels(net)
-    for i, (row, (stride, dilation)) in enumerate(zip(table, places, strict=True)):
-        out, expanded, last = row.out, row.expanded, i - len(table) + _LAST_BLOCK
+    for i, (row, (stride, dilation)) in enumerate(zip(rows, places, strict=True)):
+        out, expanded, last = row.out, row.expanded, i - len(rows) + _LAST_BLOCK
         if net.tail != "full" and last >= 0:
             out //= 2
             if net.tail == "rf2" or last > 0:
@@ -259,7 +264,7 @@ class MobileNetV3Backbone(TappedMaps):
         same = net.padding == "same"
         blocks = layout(net)
         widths = [stem_channels(net), *(block.out for block in blocks)]
-        strides = list(accumulate((row.stride for row in _TABLES[net.size]), mul, initial=2))
+        strides = list(accumulate((row.stride for row in rows_of(net)), mul, initial=2))
         self.tap(taps, strides, widths, [block.expanded for block in blocks], deep_channels(net))
         self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=kind, stride=2, same=same)
         self.blocks = nn.ModuleList(
@@ -267,3 +272,5 @@ class MobileNetV3Backbone(TappedMaps):
             for width, block in zip(widths, blocks, strict=False)
         )
         self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()
+        if net.last and net.deep:
+            self.last.extend(conv_bn(self.channels[-1], self.channels[-1], norm=norm, activation=kind))

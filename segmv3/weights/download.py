@@ -62,7 +62,7 @@ class Published:
     def file(self) -> str:
         """What it is called in the cache and on a mirror."""
         *_, folder, name = urlsplit(self.url).path.split("/")
-        return name if self.sha256 else f"{folder}{Path(name).suffix}"  # PaddleSeg calls every file model.pdparams
+        return f"{folder}{Path(name).suffix}" if name == "model.pdparams" else name  # PaddleSeg calls every file so
 
 
 def fetch(

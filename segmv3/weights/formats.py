@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segmv3.models.backbones import MobileNetV3
-from segmv3.models.mobilenetv3 import layout, stem_channels
+from segmv3.models.mobilenetv3 import layout, rows_of, stem_channels
 from segmv3.models.nets import Classifier, Model, net_from_dict
 from segmv3.models.zoo import NETS, PAPER_NETS, state_shapes
 from segmv3.records import packaged
@@ -57,7 +57,7 @@ class Format:
             return {module: module for module in {name.rpartition(".")[0] for name in state_shapes(net, 1)}}
         assert isinstance(net.backbone, MobileNetV3)
         blocks, found = layout(net.backbone), dict[str, str]()
-        stages = [list(s) for _, s in groupby(layout(MobileNetV3(size=net.backbone.size)), key=lambda block: block.out)]
+        stages = [list(s) for _, s in groupby(rows_of(net.backbone), key=lambda row: row.out)]
         places = [(stage, place) for stage, rows in enumerate(stages) for place in range(len(rows))]
         channels = stem_channels(net.backbone)
         for i, (block, (stage, place)) in enumerate(zip(blocks, places, strict=True)):
