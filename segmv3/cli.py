@@ -5,7 +5,6 @@ inside them, so that `segmv3 --help` answers at once.
 """
 
 import errno
-import gc
 import io
 import os
 import signal
@@ -84,7 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
         for number in _SIGNALS:  # while the interpreter goes, an exception would end in a traceback
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda number, _: os._exit(128 + number))
-        gc.freeze()  # else the last search for garbage goes through all that torch made: a second
         return code
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
