@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from segmv3 import checkpoint
-from segmv3.config import SGD, Freeze, MobileNetV2, MobileNetV3, Model, Schedule, Timm
+from segmv3.config import SGD, AdamW, Freeze, MobileNetV2, MobileNetV3, Model, RMSProp, Schedule, Timm
 from segmv3.errors import ConfigError, ModelError
 from segmv3.models.zoo import create_model
 from segmv3.training.freezing import Freezing, layers_by_stride
@@ -116,6 +116,17 @@ def test_frozen_layers_stay_to_the_bit_and_the_others_move(config, tmp_path, cha
         assert {name for name in statistics if name.startswith(("backbone.stem", "backbone.blocks.2."))} <= same
         assert not any(name.startswith("backbone.blocks.9.") and "running" in name for name in same)
         assert not any(name.startswith("head.") and name.endswith("weight") for name in same)
+
+
+@pytest.mark.parametrize("optim", [SGD(lr=0.01), AdamW(), RMSProp(lr=0.01)], ids=str)
+def test_every_optimiser_takes_parameters_that_thaw(config, tmp_path, optim):
+    """In the middle of a group: the deepest stage has the head's rate."""
+    config = replace(config, freeze=Freeze(backbone=32, thaw_at=1, thaw_every=1), optim=optim)
+    config = replace(config, schedule=Schedule(steps=3, min_lr=0, eval_every=3, log_every=1))
+    train(config, tmp_path / "run", device="cpu", threads=1, quiet=True)
+    state, before = checkpoint.load_state(tmp_path / "run" / "state")["model"], start_of(config, tmp_path)
+    assert not torch.equal(state["backbone.last.0.weight"], before["backbone.last.0.weight"])
+    assert torch.equal(state["backbone.stem.0.weight"], before["backbone.stem.0.weight"])
 
 
 def test_statistics_alone_can_be_kept(config, tmp_path):

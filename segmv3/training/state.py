@@ -13,7 +13,7 @@ from segmv3.labels import Classes
 from segmv3.training.average import MovingAverage
 from segmv3.training.compiling import Compilation
 from segmv3.training.freezing import Freezing
-from segmv3.training.optim import Schedule, build_optimizer
+from segmv3.training.optim import SGD, Schedule, build_optimizer
 from segmv3.training.processes import Setup, everywhere
 from segmv3.training.recompute import recompute
 from segmv3.training.sync_bn import synchronise
@@ -145,7 +145,9 @@ def fresh(setup: Setup) -> State:
     )
     scaler: torch.amp.GradScaler | None = getattr(fabric.strategy.precision, "scaler", None)  # fp16 has one
     # a fused optimiser takes the scale out of the gradients itself: too late to clip them
-    optimizer = build_optimizer(module, config.optim, fused=not (scaler and schedule.clip_norm))
+    # and torch's fused SGD fails where some parameters of a group have no momentum yet, as those that thaw
+    thaws = config.freeze.thaw_at is not None and isinstance(config.optim, SGD)
+    optimizer = build_optimizer(module, config.optim, fused=not thaws and not (scaler and schedule.clip_norm))
     model, optimizer = fabric.setup(module, optimizer)
     if task.entry != "forward":
         model.mark_forward_method(task.entry)
