@@ -92,7 +92,9 @@ def test_a_file_without_a_published_digest_is_kept_by_what_came_first(tmp_path, 
 def test_every_entry_is_of_a_net_that_can_be_imported():
     known = {variant.name for kind in formats() for variant in kind.variants()}
     for name in published():
-        assert name.removesuffix("_scratch").removesuffix("_v2").removesuffix("_in21k").removesuffix("_ssld") in known, name
+        assert (
+            name.removesuffix("_scratch").removesuffix("_v2").removesuffix("_in21k").removesuffix("_ssld") in known
+        ), name
 
 
 def test_unknown_names_get_near_ones():
