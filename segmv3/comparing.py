@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segmv3.checkpoint import differences
-from segmv3.config import Data, Device
+from segmv3.config import Device
 from segmv3.errors import ConfigError, DataError, shortened
 from segmv3.evaluation.run import Evaluation, open_evaluation
 from segmv3.evaluation.settings import Settings
-from segmv3.labels import Classes
 from segmv3.records import read_json, typed
 from segmv3.report.comparison import Column, Rows, write_comparison
 from segmv3.report.plots import number
@@ -27,6 +26,9 @@ from segmv3.training.manifest import read_manifest
 from segmv3.training.progress import duration
 from segmv3.training.run import LATER, Run, data_of
 from segmv3.training.summary import start_of
+
+if TYPE_CHECKING:
+    import torch
 
 _NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 _SILENT = (
@@ -111,45 +113,33 @@ def compare(
     notes = _refuse_unlike(opened)
     tables = {"runs": _runs(opened), "settings": _settings(opened)}
     scored = [each for each in opened if each.metrics.get("classes") and each.key == "miou"]
-    samples: list[list[Sample]] = []
-    captions: list[str] = []
-    classes: Classes | None = None
+    pictures: dict[str, Any] = {"samples": [], "captions": [], "classes": None}
     if scored:
         tables["classes"] = _classes(opened)
     if len(scored) == len(opened) and score:
+        settings, place = Settings(limit=score), Path(data_root) if data_root else None
         try:
-            root = data_of(opened[0].run, opened[0].settings, Path(data_root) if data_root else None)
-            evaluations = [_evaluation(each, root, score, device, threads) for each in opened]
+            evaluations = _evaluations(opened, place, settings, use_device(device, threads))
         except DataError as error:
             notes.append(f"no pictures and no intervals: {shortened(error.args[0], 200)}; --data-root names its folder")
         else:
             results = [_result(each, one, progress) for each, one in zip(evaluations, opened, strict=True)]
             tables["differences"] = _differences(opened, results, resamples, seed)
-            if any(result.fps for result in results):
-                tables["runs"].header.append("images/s")
-                for row, result in zip(tables["runs"].rows, results, strict=True):
-                    row.append((_percent(result.fps), False))
-            samples, captions = _samples(opened, evaluations, results, images)
-            classes = evaluations[0].dataset.classes
+            _add_speed(tables["runs"], results)
+            pictures = _pictures(opened, evaluations, results, images)
     elif score and scored:
         notes.append("no pictures and no intervals: not every run has scores yet")
-    page = write_comparison(
-        Path(output),
-        dpi=dpi,
-        columns=[Column(each.name, _points(each)) for each in opened],
-        metric="mIoU" if opened[0].key == "miou" else "top-1",
-        tables=tables,
-        scores=_by_class(opened) if scored else None,
-        samples=samples,
-        classes=classes,
-        captions=captions,
-        title="Comparison of " + ", ".join(each.run.folder.resolve().name for each in opened),
-        conditions=_conditions(opened),
-        notes=notes,
-        resamples=resamples,
-        fewest=FEWEST_IMAGES,
-    )
+    words = _words(opened) | {"notes": notes, "resamples": resamples, "fewest": FEWEST_IMAGES}
+    columns, scores = [Column(each.name, _points(each)) for each in opened], _by_class(opened) if scored else None
+    page = write_comparison(Path(output), dpi=dpi, columns=columns, tables=tables, scores=scores, **words, **pictures)
     return Compared(page, tables, notes)
+
+
+def _evaluations(
+    opened: list[_One], data_root: Path | None, settings: Settings, device: "torch.device"
+) -> list[Evaluation]:
+    root = data_of(opened[0].run, opened[0].settings, data_root)
+    return [open_evaluation(root, one.run.best, settings, device) for one in opened]
 
 
 def _open(folders: list[Path]) -> list[_One]:
@@ -301,10 +291,6 @@ def _differences(opened: list[_One], results: list[Result], resamples: int, seed
     return Rows(f"IoU points to {opened[0].name}, 95 % interval, on {where}", header, rows)
 
 
-def _evaluation(one: _One, data: Data, score: int, device: Device, threads: int | None) -> Evaluation:
-    return open_evaluation(data, one.run.best, Settings(limit=score), use_device(device, threads))
-
-
 def _result(evaluation: Evaluation, one: _One, progress: Progress | None) -> Result:
     """The scores of a run: those of a result file in its folder where there is a fitting one, else measured now."""
     count, digest = evaluation.count, evaluation.facts["weights_sha256"]
@@ -318,9 +304,22 @@ def _result(evaluation: Evaluation, one: _One, progress: Progress | None) -> Res
     return evaluation.run(progress=lambda what, done, total: tell(f"score {one.name}", done, total))
 
 
-def _samples(
-    opened: list[_One], evaluations: list[Evaluation], results: list[Result], count: int
-) -> tuple[list[list[Sample]], list[str]]:
+def _words(opened: list[_One]) -> dict[str, Any]:
+    """What the page says of all runs."""
+    names = ", ".join(each.run.folder.resolve().name for each in opened)
+    metric = "mIoU" if opened[0].key == "miou" else "top-1"
+    return {"metric": metric, "title": f"Comparison of {names}", "conditions": _conditions(opened)}
+
+
+def _add_speed(table: Rows, results: list[Result]) -> None:
+    """Images a second, where a result file of a run holds them."""
+    if any(result.fps for result in results):
+        table.header.append("images/s")
+        for row, result in zip(table.rows, results, strict=True):
+            row.append((_percent(result.fps), False))
+
+
+def _pictures(opened: list[_One], evaluations: list[Evaluation], results: list[Result], count: int) -> dict[str, Any]:
     """What each run makes of the images whose mIoU differs most between them, and captions with these scores."""
     scores = [{image.name: image.miou for image in ranking(result)} for result in results]
     names = [name for name in scores[0] if all(name in side for side in scores)]
@@ -331,7 +330,8 @@ def _samples(
         "mIoU " + ", ".join(f"{one.name.split()[0]} {side[name]:.1f}" for one, side in zip(opened, scores, strict=True))
         for name in names
     ]
-    return [list(each) for each in zip(*sides, strict=True)], captions
+    samples = [list(each) for each in zip(*sides, strict=True)]
+    return {"samples": samples, "captions": captions, "classes": evaluations[0].dataset.classes}
 
 
 def _points(one: _One) -> list[dict[str, float]]:

@@ -82,9 +82,6 @@ def adapt(
         progress: called with what is being done, how much of it is done, and how much there is.
         quiet: no lines of the training.
 
-    Returns:
-        What was measured before and after.
-
     Raises:
         Segmv3Error: before anything is written, for what cannot be used.
         PartialOutputError: the labelled part got worse; `output` is not written, the work lies in `run`.
@@ -93,55 +90,71 @@ def adapt(
     run = Path(run) if run else Path("runs") / f"adapt-{output.stem}"
     on = use_device(device, threads)
     net, card = open_segmenter(weights)
-    source, labelled = (data_in(Path(each)) if isinstance(each, Path | str) else each for each in (source, labelled))
     streets, own = _streets(str(frames), run)
-    asked, labelled = to_dict(settings) | {"weights": card.sha256, "source": None}, labelled or own
-    if source:
-        train_set = open_dataset(source, "train")
-        card = checkpoint.in_order(card, net, train_set.classes, Path(weights))
-        checkpoint.check_classes(card, train_set.classes, Path(weights))
-        asked["source"] = train_set.fingerprint()
-        if text := _overlap(streets, train_set):
-            raise DataError(f"{text}, which has labels for them: leave these out, or leave out --source")
+    source, labelled = (data_in(Path(each)) if isinstance(each, Path | str) else each for each in (source, labelled))
+    card, known = _check_source(source, streets, net, card, Path(weights)) if source else (card, None)
+    scored = _scored_parts(labelled or own, source, streets)
+    how: dict[str, Any] = {"device": device, "threads": threads}
+    before = {name: evaluate(data, weights, progress=progress, **how).miou for name, data in scored.items()}
+    make_folder(output.parent)
+    work = _Work(make_folder(run), settings, card, source, progress)
+    files = [[str(path), path.stat().st_size] for path in streets.paths]
+    work.claim(to_dict(settings) | {"weights": card.sha256, "source": known, "frames": files})
+    old, student = net.to(on), Path(weights)
+    for number in range(1, settings.rounds + 1):
+        config, place = work.config(number, streets, net, student), run / f"round-{number}" / "run"
+        student = train(config, place, quiet=quiet, **how).weights
+        net = checkpoint.load(student)[0].to(on)
+    after = {name: evaluate(data, student, progress=progress, **how).miou for name, data in scored.items()}
+    if "labelled" not in scored:
+        before, after = before | work.look(old), after | work.look(net)
+    found = Adapted(output, len(visible_files(work.images)), before, after)
+    _refuse_worse(found, student)
+    _write(net, card, Path(weights), found, to_dict(settings) | {"source": source.root.name if source else None})
+    return found
+
+
+def _refuse_worse(found: Adapted, student: Path) -> None:
+    """Raises: PartialOutputError where the labelled part has a lower score than before."""
+    before, after = (scores.get("labelled", 0.0) for scores in (found.before, found.after))
+    if after < before:
+        raise PartialOutputError(
+            f"{found.weights} is not written: on the labelled part it has {after:.2f} % mIoU, {before:.2f} before; "
+            f"the weights lie in {student}"
+        )
+
+
+def _check_source(
+    source: Data, streets: ImageSource | VideoSource, net: Segmenter, card: Card, weights: Path
+) -> tuple[Card, str]:
+    """The card with its classes in the order of the source's, and the source's fingerprint.
+
+    Raises: DataError for frames that the source has labels for; CheckpointError for other classes.
+    """
+    train_set = open_dataset(source, "train")
+    card = checkpoint.in_order(card, net, train_set.classes, weights)
+    checkpoint.check_classes(card, train_set.classes, weights)
+    if text := _overlap(streets, train_set):
+        raise DataError(f"{text}, which has labels for them: leave these out, or leave out --source")
+    return card, train_set.fingerprint()
+
+
+def _scored_parts(labelled: Data | None, source: Data | None, streets: ImageSource | VideoSource) -> dict[str, Data]:
+    """What is scored before and after."""
     scored = {"labelled": labelled} if labelled else {}
     if source and find_split(source, "val").pairs and source != labelled:
         scored["source"] = source
     if labelled and (text := _overlap(streets, open_dataset(labelled, "val"))):
-        warnings.warn(Segmv3Warning(f"data: {text}: the net adapts to what it is scored on"), stacklevel=2)
+        warnings.warn(Segmv3Warning(f"data: {text}: the net adapts to what it is scored on"), stacklevel=3)
+    return scored
 
-    def score(net: Path | str) -> dict[str, float]:
-        named: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
-        return {name: evaluate(data, net, **named).miou for name, data in scored.items()}
 
-    before = score(weights)
-    make_folder(output.parent)
-    work = _Work(make_folder(run), settings, card, source, progress)
-    work.claim(asked | {"frames": [[str(path), path.stat().st_size] for path in streets.paths]})
-    old, student = net.to(on), Path(weights)
-    for number in range(1, settings.rounds + 1):
-        config = work.config(number, streets, net, student)
-        student = train(config, run / f"round-{number}" / "run", device=device, threads=threads, quiet=quiet).weights
-        net = checkpoint.load(student)[0].to(on)
-    after = score(student)
-    if not labelled:
-        before, after = before | work.look(old), after | work.look(net)
-    elif after["labelled"] < before["labelled"]:
-        raise PartialOutputError(
-            f"{output} is not written: on the labelled part it has {after['labelled']:.2f} % mIoU, "
-            f"{before['labelled']:.2f} before; the weights lie in {student}"
-        )
-    count = len(visible_files(work.images))
-    facts: dict[str, Any] = {
-        "frames": count,
-        "source": source.root.name if source else None,
-        "before": before,
-        "after": after,
-    }
-    origin = {"file": Path(weights).name, "sha256": card.sha256} | origins(card.facts)
-    facts = {"adapted_from": origin, "adaptation": to_dict(settings) | facts}
+def _write(net: Segmenter, card: Card, weights: Path, found: Adapted, settings: dict[str, Any]) -> None:
+    origin = {"file": weights.name, "sha256": card.sha256} | origins(card.facts)
+    measured = {"frames": found.frames, "before": found.before, "after": found.after}
+    facts: dict[str, Any] = {"adapted_from": origin, "adaptation": settings | measured}
     facts |= {name: card.facts[name] for name in ("net", "config") if name in card.facts}
-    checkpoint.save(net, output, classes=card.classes, **facts)
-    return Adapted(output, count, before, after)
+    checkpoint.save(net, found.weights, classes=card.classes, **facts)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from operator import mul
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -273,4 +273,7 @@ class MobileNetV3Backbone(TappedMaps):
         )
         self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()
         if net.last and net.deep:
-            self.last.extend(conv_bn(self.channels[-1], self.channels[-1], norm=norm, activation=kind))
+            self.last = nn.Sequential(
+                *cast(nn.Sequential, self.last),
+                *conv_bn(self.channels[-1], self.channels[-1], norm=norm, activation=kind),
+            )

@@ -231,15 +231,10 @@ def write_comparison(
     for name, draw in draws.items():
         charts[name] = Chart(figures / f"{name}.png", lambda theme, draw=draw: pixels_of(draw(theme), theme))  # type: ignore[misc]
         export(draw(LIGHT), figures / f"{name}.png", dpi)
-    pictures, found = [], set[int]()
+    found = set[int]()
     if samples and classes:
         export(image_grid(samples, columns, classes, LIGHT), figures / "images.png", dpi)
         found = present([shrunk(each) for runs in samples for each in runs], classes)
-        for runs in samples:
-            blocks = [_cells(runs, start, columns, classes) for start in range(0, len(columns), _BLOCK)]
-            pictures.append(
-                (runs[0].name, [[(what, _address(what, each)) for what, each in block] for block in blocks])
-            )
     write_tables(sheets, tables)
     return write_page(
         folder / PAGE,
@@ -248,12 +243,20 @@ def write_comparison(
         metric=metric,
         axes=list(_AXES.values()),
         tables=tables,
-        pictures=pictures,
+        pictures=[_blocks(runs, columns, classes) for runs in samples] if classes else [],
         present=[(classes.names[i], classes.colors[i]) for i in sorted(found)] if classes else [],
         wide=min(len(columns), _BLOCK) + 1,
         dpi=dpi,
         **values,
     )
+
+
+def _blocks(
+    runs: Sequence[Sample], columns: Sequence[Column], classes: Classes
+) -> tuple[str, list[list[tuple[str, str]]]]:
+    """The name of an image, and its rows of captions and pictures for the page."""
+    blocks = [_cells(runs, start, columns, classes) for start in range(0, len(columns), _BLOCK)]
+    return runs[0].name, [[(what, _address(what, each)) for what, each in block] for block in blocks]
 
 
 def _address(what: str, picture: UInt8Array | None) -> str:
