@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from segmv3.models.zoo import create_model as create_model
     from segmv3.runtime import Predictor as Predictor
     from segmv3.runtime import load as load
+    from segmv3.runtime.classifying import load_classifier as load_classifier
     from segmv3.selection.choosing import select_frames as select_frames
     from segmv3.training.loop import train as train
 
@@ -58,6 +59,7 @@ _ROOMS = {
     "finetune": "segmv3.finetuning.run",
     "import_data": "segmv3.data.importing.run",
     "load": "segmv3.runtime",
+    "load_classifier": "segmv3.runtime.classifying",
     "load_config": "segmv3.config",
     "overlay": "segmv3.media.draw",
     "read_image": "segmv3.images",

@@ -6,6 +6,7 @@ A weight file is one safetensors file whose header says everything needed to use
 import contextlib
 import hashlib
 import json
+import re
 import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -136,12 +137,20 @@ def _loaded(path: Path | str, kind: type[Model | Classifier], parts: Iterable[Pa
 def check_kind(net: Model | Classifier, wanted: type[Model | Classifier], source: Path | str) -> None:
     """Raises: CheckpointError for a classifier where a segmentation net is wanted, and the other way round."""
     if not isinstance(net, wanted):
-        kind = (
-            "a classifier: use it with segmv3 classify, or as --model.pretrained"
-            if wanted is Model
-            else "a segmentation net: use it with segmv3 predict or segmv3 evaluate"
-        )
-        raise CheckpointError(f"{source} is {kind}")
+        raise wrong_kind(source, classifier=wanted is Model)
+
+
+def wrong_kind(source: Path | str, *, classifier: bool) -> CheckpointError:
+    """What to say of a net that a command for the other kind of net was given.
+
+    Args: classifier: what the net is.
+    """
+    kind = (
+        "a classifier: use it with segmv3 classify predict or segmv3 classify evaluate"
+        if classifier
+        else "a segmentation net: use it with segmv3 predict or segmv3 evaluate"
+    )
+    return CheckpointError(f"{source} is {kind}")
 
 
 def file_bytes(path: Path, most: int, whose: str) -> bytes:
@@ -330,3 +339,36 @@ def check_classes(card: Card, classes: Classes, path: Path) -> None:
             )
         pair = next((a, b) for a, b in zip(card.names, classes.names, strict=True) if a != b)
         raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")
+
+
+def check_folders(card: Card, classes: tuple[str, ...], path: Path | str) -> None:
+    """Refuse weights for other classes than those of a data set.
+
+    ImageNet's folders are WordNet ids and weights often carry readable names: a thousand of each are taken to be
+    the same classes in the same order, which is the usual one.
+
+    Raises: CheckpointError saying what differs.
+    """
+    if len(card.names) != len(classes):
+        raise CheckpointError(
+            f"{path} tells {len(card.names)} classes apart, the data has {len(classes)} class folders"
+        )
+    if card.names == classes:
+        return
+    if are_numbered(card.names):
+        warnings.warn(
+            Segmv3Warning(f"{path} names no classes; the n-th class folder ({classes[0]} first) is taken for the n-th"),
+            stacklevel=2,
+        )
+        return
+    if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        warnings.warn(
+            Segmv3Warning(
+                f"{path}: the class folders are WordNet ids; the n-th of them is taken for the n-th class "
+                f"({classes[0]} for {card.names[0]!r})"
+            ),
+            stacklevel=2,
+        )
+        return
+    pair = next((a, b) for a, b in zip(card.names, classes, strict=True) if a != b)
+    raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")

@@ -45,6 +45,7 @@ usage: segmv3 COMMAND ...
   classify train CONFIG [--run DIR]                  train a backbone on ImageNet, or any folder of pictures
   classify evaluate --weights FILE --data.root DIR   top-1 and top-5
   classify predict IMAGE ... --weights FILE          what is in a picture
+  classify prepare DIR --labels FILE -o DIR          ImageNet's validation pictures into class folders
   weights import FILE_OR_NAME [-o FILE]              load another project's weights, or published ones
   weights list                                       the published weights that can be used by name
   weights average FILE FILE ... -o FILE              the mean of several runs' weights

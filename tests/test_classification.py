@@ -32,14 +32,15 @@ from segmv3.config import (
     load_config,
     to_dict,
 )
+from segmv3.data import class_folders
+from segmv3.data.class_folders import check_pictures, check_same_classes, open_pictures
 from segmv3.data.loader import batches as batches_of
 from segmv3.data.transforms import transform
+from segmv3.data.view import center_crop
 from segmv3.errors import CheckpointError, ConfigError, DataError, ModelError, Segmv3Warning
-from segmv3.imagenet import pictures as pictures_module
-from segmv3.imagenet.pictures import PictureSamples, check_pictures, check_same_classes, open_pictures
-from segmv3.imagenet.scoring import accuracies, check_classes, count_hits
+from segmv3.imagenet.scoring import accuracies, count_hits
 from segmv3.imagenet.task import class_cross_entropy
-from segmv3.imagenet.transforms import center_crop, train_transforms
+from segmv3.imagenet.transforms import PictureSamples, train_transforms
 from segmv3.models.zoo import NETS, create_classifier, create_model
 from segmv3.training.average import MovingAverage
 from segmv3.training.loop import train
@@ -100,7 +101,7 @@ def test_classes_and_order_are_torchvisions(pictures, experiment):
     for junk in ("._bird_0.JPEG", ".hidden.png", "notes.txt"):
         (pictures / "train" / "bird" / junk).touch()
     with pytest.warns(Segmv3Warning, match=r"train: left out 1 hidden \(first: bird/.hidden.png\)"):
-        ours = open_pictures(experiment.data, "train")
+        ours = open_pictures(experiment.data.root, "train")
     (pictures / "train/bird/.hidden.png").unlink()
     theirs = TorchvisionFolder(pictures / "train")
     assert ours.classes == tuple(theirs.classes) == tuple(COLORS)
@@ -109,42 +110,42 @@ def test_classes_and_order_are_torchvisions(pictures, experiment):
     assert len(ours) == 25 and (np.diff(ours.targets) >= 0).all()
     assert len(pickle.loads(pickle.dumps(ours))) == 25
     (pictures / "train" / "dog" / "dog_5.JPEG").unlink()
-    assert open_pictures(experiment.data, "train").fingerprint() != ours.fingerprint()
+    assert open_pictures(experiment.data.root, "train").fingerprint() != ours.fingerprint()
 
 
 def test_pictures_are_left_out_of_no_class_without_a_word(pictures, experiment):
     folder = pictures / "train"
-    whole = len(open_pictures(experiment.data, "train"))
+    whole = len(open_pictures(experiment.data.root, "train"))
     (folder / "bird").rename(pictures / "elsewhere")
     (folder / "bird").symlink_to(pictures / "elsewhere")
     (folder / "bird" / "back").symlink_to(folder)  # leads round
-    assert len(open_pictures(experiment.data, "train")) == whole
+    assert len(open_pictures(experiment.data.root, "train")) == whole
     picture((1, 2, 3), 5).save(folder / "loose.png")
     (folder / "bird" / "a.heic").write_bytes(b"?")
     os.mkfifo(folder / "bird" / "b.png")
     says = r"left out 1 \.heic, 1 no regular file, 1 outside the class folders \(first: bird/a.heic\)"
     with pytest.warns(Segmv3Warning, match=says):
-        assert len(open_pictures(experiment.data, "train")) == whole
+        assert len(open_pictures(experiment.data.root, "train")) == whole
     (folder / "tree").symlink_to(pictures / "gone")
     with pytest.raises(DataError, match="tree is a link to nowhere"):
-        open_pictures(experiment.data, "train")
+        open_pictures(experiment.data.root, "train")
     (folder / "tree").unlink()
     (folder / "bi\u200brd").mkdir()
     with pytest.raises(DataError, match=r"U\+200B .*rename the folder"):
-        open_pictures(experiment.data, "train")
+        open_pictures(experiment.data.root, "train")
 
 
 def test_one_class_is_nothing_to_learn(pictures, experiment):
     for path in list((pictures / "val").iterdir())[1:]:
         shutil.rmtree(path)
     with pytest.raises(DataError, match="val has one class"):
-        open_pictures(experiment.data, "val")
+        open_pictures(experiment.data.root, "val")
 
 
 def test_what_is_wrong_with_a_folder_is_named(pictures, experiment, tmp_path):
     def says(root: Path, split: str = "train") -> str:
         with pytest.raises(DataError) as error:
-            open_pictures(replace(experiment.data, root=root), split)
+            open_pictures(root, split)
         return str(error.value)
 
     assert "does not exist" in says(tmp_path / "nowhere")
@@ -163,7 +164,7 @@ def test_what_is_wrong_with_a_folder_is_named(pictures, experiment, tmp_path):
     assert "1 class folder holds no image" in says(pictures) and "first: eel" in says(pictures)
     picture((9, 9, 9), 0).save(pictures / "train" / "eel" / "a.jpg")
     with pytest.raises(DataError, match=r"1 only in train \(first: eel\)$"):
-        check_same_classes(*(open_pictures(experiment.data, split) for split in ("train", "val")))
+        check_same_classes(*(open_pictures(experiment.data.root, split) for split in ("train", "val")))
 
 
 def test_odd_files_of_imagenet_are_read_and_damaged_ones_named(pictures, experiment):
@@ -171,7 +172,7 @@ def test_odd_files_of_imagenet_are_read_and_damaged_ones_named(pictures, experim
     picture(COLORS["cat"], 0).convert("CMYK").save(folder / "cat_0.JPEG")  # some of ILSVRC's are
     picture(COLORS["cat"], 0).save(folder / "cat_1.JPEG", format="PNG")  # and one is a PNG
     picture(COLORS["cat"], 0).convert("L").save(folder / "cat_2.JPEG")
-    val = open_pictures(experiment.data, "val")
+    val = open_pictures(experiment.data.root, "val")
     check_pictures(val)
     images = [val.read(index)[0] for index in range(6, 9)]
     assert all(image.shape == (40, 52, 3) and image.dtype == np.uint8 for image in images)
@@ -210,7 +211,7 @@ def test_training_crops_have_the_asked_area_and_one_size(experiment):
 
 def digests(experiment: Classification, **changes) -> list[str]:
     data = replace(experiment.data, **changes)
-    batches = batches_of(PictureSamples(open_pictures(data, "train"), data, 3), data, start=0, stop=7)
+    batches = batches_of(PictureSamples(open_pictures(data.root, "train"), data, 3), data, start=0, stop=7)
     return [hashlib.sha256(i.numpy().tobytes() + t.numpy().tobytes()).hexdigest() for i, t, _ in batches]
 
 
@@ -218,7 +219,7 @@ def test_batches_do_not_depend_on_workers(experiment):
     whole = digests(experiment)
     assert digests(experiment, workers=2) == whole and len(set(whole)) == 7
     data = experiment.data
-    pictures = open_pictures(data, "train")
+    pictures = open_pictures(data.root, "train")
     [(images, targets, colors)] = batches_of(PictureSamples(pictures, data, 3), data, start=6, stop=7)
     assert hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).hexdigest() == whole[6]
     assert images.shape == (4, 3, 32, 32) and images.dtype == torch.uint8 and targets.dtype == torch.int64
@@ -303,7 +304,7 @@ def test_a_net_learns_colours_and_leaves_what_it_promises(experiment, tmp_path):
     model, card = checkpoint.load_classifier(run / "best.safetensors")
     assert card.names == tuple(COLORS) and card.facts["score"]["top1"] == best["top1"]
     assert card.facts["config"]["kind"] == "Classification" and card.facts["step"] == best["step"]
-    val = open_pictures(longer.data, "val")
+    val = open_pictures(longer.data.root, "val")
     hits = count_hits(model, val, longer.data, device=torch.device("cpu"))
     assert (
         accuracies(hits, val, longer.data)["top1"] == best["top1"]
@@ -339,7 +340,7 @@ def test_segmentation_averages_and_drops_out_exactly_too(config, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_the_check_did_not_see_stops_the_run_with_its_state(experiment, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(pictures_module, "_CHECKED", 1)
+    monkeypatch.setattr(class_folders, "_CHECKED", 1)
     path = experiment.data.root / "train" / "cat" / "cat_3.JPEG"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -370,7 +371,7 @@ def test_top_1_and_top_5_are_the_plain_computation(experiment, tmp_path):
             color = tuple(int(v) for v in np.random.default_rng([target, i]).integers(0, 255, 3))
             picture(color, i, (36, 36 + i)).save(root / "val" / f"c{target}" / f"{i}.png")
     data = replace(experiment.data, root=root)
-    val = open_pictures(data, "val")
+    val = open_pictures(data.root, "val")
     torch.manual_seed(1)
     model = create_classifier(experiment.model, 7).eval()
     torch.nn.init.normal_(model.classifier.weight, 0, 1)
@@ -397,13 +398,13 @@ def test_top_1_and_top_5_are_the_plain_computation(experiment, tmp_path):
 def test_weights_for_other_classes_are_refused(recwarn):
     names = tuple(f"thing {i}" for i in range(1000))
     folders = tuple(f"n{i:08d}" for i in range(1000))
-    check_classes(checkpoint.Card(names), names, "w")
+    checkpoint.check_folders(checkpoint.Card(names), names, "w")
     with pytest.warns(Segmv3Warning, match="n00000000 for 'thing 0'"):
-        check_classes(checkpoint.Card(names), folders, "w")
+        checkpoint.check_folders(checkpoint.Card(names), folders, "w")
     with pytest.raises(CheckpointError, match="tells 1000 classes apart, the data has 4"):
-        check_classes(checkpoint.Card(names), tuple(COLORS), "w")
+        checkpoint.check_folders(checkpoint.Card(names), tuple(COLORS), "w")
     with pytest.raises(CheckpointError, match="'bat' where the data has 'bird'"):
-        check_classes(checkpoint.Card(("apple", "bat")), ("apple", "bird"), "w")
+        checkpoint.check_folders(checkpoint.Card(("apple", "bat")), ("apple", "bird"), "w")
 
 
 # --- configs and command line ---
@@ -527,9 +528,45 @@ def test_mistakes_are_one_line(experiment, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "prepare"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["classify", command, "--help"])
     assert stop.value.code == 0 and f"usage: segmv3 classify {command}" in capsys.readouterr().out
     assert main(["classify", "--help"]) == 0
+
+
+def test_loose_pictures_are_sorted(tmp_path, capsys):
+    from scipy.io import savemat
+
+    loose, kit = tmp_path / "loose", tmp_path / "kit" / "data"
+    loose.mkdir(), kit.mkdir(parents=True)
+    for i in range(1, 5):
+        picture(COLORS["apple"], i).save(loose / f"ILSVRC2012_val_{i:08d}.JPEG")
+    kind = [(name, object) for name in ("ID", "WNID", "words", "gloss", "children")]
+    rows = [(1, "n01440764", "tench", "fish", 0), (2, "n01443537", "goldfish", "fish", 0), (3, "n0", "all", "all", 2)]
+    savemat(kit / "meta.mat", {"synsets": np.array(rows, kind)})
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n2\n2\n")
+    prepare = ("classify", "prepare", loose, "--labels")
+    assert main([*map(str, prepare), str(kit.parent), "-o", str(tmp_path / "in" / "val")]) == 0
+    assert "linked 4 pictures into 2 class folders" in capsys.readouterr().out
+    val = open_pictures(tmp_path / "in", "val")
+    assert val.classes == ("n01440764", "n01443537") and val.targets.tolist() == [0, 1, 1, 1]
+    assert val.path(0).name.endswith("2.JPEG")
+    table = tmp_path / "val.csv"
+    lines = [f"ILSVRC2012_val_{i:08d},n{i % 2} 1 2 3 4" for i in range(1, 5)]
+    table.write_text("\n".join(["ImageId,PredictionString", *lines]))
+    assert main([*map(str, prepare), str(table), "-o", str(tmp_path / "in" / "test")]) == 0
+    assert open_pictures(tmp_path / "in", "test").targets.tolist() == [1, 0, 1, 0]
+
+    new = ("-o", tmp_path / "new")
+    capsys.readouterr()
+    assert "exists; choose another" in fails(capsys, *prepare, table, "-o", tmp_path / "in" / "val")
+    assert "has no data/ILSVRC2012" in fails(capsys, *prepare, tmp_path, *new)
+    table.write_text("image,class\nILSVRC2012_val_00000001,../../up\n")
+    assert "cannot be the name of a folder" in fails(capsys, *prepare, table, *new)
+    table.write_text("image,class\nILSVRC2012_val_00000001.JPEG,fire truck\n")
+    assert "3 of 4 have no class in" in fails(capsys, *prepare, table, *new)
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n")
+    assert "has 2 lines, but there are 4 pictures" in fails(capsys, *prepare, kit, *new)
+    assert not (tmp_path / "new").exists()

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import segmv3
 from segmv3.commands.export import run
@@ -201,12 +202,92 @@ def test_bad_input_is_one_line(weights, folder, tmp_path, capsys, monkeypatch):
     assert stop.value.code == 2
 
 
-def test_a_classifier_is_refused(tmp_path):
+@pytest.fixture
+def classifier(tmp_path):
+    """A net of three colours, with the folders of its pictures."""
     from segmv3.models.zoo import create_backbone
 
-    segmv3.save(create_backbone("small", num_classes=3), tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="is a classifier"):
-        export(tmp_path / "c.safetensors", "onnx", tmp_path / "c.onnx")
+    torch.manual_seed(0)
+    model = create_backbone("small", num_classes=3, width=0.35)
+    torch.nn.init.normal_(model.classifier.weight, 0, 1)
+    view = {"resize": 36, "crop_size": [32, 32], "interpolation": "bicubic"}
+    segmv3.save(model, tmp_path / "c.safetensors", classes=("red", "green", "blue"), config={"data": view})
+    for split in ("train", "val"):
+        for place, name in enumerate(("red", "green", "blue")):
+            (tmp_path / "colours" / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng([place, i]).integers(0, 90, (40, 52, 3), np.uint8)
+                pixels[..., place] += 120
+                Image.fromarray(pixels).save(tmp_path / "colours" / split / name / f"{i}.png")
+    return tmp_path / "c.safetensors"
+
+
+def test_a_classifier_is_proved_and_opened_again(classifier, tmp_path, capsys):
+    from segmv3.cli import main
+
+    path, colours = tmp_path / "c.onnx", tmp_path / "colours"
+    assert main(["export", str(classifier), "--to", "onnx", "-o", str(path), "--data.root", str(colours)]) == 0
+    assert "before the file: shorter side to 36 (bicubic), then the middle 32x32" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "c.onnx.receipt.json").read_text())
+    assert facts["view"] == {"resize": 36, "crop_size": [32, 32], "interpolation": "bicubic"}
+    assert facts["agreement"]["scored_images"] == 12 and facts["output"] == "class-logits"
+    assert facts["agreement"]["top1_reference"] == facts["agreement"]["top1_candidate"]
+    assert all(size["top1_agreement"] == 100 for size in facts["agreement"]["sizes"])
+    assert max(size["max_logit_difference"] for size in facts["agreement"]["sizes"]) < 1e-3
+
+    image = segmv3.read_image(colours / "val" / "red" / "0.png")
+    there, here = segmv3.load_classifier(path), segmv3.load_classifier(classifier)
+    assert there.card.names == ("red", "green", "blue") and there.view == here.view
+    assert torch.allclose(there.probabilities(image), here.probabilities(image), atol=1e-5)
+    assert [name for name, _ in there(image)] == [name for name, _ in here(image)]
+    scores = []
+    for weights in (path, classifier):
+        out = tmp_path / "scores.json"
+        evaluate = [
+            "classify",
+            "evaluate",
+            "--weights",
+            str(weights),
+            "--data.root",
+            str(colours),
+            "--output",
+            str(out),
+        ]
+        assert main([*evaluate, "--overwrite", "--data.resize", "36", "--data.crop-size", "32", "32"]) == 0
+        scores.append(json.loads(out.read_text()))
+    assert scores[0]["classes"] == scores[1]["classes"]
+    assert scores[0]["backend"] == "onnxruntime" and scores[1]["backend"] == "torch"
+
+
+def test_each_kind_of_net_is_told_its_commands(classifier, weights, folder, tmp_path, capsys, monkeypatch):
+    from segmv3.cli import main
+
+    def fails(*arguments):
+        assert main([str(argument) for argument in arguments]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    exported, streets = tmp_path / "c.onnx", tmp_path / "s.onnx"
+    segmv3.export(classifier, exported, target="onnx", size=(48, 48))
+    segmv3.export(weights, streets, target="onnx", size=(64, 64))
+    assert json.loads((tmp_path / "c.onnx.receipt.json").read_text())["view"]["resize"] == 54
+    picture = tmp_path / "colours" / "val" / "red" / "0.png"
+    with pytest.raises(CheckpointError, match="is a classifier: use it with segmv3 classify predict"):
+        segmv3.load(exported)
+    assert "is a segmentation net: use it with segmv3 predict" in fails(
+        "classify", "predict", picture, "--weights", streets
+    )
+    root = ("--data.root", tmp_path / "colours")
+    sized = fails("classify", "evaluate", "--weights", exported, *root, "--data.resize", 36, "--data.crop-size", 32, 32)
+    assert "takes images of 48x48 (height x width) only" in sized
+    again = ("export", classifier, "--to", "onnx", "-o", tmp_path / "n.onnx")
+    assert "leave --output-kind out" in fails(*again, "--output-kind", "labels")
+    assert "found no class folders" in fails(*again, "--data.root", folder, "--split", "test")
+    monkeypatch.setattr("segmv3.runtime.loading.find_spec", lambda name: None)
+    assert "needs onnxruntime" in fails("classify", "predict", picture, "--weights", exported)
+    monkeypatch.undo()
+    (tmp_path / "c.onnx.receipt.json").unlink()
+    assert "has no c.onnx.receipt.json beside it" in fails("classify", "predict", picture, "--weights", exported)
+    assert main(["classify", "predict", str(picture), "--weights", str(exported), "--trust", "--top", "1"]) == 0
 
 
 @pytest.mark.parametrize(

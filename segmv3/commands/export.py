@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,8 +15,11 @@ from segmv3.convert.targets import NAMES
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
+    from segmv3.convert.graph import Net
     from segmv3.exporting import Exported
     from segmv3.exporting.pictures import Pictures
     from segmv3.screen import Screen
@@ -28,7 +31,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A data set whose images and labels prove the export."""
+    """A data set whose images and labels prove the export; for a classifier pictures in one folder a class."""
 
     root: Path | None = None
     """The folder that holds it."""
@@ -105,15 +108,23 @@ def run(arguments: list[str]) -> None:
     _report(exported, console)
 
 
-def _pictures(options: Export) -> Pictures | None:
+def _pictures(options: Export) -> Pictures | Callable[[Net], Pictures] | None:
     from segmv3.data.sources import data_in
-    from segmv3.exporting import labelled, photographs
+    from segmv3.exporting import in_folders, labelled, photographs
+    from segmv3.models.segmenter import Segmenter
 
     if options.images:
         return photographs(options.images, options.limit)
     if root := options.data.root:
         whole = options.to.endswith("int8")
-        return labelled(data_in(root, options.data.dataset), options.split, options.limit, whole=whole)
+        how: dict[str, Any] = {"limit": options.limit, "whole": whole}
+
+        def of(net: Net) -> Pictures:
+            if isinstance(net, Segmenter):
+                return labelled(data_in(root, options.data.dataset), options.split, **how)
+            return in_folders(root, options.split, **how)
+
+        return of
     return None
 
 
@@ -124,6 +135,17 @@ def _report(exported: Exported, console: Screen) -> None:
         console.say(
             f"mIoU {agreement.miou_candidate:.3f}, PyTorch {agreement.miou_reference:.3f}, "
             f"on {agreement.scored_images} labelled images"
+        )
+    if agreement.top1_candidate is not None:
+        console.say(
+            f"top-1 {agreement.top1_candidate:.3f}, PyTorch {agreement.top1_reference:.3f}, "
+            f"on {agreement.scored_images} pictures in class folders"
+        )
+    if view := facts["view"]:
+        height, width = view["crop_size"]
+        console.say(
+            f"before the file: shorter side to {view['resize']} ({view['interpolation']}), "
+            f"then the middle {height}x{width}"
         )
     if "latency_ms" in facts:
         height, width = facts["latency_ms"]["size"]
@@ -141,7 +163,13 @@ def _table(exported: Exported) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for column in ("size", "images", "largest logit difference", "relative RMS", "same labels"):
+    for column in (
+        "size",
+        "images",
+        "largest logit difference",
+        "relative RMS",
+        "same top-1" if exported.facts["view"] else "same labels",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for found in exported.agreement.sizes:
         table.add_row(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segmv3.convert.graph import Net as Net
 from segmv3.convert.graph import Output, needs_fixed_size
 from segmv3.convert.metadata import FilePrecision
 from segmv3.convert.metadata import Metadata as Metadata
@@ -50,6 +51,8 @@ class Target:
     """The arithmetic that the file asks for."""
     calibrated: ClassVar[bool] = False
     """Whether `write` needs images of the kind that the net will see."""
+    classifiers: ClassVar[bool] = False
+    """Whether `write` takes classifiers too, whose only output is "class-logits"."""
     runs_code: ClassVar[bool] = False
     """Whether opening a stranger's file can run code. Such a file is opened with `trust` only."""
     baseline: ClassVar["Target | None"] = None
@@ -61,7 +64,7 @@ class Target:
         """All files of an export, the one that is named first."""
         return (path,)
 
-    def refuse(self, model: Segmenter, size: Size | None) -> None:
+    def refuse(self, model: Any, size: Size | None) -> None:
         """Refuse a net or a size that this kind of file cannot hold.
 
         Args:
@@ -72,6 +75,8 @@ class Target:
             ModelError: with what to do instead.
         """
         name = net_name(model.config)
+        if not (self.classifiers or isinstance(model, Segmenter)):
+            raise ModelError(f"the {self.name} export takes segmentation nets only, this is a {name}")
         if size is None:
             if needs_fixed_size(model):
                 raise ModelError(
@@ -85,7 +90,7 @@ class Target:
             )
 
     def write(
-        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+        self, model: Any, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
     ) -> None:
         """Write a net.
 

@@ -6,10 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmv3.models.classifier import ImageClassifier
 from segmv3.models.fold import folded
 from segmv3.models.segmenter import Segmenter
 
-Output = Literal["low-logits", "logits", "labels"]
+Output = Literal["low-logits", "logits", "labels", "class-logits"]
+"""The last one is a classifier's."""
+
+Net = Segmenter | ImageClassifier
 
 INPUT = "image"
 """The name of a graph's one input."""
@@ -21,7 +25,7 @@ class Graph(nn.Module):
     Args: model: left as it is. output: what comes out.
     """
 
-    def __init__(self, model: Segmenter, output: Output) -> None:
+    def __init__(self, model: Net, output: Output) -> None:
         super().__init__()
         self.model = folded(model)
         self.output: Output = output
@@ -32,8 +36,10 @@ class Graph(nn.Module):
 
         Args: image: uint8 N x H x W x 3, RGB.
         Returns: float32 N x C x h x w at the head's own resolution ("low-logits"), float32 N x C x H x W ("logits"),
-            or uint8 N x H x W ("labels").
+            uint8 N x H x W ("labels"), or float32 N x C ("class-logits").
         """
+        if isinstance(self.model, ImageClassifier):
+            return self.model(image.permute(0, 3, 1, 2)).float()
         # moved while a pixel is one byte; as a float it would be four
         logits = self.model.low_logits(image.permute(0, 3, 1, 2)).float()
         if self.output == "low-logits":
@@ -42,9 +48,9 @@ class Graph(nn.Module):
         return logits if self.output == "logits" else logits.argmax(1).to(torch.uint8)
 
 
-def needs_fixed_size(model: Segmenter) -> bool:
+def needs_fixed_size(model: Net) -> bool:
     """Whether the net pools over windows. Their number is part of the graph, so the size of the image is fixed."""
-    return model.config.head.fixed_size
+    return isinstance(model, Segmenter) and model.config.head.fixed_size
 
 
 def example(size: tuple[int, int] | None) -> Tensor:

@@ -21,12 +21,11 @@ from segmv3.convert import onnx as onnx_file
 from segmv3.convert import openvino as openvino_file
 from segmv3.convert.base import Say, Target
 from segmv3.convert.extras import import_nncf, openvino_core, scratch_folder, silence
-from segmv3.convert.graph import INPUT
+from segmv3.convert.graph import INPUT, Net
 from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
 from segmv3.errors import DataError, ModelError
 from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
-from segmv3.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import openvino
@@ -67,7 +66,7 @@ class OnnxInt8(_Int8, onnx_file.Onnx):
     baseline: ClassVar[Target | None] = onnx_file.Onnx()
 
     def write(
-        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+        self, model: Net, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
     ) -> None:
         say("convert in fp32")
         data = onnx_file.to_onnx(model, replace(metadata, precision="fp32"))
@@ -83,7 +82,7 @@ class OpenVinoInt8(_Int8, openvino_file.OpenVino):
     baseline: ClassVar[Target | None] = openvino_file.OpenVino()
 
     def write(
-        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+        self, model: Net, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
     ) -> None:
         say("convert in fp32")
         converted = openvino_file.to_openvino(model, replace(metadata, precision="fp32"))

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from segmv3.checkpoint import Card, package_version, source_commit
-from segmv3.convert.graph import Output
+from segmv3.convert.graph import Net, Output
 from segmv3.errors import CheckpointError
 from segmv3.labels import Classes, Color
-from segmv3.models.nets import Model, net_from_dict
-from segmv3.models.segmenter import Segmenter
+from segmv3.models.nets import Classifier, Model, net_from_dict
 from segmv3.records import from_json, typed
 from segmv3.settings import to_dict
 
@@ -44,6 +43,8 @@ class Metadata:
     version: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the weight file knew of itself: score, data set, origin."""
+    view: dict[str, Any] = field(default_factory=dict)
+    """Of a classifier: how a picture becomes its input, the fields of `segmv3.data.view.View`."""
 
     @property
     def classes(self) -> Classes:
@@ -65,7 +66,14 @@ class Metadata:
 
 
 def describe(
-    model: Segmenter, card: Card, output: Output, size: tuple[int, int] | None, *, source: str, precision: FilePrecision
+    model: Net,
+    card: Card,
+    output: Output,
+    size: tuple[int, int] | None,
+    *,
+    source: str,
+    precision: FilePrecision,
+    view: dict[str, Any] | None = None,
 ) -> Metadata:
     """The metadata of an export of this net."""
     return Metadata(
@@ -80,6 +88,7 @@ def describe(
         commit=source_commit(),
         version=package_version(),
         facts=card.facts,
+        view=view or {},
     )
 
 
@@ -108,7 +117,11 @@ def from_text(text: str | None, path: object) -> Metadata:
             raise ValueError("its size is no size")
         if not all(name.isprintable() for name in metadata.names):
             raise ValueError("a class name is no text")
-        _ = metadata.classes  # their rules hold
+        classifies = metadata.output == "class-logits"
+        if classifies != (metadata.model.get("kind") == Classifier.__name__):
+            raise ValueError("its output is of another kind than its net")
+        if not classifies:
+            _ = metadata.classes  # their rules hold
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path} says nothing of use about itself ({reason}); export it again") from None

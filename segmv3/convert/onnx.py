@@ -9,13 +9,12 @@ import torch
 
 from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
 from segmv3.convert.extras import scratch_folder, silence
-from segmv3.convert.graph import INPUT, Graph, example
+from segmv3.convert.graph import INPUT, Graph, Net, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.convert.openvino import open_openvino
 from segmv3.errors import CheckpointError, ModelError
 from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
-from segmv3.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import onnx
@@ -29,13 +28,14 @@ class Onnx(Target):
     """One file for ONNX Runtime, which OpenVINO opens too."""
 
     name: ClassVar[str] = "onnx"
+    classifiers: ClassVar[bool] = True
     suffix: ClassVar[str] = ".onnx"
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     extra: ClassVar[str] = "export"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
     def write(
-        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+        self, model: Net, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
     ) -> None:
         write_bytes(path, to_onnx(model, metadata))
 
@@ -69,7 +69,7 @@ class Onnx(Target):
         return is_safe(path)
 
 
-def to_onnx(model: Segmenter, metadata: Metadata) -> bytes:
+def to_onnx(model: Net, metadata: Metadata) -> bytes:
     """Convert a net.
 
     Args: metadata: says which output and size; its text is kept in the file's metadata_props.
@@ -154,6 +154,7 @@ def _name_output_axes(graph: "onnx.GraphProto", metadata: Metadata) -> None:
         "low-logits": ("batch", len(metadata.names), "low_height", "low_width"),
         "logits": ("batch", len(metadata.names), "height", "width"),
         "labels": ("batch", "height", "width"),
+        "class-logits": ("batch", len(metadata.names)),
     }
     for axis, name in zip(graph.output[0].type.tensor_type.shape.dim, names[metadata.output], strict=True):
         if isinstance(name, int):

@@ -11,12 +11,11 @@ import torch
 
 from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
 from segmv3.convert.extras import import_openvino, openvino_core, scratch_folder, silence
-from segmv3.convert.graph import INPUT, Graph, example
+from segmv3.convert.graph import INPUT, Graph, Net, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError
 from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
-from segmv3.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import openvino
@@ -29,6 +28,7 @@ class OpenVino(Target):
     """Two files for OpenVINO."""
 
     name: ClassVar[str] = "openvino"
+    classifiers: ClassVar[bool] = True
     suffix: ClassVar[str] = ".xml"
     needs: ClassVar[tuple[str, ...]] = ("openvino",)
     extra: ClassVar[str] = "export"
@@ -38,7 +38,7 @@ class OpenVino(Target):
         return (path, path.with_suffix(".bin"))
 
     def write(
-        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+        self, model: Net, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
     ) -> None:
         write(to_openvino(model, metadata), path)
 
@@ -86,7 +86,7 @@ def open_openvino(path: Path, precision: Arithmetic, threads: int) -> Run:
     return run
 
 
-def to_openvino(model: Segmenter, metadata: Metadata) -> "openvino.Model":
+def to_openvino(model: Net, metadata: Metadata) -> "openvino.Model":
     """Convert a net.
 
     Args: metadata: says which output and size; its text is kept in the model's rt_info.

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from segmv3.convert.base import Arithmetic, Run, Say, Target
 from segmv3.convert.extras import silence
-from segmv3.convert.graph import Graph, example
+from segmv3.convert.graph import Graph, Net, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError, ModelError
 from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
-from segmv3.models.segmenter import Segmenter
 
 _LONGEST = 1_000_000
 
@@ -33,11 +32,12 @@ class TorchExport(Target):
     """One file for PyTorch without this package."""
 
     name: ClassVar[str] = "torch-export"
+    classifiers: ClassVar[bool] = True
     suffix: ClassVar[str] = ".pt2"
     runs_code: ClassVar[bool] = True
 
     def write(
-        self, model: Segmenter, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
+        self, model: Net, metadata: Metadata, path: Path, images: Sequence[UInt8Array] = (), say: Say = print
     ) -> None:
         write_bytes(path, to_torch_export(model, metadata))
 
@@ -58,12 +58,12 @@ class TorchExport(Target):
         return run
 
 
-def least_size(model: Segmenter) -> int:
+def least_size(model: Net) -> int:
     """The least height and width that a .pt2 for any size takes: torch.export lets no dynamic side become 1."""
     return model.config.backbone.output_stride + 1
 
 
-def to_torch_export(model: Segmenter, metadata: Metadata) -> bytes:
+def to_torch_export(model: Net, metadata: Metadata) -> bytes:
     """Convert a net.
 
     Args: metadata: says which output and size; its text is kept among the file's extra files.

@@ -3,6 +3,7 @@
 What is particular to a kind of file is in its target: `segmv3.convert.base`.
 """
 
+from segmv3.exporting.pictures import in_folders as in_folders
 from segmv3.exporting.pictures import labelled as labelled
 from segmv3.exporting.pictures import photographs as photographs
 from segmv3.exporting.writing import Exported as Exported

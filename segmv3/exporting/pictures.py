@@ -1,14 +1,16 @@
 """Images to prove an export with, and to calibrate one for int8."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from segmv3.config import Data
 from segmv3.convert.int8 import ENOUGH_IMAGES
+from segmv3.data.class_folders import open_pictures
 from segmv3.data.datasets import Dataset, open_dataset
+from segmv3.data.view import View, center_crop
 from segmv3.errors import DataError
 from segmv3.evaluation.counting import open_labelled
 from segmv3.images import UInt8Array, read_image
@@ -17,6 +19,7 @@ from segmv3.mini_city import render_scene
 from segmv3.prediction.listing import ImageSource
 from segmv3.prediction.sources import find_source
 from segmv3.runtime.backends import Size
+from segmv3.runtime.parity import Truth
 
 _USUAL_IMAGES = 16
 _DRAWN_SIZE: Size = (512, 1024)
@@ -30,14 +33,26 @@ class Pictures:
 
     origin: str
     """Where they are from, for the receipt."""
-    read: tuple[Callable[[], tuple[UInt8Array, UInt8Array | None]], ...]
-    """Each reads one image, uint8 H x W x 3 RGB, and its train ids, uint8 H x W, or None where there are none."""
+    read: tuple[Callable[[], tuple[UInt8Array, Truth]], ...]
+    """Each reads one image, uint8 H x W x 3 RGB, and its truth."""
     calibration: tuple[Callable[[], UInt8Array], ...] = ()
     """Each reads one image whose values int8 is scaled by."""
     calibration_origin: str = ""
     classes: Classes | None = None
     """Classes of the truths."""
     drawn: bool = False
+    names: tuple[str, ...] = ()
+    """Class folders of the truths, for a classifier."""
+
+    def seen_as(self, view: View) -> "Pictures":
+        """The same, cropped as a classifier sees them."""
+
+        def crop(read: Callable[[], tuple[UInt8Array, Truth]]) -> tuple[UInt8Array, Truth]:
+            image, truth = read()
+            return center_crop(image, view), truth
+
+        read = tuple(partial(crop, each) for each in self.read)
+        return replace(self, read=read, calibration=tuple(lambda e=e: center_crop(e(), view) for e in self.calibration))
 
 
 def drawn() -> Pictures:
@@ -83,6 +98,27 @@ def labelled(data: Data, split: str, limit: int | None = None, *, whole: bool = 
         tuple(partial(read_image, pair.image) for pair in _spread(seen.pairs, ENOUGH_IMAGES)),
         origin,
         dataset.classes,
+    )
+
+
+def in_folders(root: Path, split: str, limit: int | None = None, *, whole: bool = False) -> Pictures:
+    """Pictures in one folder a class, for a classifier; as `labelled`.
+
+    Args: root: the folder that holds `val/CLASS/*.jpg`.
+    Raises: DataError for a folder that holds none.
+    """
+    found = open_pictures(root, split)
+    chosen = _spread(range(len(found)), limit or (len(found) if whole else _USUAL_IMAGES))
+    try:
+        seen, flatters = open_pictures(root, "train"), ""
+    except DataError:
+        seen, flatters = found, ", as there is no train split: the scores are flattered"
+    return Pictures(
+        f"{len(chosen)} of {len(found)} pictures of {found.title} {split} ({root})",
+        tuple(partial(found.read, index) for index in chosen),
+        tuple(partial(read_image, seen.path(index)) for index in _spread(range(len(seen)), ENOUGH_IMAGES)),
+        f"{found.title} {seen.split}{flatters}",
+        names=found.classes,
     )
 
 

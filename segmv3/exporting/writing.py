@@ -1,7 +1,7 @@
 """Writing an export: convert, compare with PyTorch, and only then put the file into place with its receipt."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,27 +13,30 @@ import cv2
 import numpy as np
 import torch
 
-from segmv3.checkpoint import check_net
+from segmv3.checkpoint import Card, check_folders, check_net
 from segmv3.convert.base import Arithmetic, Say, Size, Target, open_file, refuse_missing
-from segmv3.convert.graph import Output
+from segmv3.convert.graph import Net, Output
 from segmv3.convert.metadata import KEY, Metadata, describe
 from segmv3.convert.receipt import files_of, receipt_path, to_text
 from segmv3.convert.targets import find_target, target_of
+from segmv3.data.view import View, trained_view
 from segmv3.errors import ModelError, OutputError
 from segmv3.exporting.pictures import Pictures, drawn, photographs
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array
+from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Part
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import net_name
 from segmv3.runtime.autotune import median_times
 from segmv3.runtime.backends import Backend, TorchBackend
 from segmv3.runtime.machine import cpu_flags, has_bf16, machine
-from segmv3.runtime.parity import LIMITS, Agreement, DisagreementError, compare, refuse
-from segmv3.weights.opening import open_segmenter
+from segmv3.runtime.parity import Agreement, DisagreementError, Truth, compare, limits_of, refuse
+from segmv3.weights.opening import open_net
 
 _OTHER_SIZES: tuple[Size, ...] = ((512, 1024), (720, 1280), (333, 517))
 """The first images are also compared at other sizes: multiples of all strides of the nets, of some, and of none."""
+_OTHER_CROPS: tuple[Size, ...] = ((256, 256), (160, 192), (193, 257))
 _AT_OTHER_SIZES = 2
 _TIMED_SIZE: Size = (1024, 2048)
 _ROUNDS = 9
@@ -63,7 +66,7 @@ def export(
     target: str | Target,
     output_kind: Output = "low-logits",
     size: Size | None = None,
-    images: str | Path | Pictures | None = None,
+    images: str | Path | Pictures | Callable[[Net], Pictures] | None = None,
     overwrite: bool = False,
     parts: Sequence[Part] = (),
     command: str = "",
@@ -78,7 +81,7 @@ def export(
         output_kind: what comes out of the net in the file.
         size: the only height and width that the file will take, None for any.
         images: file, folder, glob or list to compare on, and to calibrate int8 on; `segmv3.exporting.labelled` for a
-            data set; by default two drawn scenes.
+            data set, `in_folders` for a classifier; or a function of the net. By default two drawn scenes.
         overwrite: replace the file and its receipt.
         parts: classes of the net's head and backbone where they are not segmv3's own.
         command: for the receipt.
@@ -94,15 +97,28 @@ def export(
     path = Path(output) if output else default_path(str(weights), target)
     _refuse_path(path, target, overwrite)
     refuse_missing(target)
-    pictures = images if isinstance(images, Pictures) else photographs(str(images)) if images else drawn()
     if target_of(Path(weights), [target]):
         raise ModelError(f"{weights} is an exported file; name the weights that it was made from")
     say("open the weights")
-    model, card = open_segmenter(weights, parts)
+    model, card = open_net(weights, parts)
     target.refuse(model, size)
-    if pictures.classes:
-        check_net(card, model, model.config, pictures.classes, Path(weights))
-    metadata = describe(model, card, output_kind, size, source=Path(weights).name, precision=target.precision)
+    if callable(images):
+        images = images(model)
+    pictures = images if isinstance(images, Pictures) else photographs(str(images)) if images else drawn()
+    view = None
+    if isinstance(model, ImageClassifier):
+        view = _view(card, size)
+        pictures, output_kind = pictures.seen_as(view), _class_logits(output_kind)
+    _refuse_other_classes(pictures, model, card, Path(weights))
+    metadata = describe(
+        model,
+        card,
+        output_kind,
+        size,
+        source=Path(weights).name,
+        precision=target.precision,
+        view=asdict(view) if view else None,
+    )
     work = _Work(target, model, metadata, pictures, say)
     with _folder_beside(path) as folder:
         agreement, facts = work.prove(folder / path.name, str(weights), command)
@@ -114,6 +130,33 @@ def export(
                 reason = error.strerror or error
                 raise OutputError(f"{path.parent / file.name} cannot be written ({reason})") from None
     return Exported(path, files_of(path, target), receipt_path(path), facts, agreement)
+
+
+def _view(card: Card, size: Size | None) -> View:
+    """How pictures are shown: as in the net's training; for another size the same share of the picture."""
+    view = View(**trained_view(card.facts))
+    if size is None or size == view.crop_size:
+        return view
+    resize = max(*size, round(view.resize * max(size) / max(view.crop_size)))
+    return replace(view, crop_size=size, resize=resize)
+
+
+def _class_logits(kind: Output) -> Output:
+    if kind == "labels":
+        raise ModelError("a classifier gives one logit for each class; leave --output-kind out")
+    return "class-logits"
+
+
+def _refuse_other_classes(pictures: Pictures, model: Net, card: Card, weights: Path) -> None:
+    """Refuse truths of another kind, or of other classes, than the net's."""
+    if bool(pictures.classes) and isinstance(model, ImageClassifier):
+        raise ModelError(f"{weights} is a classifier; its pictures lie in one folder a class (exporting.in_folders)")
+    if pictures.names and isinstance(model, Segmenter):
+        raise ModelError(f"{weights} is a segmentation net; its images have labels (exporting.labelled)")
+    if pictures.names:
+        check_folders(card, pictures.names, weights)
+    elif pictures.classes and isinstance(model, Segmenter):
+        check_net(card, model, model.config, pictures.classes, weights)
 
 
 def default_path(source: str, target: str | Target) -> Path:
@@ -139,7 +182,7 @@ class _Work:
     """One export: what is written, and what proves it."""
 
     target: Target
-    model: Segmenter
+    model: Net
     metadata: Metadata
     pictures: Pictures
     say: Say
@@ -151,7 +194,9 @@ class _Work:
         self.write(path)
         self.say("compare with PyTorch")
         backend = _open(target, path, metadata, metadata.precision)
-        images, truths = tee(_at_sizes(self.pictures, metadata.size, self.say))  # in step: one pair is kept at a time
+        images, truths = tee(
+            _at_sizes(self.pictures, metadata.size, self.other_sizes(), self.say)
+        )  # in step: one pair is kept at a time
         agreement = compare(reference, backend, (image for image, _ in images), (truth for _, truth in truths))
         refuse(agreement, metadata.precision, f"the {target.name} export of {source}")
         facts = self.facts(source, command, agreement)
@@ -175,6 +220,12 @@ class _Work:
         if target.precision == "int8" and not target.is_safe(path):
             raise DisagreementError("the int8 file has weights beyond 7 bits, which processors without VNNI cut off")
 
+    def other_sizes(self) -> Sequence[Size]:
+        """Of a classifier not in int8, where one of two pictures that changes its class would be half of them."""
+        if isinstance(self.model, Segmenter):
+            return _OTHER_SIZES
+        return _OTHER_CROPS if self.target.precision == "fp32" else ()
+
     def facts(self, source: str, command: str, agreement: Agreement) -> dict[str, Any]:
         """What the receipt of every target holds."""
         metadata = self.metadata
@@ -190,7 +241,8 @@ class _Work:
             "reference": "PyTorch, fp32, as trained",
             "images": self.pictures.origin,
             "drawn": self.pictures.drawn,
-            "limits": asdict(LIMITS[metadata.precision]),
+            "view": metadata.view or None,
+            "limits": _limits(metadata),
             "agreement": agreement.to_dict(),
             "machine": machine(),
         }
@@ -205,16 +257,30 @@ class _Work:
         for name in before.precisions(before.precision, before.runtimes[0]):
             if name != "bf16" or has_bf16():
                 others[name] = _open(before, path, metadata, name)
-        size = metadata.size or _TIMED_SIZE
-        times = median_times(others | {own: backend}, _resized(self.pictures.read[0]()[0], size), _ROUNDS)
+        image = self.pictures.read[0]()[0]
+        size = metadata.size or (_TIMED_SIZE if isinstance(self.model, Segmenter) else image.shape[:2])
+        times = median_times(others | {own: backend}, _resized(image, size), _ROUNDS)
         slower = [f"slower than {name} here" for name in others if times[own] > times[name]]
         return {
             "processors": {"compared_on": cpu_flags()} | dict(self.target.processors),
             "calibration": {"images": len(self.pictures.calibration), "from": self.pictures.calibration_origin},
             "latency_ms": {"size": list(size)} | {name: round(value, 2) for name, value in times.items()},
-            "miou": {before.precision: agreement.miou_reference, own: agreement.miou_candidate},
+            **_scores(agreement, before.precision, own),
             "verdict": slower or ["faster than " + " and ".join(others) + " here"],
         }
+
+
+def _limits(metadata: Metadata) -> dict[str, Any]:
+    limits = asdict(limits_of(metadata.precision, metadata.output))
+    if metadata.output != "class-logits":
+        return limits
+    return dict(zip(("relative_rms", "top1_agreement", "top1_loss"), limits.values(), strict=True))
+
+
+def _scores(agreement: Agreement, before: str, own: str) -> dict[str, Any]:
+    if agreement.output == "class-logits":
+        return {"top1": {before: agreement.top1_reference, own: agreement.top1_candidate}}
+    return {"miou": {before: agreement.miou_reference, own: agreement.miou_candidate}}
 
 
 def _open(target: Target, path: Path, metadata: Metadata, precision: Arithmetic) -> Backend:
@@ -222,7 +288,9 @@ def _open(target: Target, path: Path, metadata: Metadata, precision: Arithmetic)
     return open_file(target, path, metadata, precision, torch.get_num_threads())
 
 
-def _at_sizes(pictures: Pictures, size: Size | None, say: Say) -> Iterator[tuple[UInt8Array, UInt8Array | None]]:
+def _at_sizes(
+    pictures: Pictures, size: Size | None, others: Sequence[Size], say: Say
+) -> Iterator[tuple[UInt8Array, Truth]]:
     """All pictures at their own size, the first ones at others too; or all at the only size that a file takes."""
     for place, read in enumerate(pictures.read):
         say(f"compare with PyTorch: image {place + 1} of {len(pictures.read)}")
@@ -230,11 +298,14 @@ def _at_sizes(pictures: Pictures, size: Size | None, say: Say) -> Iterator[tuple
         if size is None:
             yield image, truth
         else:
-            yield _resized(image, size), None if truth is None else _resized(truth, size, cv2.INTER_NEAREST)
+            yield (
+                _resized(image, size),
+                _resized(truth, size, cv2.INTER_NEAREST) if isinstance(truth, np.ndarray) else truth,
+            )
     if size is None:
         for read in pictures.read[:_AT_OTHER_SIZES]:
             image, _ = read()
-            for other in _OTHER_SIZES:
+            for other in others:
                 if image.shape[:2] != other:
                     yield _resized(image, other), None
 

@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 import segmv3
 from segmv3.commands.help import asked_for_help
-from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit
+from segmv3.commands.options import OnDevice, Trusting, parse, refuse_existing, refuse_limit
 from segmv3.config import Classifier, Precision, Schedule, load_config
 from segmv3.errors import ConfigError, Segmv3Warning
 from segmv3.imagenet.settings import Classification, ImageFolder
@@ -29,12 +29,12 @@ class Train(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(OnDevice):
+class Evaluate(OnDevice, Trusting):
     """Top-1 and top-5 on a split of a folder of pictures."""
 
     data: ImageFolder
-    weights: Path
-    """Weight file of a classifier."""
+    weights: str
+    """Weight file, published name or exported file of a classifier."""
     split: str = "val"
     """Part of the data set to score."""
     limit: int | None = None
@@ -43,20 +43,36 @@ class Evaluate(OnDevice):
     """Also write the scores to this JSON file."""
     overwrite: bool = False
     """Replace the file that --output names."""
-    precision: Precision = "fp32"
-    """Arithmetic of the net."""
+    precision: Precision | None = None
+    """Arithmetic of the net; by default fp32, or an exported file's own."""
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    """The runtime of an exported file; by default its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OnDevice):
+class Predict(OnDevice, Trusting):
     """Name what is in pictures, seen as in the net's training."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files."""
-    weights: Path
-    """Weight file of a classifier."""
+    weights: str
+    """Weight file, published name or exported file of a classifier."""
     top: int = 5
     """Classes to print for each picture."""
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    """The runtime of an exported file; by default its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Sort loose pictures, such as ImageNet's validation pictures, into one folder a class. They are linked."""
+
+    pictures: tyro.conf.Positional[Path]
+    """Folder of the pictures."""
+    labels: Path
+    """CSV of picture and class (ImageNet's LOC_val_solution.csv is one), or the unpacked development kit."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The new folder, such as data/imagenet/val."""
 
 
 def run(arguments: list[str]) -> None:
@@ -64,9 +80,13 @@ def run(arguments: list[str]) -> None:
         "train": _train,
         "evaluate": _evaluate,
         "predict": _predict,
+        "prepare": _prepare,
     }
     if arguments[:1] and arguments[0] in ("-h", "--help"):
-        print("usage: segmv3 classify train CONFIG | evaluate --weights FILE --data.root DIR | predict IMAGE ...")
+        print(
+            "usage: segmv3 classify train CONFIG | evaluate --weights FILE --data.root DIR | "
+            "predict IMAGE ... | prepare PICTURES --labels FILE -o DIR"
+        )
         return
     if not arguments or arguments[0] not in commands:
         found = f"no classify command {arguments[0]!r}" if arguments else "nothing to do for classify alone"
@@ -101,18 +121,24 @@ def _evaluate(arguments: list[str]) -> None:
     if output:
         refuse_existing(output, options.overwrite)
     refuse_limit(options.limit)
+    from segmv3.checkpoint import check_folders
+    from segmv3.data.class_folders import open_pictures
     from segmv3.files import make_folder, write_bytes
-    from segmv3.imagenet.pictures import open_pictures
-    from segmv3.imagenet.scoring import accuracies, check_classes, count_hits, differing_view
+    from segmv3.imagenet.scoring import accuracies, count_hits, differing_view
     from segmv3.report.tables import classification_summary
-    from segmv3.runtime import use_device
+    from segmv3.runtime.classifying import load_classifier
     from segmv3.screen import Screen
-    from segmv3.weights.opening import open_classifier
 
-    device = use_device(options.device, options.threads)
-    model, card = open_classifier(options.weights)
-    pictures = open_pictures(options.data, options.split)
-    check_classes(card, pictures.classes, options.weights)
+    model = load_classifier(
+        options.weights,
+        backend=options.backend,
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision or "auto",
+        trust=options.trust,
+    )
+    card, pictures = model.card, open_pictures(options.data.root, options.split)
+    check_folders(card, pictures.classes, options.weights)
     if other := differing_view(card, options.data):
         warnings.warn(Segmv3Warning(f"{options.weights} was scored in training with {other}"), stacklevel=1)
     if output:
@@ -122,19 +148,18 @@ def _evaluate(arguments: list[str]) -> None:
     with console.progress() as progress:
         bar = progress.add_task(f"evaluate {options.split}", total=count)
         hits = count_hits(
-            model.to(device),
+            model,
             pictures,
             options.data,
-            device=device,
-            precision=options.precision,
             indices=[i * len(pictures) // count for i in range(count)],  # of all classes, not of the first
             progress=lambda done, _: progress.update(bar, completed=done),
         )
     result = accuracies(hits, pictures, options.data) | {
         "weights": str(options.weights),
         "weights_sha256": card.sha256,
-        "precision": options.precision,
-        "device": device.type,
+        "precision": model.precision,
+        "backend": model.backend,
+        "device": model.device,
         "segmv3": segmv3.__version__,
     }
     if output:
@@ -149,18 +174,28 @@ def _predict(arguments: list[str]) -> None:
         raise ConfigError("segmv3 classify predict needs an image, such as docs/pictures/street.png")
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
-    from segmv3.imagenet.scoring import as_trained, probabilities
     from segmv3.images import read_image
-    from segmv3.runtime import use_device
+    from segmv3.runtime.classifying import load_classifier
     from segmv3.screen import print_line
-    from segmv3.weights.opening import open_classifier
 
-    device = use_device(options.device, options.threads)
-    model, card = open_classifier(options.weights)
-    model.to(device)
-    data = as_trained(card, ImageFolder(root=Path()))
+    classify = load_classifier(
+        options.weights,
+        backend=options.backend,
+        threads=options.threads,
+        device=options.device,
+        trust=options.trust,
+    )
     for path in options.images:
-        best = probabilities(model, read_image(path), data, device=device).topk(min(options.top, model.num_classes))
         print_line(str(path))
-        for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            print_line(f"  {share:6.1%}  {card.names[index]}")
+        for name, share in classify(read_image(path), options.top):
+            print_line(f"  {share:6.1%}  {name}")
+
+
+def _prepare(arguments: list[str]) -> None:
+    options = parse(Prepare, "segmv3 classify prepare", arguments)
+    from segmv3.imagenet.prepare import sort_pictures
+    from segmv3.screen import print_line
+
+    count = sort_pictures(options.pictures, options.output, options.labels)
+    classes = sum(1 for entry in options.output.iterdir() if entry.is_dir())
+    print_line(f"linked {count} pictures into {classes} class folders of {options.output}")

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from segmv3.data.view import View
 from segmv3.models.nets import Classifier
 from segmv3.settings import Rule, refuse
 from segmv3.training.experiment import Experiment
@@ -13,31 +14,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder:
+class ImageFolder(View):
     """Pictures for classification, one folder a class, and how a training sample is cut from them."""
 
     root: Path
     """The folder that holds `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, as ImageNet is usually unpacked."""
     batch_size: int = 256
     """Images per step over all processes together; 0 finds the largest that fits into memory, by trial steps."""
-    crop_size: tuple[int, int] = (224, 224)
     scale_range: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a training crop covers."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
     """Probability of photometric jitter (brightness, contrast, saturation by up to 40 %)."""
-    resize: int = 256
-    """Shorter side of a validation image before its centre crop."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Interpolation of that resize. timm scored its MobileNetV3 weights bicubic, its TensorFlow ports bilinear."""
     workers: int = 2
     """Processes that prepare samples; the batches are the same for any number of them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         refuse(
-            (min(self.crop_size) >= 1, "data.crop-size", "must be at least 1 x 1"),
-            (self.resize >= max(self.crop_size), "data.resize", "must be at least as large as data.crop-size"),
             (
                 0 < self.scale_range[0] <= self.scale_range[1] <= 1,
                 "data.scale-range",

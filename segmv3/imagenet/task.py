@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmv3.data.class_folders import check_pictures, check_same_classes, open_pictures
 from segmv3.errors import ModelError
-from segmv3.imagenet.pictures import PictureSamples, check_pictures, check_same_classes, open_pictures
 from segmv3.imagenet.scoring import accuracies, count_hits
 from segmv3.imagenet.settings import Classification
+from segmv3.imagenet.transforms import PictureSamples
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.zoo import create_classifier
 from segmv3.report import write_classification_report
@@ -38,7 +39,7 @@ class ClassificationTask(Task):
         backbone = config.model.backbone
         kind = "minimalistic, " if backbone.minimal else ""
         self.net_name = f"MobileNetV3-{backbone.size.title()} classifier ({kind}width {backbone.width:g})"
-        self.train_set, self.val_set = open_pictures(config.data, "train"), open_pictures(config.data, "val")
+        self.train_set, self.val_set = (open_pictures(config.data.root, split) for split in ("train", "val"))
         check_same_classes(self.train_set, self.val_set)
 
     def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:

@@ -1,12 +1,10 @@
-"""What a classifier is shown of a picture: in training, and when it is scored."""
+"""What a classifier is shown of a picture in training."""
 
 import albumentations as A
 import cv2
-import numpy as np
-from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as torchvision
 
+from segmv3.data.class_folders import Pictures
+from segmv3.data.loader import Samples
 from segmv3.data.transforms import ColorJitter
 from segmv3.imagenet.settings import ImageFolder
 from segmv3.images import UInt8Array
@@ -28,14 +26,12 @@ def train_transforms(data: ImageFolder) -> A.Compose:
     return A.Compose([crop, A.HorizontalFlip(p=data.flip), jitter])
 
 
-def center_crop(image: UInt8Array, data: ImageFolder) -> UInt8Array:
-    """What a classifier is scored on: shorter side resized, then the middle.
+class PictureSamples(Samples):
+    """The training samples of a split: a random crop of each picture, with its class."""
 
-    Pillow's antialiased resize with torchvision's rounding, by which the published accuracies were measured.
+    def __init__(self, pictures: Pictures, data: ImageFolder, seed: int) -> None:
+        super().__init__(len(pictures), train_transforms(data), seed)
+        self.pictures = pictures
 
-    Args: image: uint8 H x W x 3, any size. data: `resize`, `interpolation` and `crop_size` count.
-    Returns: uint8 crop height x crop width x 3.
-    """
-    mode = InterpolationMode(data.interpolation)
-    resized = torchvision.resize(Image.fromarray(image), [data.resize], interpolation=mode)
-    return np.array(torchvision.center_crop(resized, list(data.crop_size)))
+    def read(self, epoch: int, index: int) -> tuple[UInt8Array, int, None]:
+        return *self.pictures.read(index), None

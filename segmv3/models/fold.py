@@ -1,13 +1,16 @@
 """A net for inference, computing the same with fewer steps."""
 
 import copy
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from segmv3.models.classifier import ImageClassifier
 from segmv3.models.segmenter import Segmenter
+
+Net = TypeVar("Net", Segmenter, ImageClassifier, Segmenter | ImageClassifier)
 
 
 class _Centre(nn.Module):
@@ -24,7 +27,7 @@ class _Centre(nn.Module):
 
 
 @torch.no_grad()
-def folded(model: Segmenter) -> Segmenter:
+def folded(model: Net) -> Net:
     """A copy of a net, in eval mode and without gradients, that computes the same with fewer steps.
 
     Every BN goes into the convolution before it, its neighbour in an `nn.Sequential` everywhere in segmv3; the
@@ -42,6 +45,6 @@ def folded(model: Segmenter) -> Segmenter:
             conv, norm = layers[place], layers[place + 1]
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 layers[place], layers[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
-    if hasattr(copied.head, "folded"):
-        copied.head = cast(Any, copied.head).folded()
+    if hasattr(getattr(copied, "head", None), "folded"):
+        cast(Any, copied).head = cast(Any, copied).head.folded()
     return copied.requires_grad_(False)

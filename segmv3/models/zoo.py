@@ -46,13 +46,13 @@ def net(name: str) -> Model:
     raise ModelError(f"there is no net {name!r}; did you mean {' or '.join(near)}?")
 
 
-def net_name(model: Model) -> str:
+def net_name(model: Model | Classifier) -> str:
     """The name of a net with these settings, or a description where it has none."""
     plain = replace(model, pretrained=None)  # where the weights came from does not change the net
     named = next((name for name, settings in {**NETS, **PAPER_NETS}.items() if settings == plain), None)
     if named:
         return named
-    backbone, head = model.backbone, type(model.head).__name__
+    backbone, head = model.backbone, type(model.head).__name__ if isinstance(model, Model) else "classifier"
     details = {name: getattr(backbone, name, None) for name in ("width", "tail", "output_stride")}
     shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value is not None)
     return f"{head} on {backbone.title} ({shown})"

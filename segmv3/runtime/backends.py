@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segmv3.convert.base import Arithmetic as Arithmetic
 from segmv3.convert.base import Size as Size
-from segmv3.convert.graph import Output
+from segmv3.convert.graph import Net, Output
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
 from segmv3.models.bands import features_in_bands
@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Run the net.
 
         Args: images: uint8 N x H x W x 3, RGB, C-contiguous and writable.
-        Returns: low logits or logits, float N x C x h x w, or labels, uint8 N x H x W, as `output` says.
+        Returns: low logits or logits, float N x C x h x w, labels, uint8 N x H x W, or class logits, float N x C.
         Raises: ModelError for a size that it does not take.
         """
         ...
@@ -83,12 +83,11 @@ class TorchBackend:
     """
 
     name: BackendName = "torch"
-    output: Output = "low-logits"
     size: Size | None = None
 
     def __init__(
         self,
-        model: Segmenter,
+        model: Net,
         *,
         device: torch.device,
         precision: Arithmetic = "fp32",
@@ -103,9 +102,9 @@ class TorchBackend:
         self._device = device
         net = folded(model) if fold else model.eval()
         self._net = net.to(device).to(memory_format=torch.channels_last)
-        self._low_logits: Callable[[Tensor], Tensor] = self._net.low_logits
-        if compile:
-            self._low_logits = torch.compile(self._net.low_logits)
+        self.output: Output = "low-logits" if isinstance(net, Segmenter) else "class-logits"
+        self._plain: Callable[[Tensor], Tensor] = net.low_logits if isinstance(net, Segmenter) else net
+        self._low_logits = torch.compile(self._plain) if compile else self._plain
         self._graphs: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
         self._lock = threading.Lock()  # a CUDA graph has one input and one output
 
@@ -128,13 +127,13 @@ class TorchBackend:
             # a compiled net asks for its threads by number, and a forked process has none of them
             if self.device == "cpu" and is_large(pixels.shape[0], *pixels.shape[2:]):
                 return self._calculate_in_bands(pixels)
-            calculate = self._net.low_logits if is_forked() else self._low_logits
+            calculate = self._plain if is_forked() else self._low_logits
             return calculate(pixels).float()
 
     def _calculate_in_bands(self, pixels: Tensor) -> Tensor:
         net = self._net
-        if not isinstance(net.backbone, MobileNetV3Backbone):
-            return net.low_logits(pixels).float()
+        if not isinstance(net, Segmenter) or not isinstance(net.backbone, MobileNetV3Backbone):
+            return self._plain(pixels).float()
         return net.head(*features_in_bands(net.normalize, net.backbone, pixels)).float()
 
     def _replay(self, pixels: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from segmv3.checkpoint import Card
+from segmv3.checkpoint import Card, wrong_kind
 from segmv3.config import Device
-from segmv3.convert.base import Target, open_file, refuse_missing
+from segmv3.convert.base import FileBackend, Target, open_file, refuse_missing
 from segmv3.convert.graph import needs_fixed_size
 from segmv3.convert.metadata import describe
 from segmv3.convert.receipt import digest_of, files_of, verify_receipt
@@ -87,11 +87,13 @@ def load(
     """
     path = Path(source)
     target = target_of(path, targets)
-    _refuse_unknown(backend, precision, device, target)
+    refuse_unknown(backend, precision, device, target)
     if path.is_dir():
         return _open_library(path, backend, threads, device, precision)
     if target:
-        return _open_export(path, target, backend, threads, device, precision, trust, tuple(targets))
+        found, card = open_export(path, target, backend, threads, device, precision, trust)
+        own = {"trust": trust} | ({"targets": tuple(targets)} if targets else {})
+        return Predictor(found, card, _again(path, digest_of(path, target), found, threads, **own))
     return _open_weights(source, backend, threads, device, precision, compile, parts)
 
 
@@ -176,7 +178,7 @@ def _other_file(source: str) -> CheckpointError:
     return CheckpointError(f"{source} is not the file that this predictor was opened from; open it with segmv3.load")
 
 
-def _refuse_unknown(backend: str, precision: str, device: str, target: Target | None) -> None:
+def refuse_unknown(backend: str, precision: str, device: str, target: Target | None) -> None:
     backends = (*get_args(BackendName), *(target.runtimes if target else ()))
     kinds = (("backend", backend, backends), ("precision", precision, get_args(Arithmetic)))
     for kind, value, known in (*kinds, ("device", device, get_args(Device))):
@@ -243,7 +245,7 @@ def _opener(
     return lambda first: BySize(at, first, fixed=needs_fixed_size(model), others=others)
 
 
-def _open_export(
+def open_export(
     path: Path,
     target: Target,
     backend: str,
@@ -251,8 +253,13 @@ def _open_export(
     device: Device,
     precision: str,
     trust: bool,
-    targets: tuple[Target, ...],
-) -> Predictor:
+    *,
+    classifier: bool = False,
+) -> tuple[FileBackend, Card]:
+    """An exported file, checked and ready to run, and what it says of itself.
+
+    Raises: as `load`; CheckpointError for a file of the other kind of net.
+    """
     runners = target.runtimes
     name = runners[0] if backend == "auto" else backend
     if name not in runners:
@@ -268,7 +275,10 @@ def _open_export(
     use_device("cpu", threads)
     metadata = target.read(path)
     verify_receipt(path, trust=trust, target=target)
-    card = Card(metadata.names, metadata.colors, metadata.facts, metadata.source_sha256)
+    if (metadata.output == "class-logits") != classifier:
+        raise wrong_kind(path, classifier=not classifier)
+    facts = metadata.facts | ({"view": metadata.view} if metadata.view else {})
+    card = Card(metadata.names, metadata.colors, facts, metadata.source_sha256)
     own = metadata.precision
     asked: Arithmetic = own if precision == "auto" else precision  # type: ignore[assignment]
     if asked not in target.precisions(own, name):
@@ -282,6 +292,4 @@ def _open_export(
             ),
             stacklevel=3,
         )
-    found = open_file(target, path, metadata, asked, torch.get_num_threads(), name)
-    settings = {"trust": trust} | ({"targets": targets} if targets else {})
-    return Predictor(found, card, _again(path, digest_of(path, target), found, threads, **settings))
+    return open_file(target, path, metadata, asked, torch.get_num_threads(), name), card

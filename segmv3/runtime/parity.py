@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segmv3.convert.graph import Output
@@ -21,6 +22,10 @@ from segmv3.runtime.backends import Arithmetic, Backend, Size
 
 class DisagreementError(ModelError):
     """A converted net computes something else than PyTorch."""
+
+
+Truth = UInt8Array | int | None
+"""Train ids of an image, uint8 H x W, the class of a picture, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ LIMITS: Mapping[Arithmetic, Limits] = MappingProxyType(
 )
 
 
+def limits_of(precision: Arithmetic, output: Output) -> Limits:
+    """The limits of a candidate. Few pictures prove a classifier, and int8 turns close ones: 80 % must stay."""
+    limits = LIMITS[precision]
+    return replace(limits, label_agreement=80.0) if (precision, output) == ("int8", "class-logits") else limits
+
+
 @dataclass(frozen=True)
 class SizeAgreement:
     """How well candidate and reference agree on images of one size."""
@@ -65,7 +76,7 @@ class SizeAgreement:
     """None where the candidate gives labels only."""
     relative_rms: float | None
     label_agreement: float
-    """Percent of all pixels."""
+    """Percent of all pixels; of all pictures for a classifier, whose label is its first choice."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,14 @@ class Agreement:
     """Agreement by size, in the order in which sizes came."""
     scored_images: int = 0
     """Images with a truth."""
+    output: Output = "low-logits"
+    """What the candidate gives."""
     miou_reference: float | None = None
     """Percent, over the images with a truth; None without any."""
     miou_candidate: float | None = None
+    top1_reference: float | None = None
+    """Percent of the pictures with a truth; classifiers only."""
+    top1_candidate: float | None = None
 
     @property
     def miou_loss(self) -> float | None:
@@ -88,24 +104,32 @@ class Agreement:
         return self.miou_reference - self.miou_candidate
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain JSON types."""
-        return asdict(self) | {"sizes": [asdict(size) | {"size": list(size.size)} for size in self.sizes]}
+        """Convert to plain JSON types, under the names of the kind of net."""
+        classifies = self.output == "class-logits"
+        sizes = [asdict(size) | {"size": list(size.size)} for size in self.sizes]
+        for size in sizes if classifies else ():
+            size["top1_agreement"] = size.pop("label_agreement")
+        left_out = ("output", "miou" if classifies else "top1")
+        return {k: v for k, v in asdict(self).items() if not k.startswith(left_out)} | {"sizes": sizes}
 
 
 def compare(
     reference: Backend,
     candidate: Backend,
     images: Iterable[UInt8Array],
-    truths: Iterable[UInt8Array | None] | None = None,
+    truths: Iterable[Truth] | None = None,
 ) -> Agreement:
     """Run both on the same images.
 
-    Args: reference: gives low logits. candidate: gives any kind of output. images: uint8 H x W x 3, RGB, of any sizes.
-        truths: for each image its train ids, uint8 H x W with 255 = ignore, or None where there are none.
+    Args: reference: gives low logits, or class logits as the candidate does.
+        candidate: gives any kind of output.
+        images: uint8 H x W x 3, RGB, of any sizes.
+        truths: for each image its train ids, 255 = ignore, or of a classifier its class; None where there are none.
     Raises: ModelError when there is no image, or a size that one of them does not take.
     """
     counts: dict[Size, _Counts] = {}
     scores: list[tuple[ConfusionMatrix, ConfusionMatrix]] = []
+    hits: list[tuple[bool, bool]] = []
     given = iter(truths) if truths is not None else None
     for image in images:
         size = (image.shape[0], image.shape[1])
@@ -113,15 +137,20 @@ def compare(
         expected = torch.as_tensor(reference.run(batch)).cpu().float()
         labels = counts.setdefault(size, _Counts()).add(expected, _of(candidate, batch), size)
         truth = next(given) if given else None
-        if truth is not None:
+        if isinstance(truth, int):
+            hits.append((int(labels[0]) == truth, int(labels[1]) == truth))
+        elif truth is not None:
             scores.append((_score(labels[0], truth, expected.shape[1]), _score(labels[1], truth, expected.shape[1])))
     if not counts:
         raise ModelError("there is no image to compare with")
     sizes = tuple(count.result(size) for size, count in counts.items())
+    if candidate.output == "class-logits":
+        first = [100 * sum(each) / len(hits) for each in zip(*hits, strict=True)] if hits else [None, None]
+        return Agreement(sizes, len(hits), "class-logits", top1_reference=first[0], top1_candidate=first[1])
     if not any(score.matrix.any() for score, _ in scores):
         return Agreement(sizes)
     reference_score, candidate_score = (_sum(each) for each in zip(*scores, strict=True))
-    return Agreement(sizes, len(scores), reference_score.miou, candidate_score.miou)
+    return Agreement(sizes, len(scores), candidate.output, reference_score.miou, candidate_score.miou)
 
 
 def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
@@ -130,7 +159,7 @@ def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
     Raises: DisagreementError with the numbers when a candidate is farther from the reference than its arithmetic
         explains.
     """
-    limits = LIMITS[precision]
+    limits = limits_of(precision, agreement.output)
     for found in agreement.sizes:
         where = f"{title} disagrees with PyTorch at {found.size[0]}x{found.size[1]}"
         rms, most = found.relative_rms, limits.relative_rms
@@ -143,12 +172,16 @@ def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
             raise DisagreementError(
                 f"{where}: {found.label_agreement:.3f} % of the labels are the same (limit {limits.label_agreement} %)"
             )
-    loss = agreement.miou_loss
-    if loss is not None and not loss <= limits.miou_loss:
-        raise DisagreementError(
-            f"{title} falls behind PyTorch: mIoU {agreement.miou_candidate:.2f} instead of "
-            f"{agreement.miou_reference:.2f} (limit {limits.miou_loss} points)"
-        )
+    for score, was, now in (
+        ("mIoU", agreement.miou_reference, agreement.miou_candidate),
+        ("top-1", agreement.top1_reference, agreement.top1_candidate),
+    ):
+        # one picture of a few is many points
+        most = max(limits.miou_loss, 200 / agreement.scored_images if score == "top-1" and was else 0)
+        if was is not None and now is not None and not was - now <= most:
+            raise DisagreementError(
+                f"{title} falls behind PyTorch: {score} {now:.2f} instead of {was:.2f} (limit {most:g} points)"
+            )
 
 
 def _score(labels: UInt8Array, truth: UInt8Array, classes: int) -> ConfusionMatrix:
@@ -179,9 +212,12 @@ class _Counts:
         self.largest: float | None = None
         self.squares = self.square_differences = 0.0
 
-    def add(self, expected: Tensor, found: tuple[Output, Tensor], size: Size) -> tuple[UInt8Array, UInt8Array]:
-        """Returns: the labels H x W of reference and candidate."""
+    def add(self, expected: Tensor, found: tuple[Output, Tensor], size: Size) -> tuple[Any, Any]:
+        """Returns: the labels of reference and candidate, H x W, or of a classifier one number."""
         kind, output = found
+        if kind == "class-logits":
+            self._add_logits(expected, output.float())
+            return self._add_labels(expected.argmax(1).numpy(), output.float().argmax(1).numpy())
         labels = label_map(expected, size).numpy()
         if kind != "labels":
             if kind == "logits":
@@ -190,6 +226,9 @@ class _Counts:
         guess = output.numpy() if kind == "labels" else label_map(output.float(), size).numpy()
         if guess.shape != labels.shape:
             raise DisagreementError(f"the candidate gives labels of shape {guess.shape}, PyTorch {labels.shape}")
+        return self._add_labels(labels, guess)
+
+    def _add_labels(self, labels: NDArray[Any], guess: NDArray[Any]) -> tuple[Any, Any]:
         self.images += 1
         self.pixels += labels.size
         self.same += int(np.count_nonzero(labels == guess))

@@ -68,14 +68,23 @@ def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
     return _imported(source, Classifier)
 
 
-def _imported(source: Path | str, kind: type[Model | Classifier]) -> Any:
+def open_net(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter | ImageClassifier, Card]:
+    """A net of either kind, as `open_segmenter`."""
+    if not _is_ours(source):
+        return _imported(source, Model | Classifier)
+    if isinstance(checkpoint.read(source, parts).net, Classifier):
+        return checkpoint.load_classifier(source)
+    return open_segmenter(source, parts)
+
+
+def _imported(source: Path | str, kind: Any) -> Any:
     """A net of this kind from a file of another project, and its card."""
     imported = open_weights(source)
     checkpoint.check_kind(imported.net, kind, source)
     model = imported.model()
     for note in imported.notes:
         warnings.warn(Segmv3Warning(f"{source}: {note}"), stacklevel=3)
-    colors = colored(imported.names).colors if kind is Model else ()
+    colors = colored(imported.names).colors if isinstance(imported.net, Model) else ()
     facts = {"version": checkpoint.package_version(), "commit": "", "origin": imported.origin}
     return model, Card(imported.names, colors, facts, imported.origin["sha256"])
 

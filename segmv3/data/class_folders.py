@@ -20,10 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmv3.data.listing import images_below, is_image, told, warn_of
-from segmv3.data.loader import Samples
 from segmv3.errors import DataError
-from segmv3.imagenet.settings import ImageFolder
-from segmv3.imagenet.transforms import train_transforms
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import class_name
 
@@ -62,23 +59,11 @@ class Pictures:
         return hashlib.sha256(b"\n".join(self.files)).hexdigest()
 
 
-class PictureSamples(Samples):
-    """The training samples of a split: a random crop of each picture, with its class."""
-
-    def __init__(self, pictures: Pictures, data: ImageFolder, seed: int) -> None:
-        super().__init__(len(pictures), train_transforms(data), seed)
-        self.pictures = pictures
-
-    def read(self, epoch: int, index: int) -> tuple[UInt8Array, int, None]:
-        return *self.pictures.read(index), None
-
-
-def open_pictures(data: ImageFolder, split: str) -> Pictures:
+def open_pictures(root: Path, split: str) -> Pictures:
     """List the pictures of a split, without decoding any.
 
     Raises: DataError when the folder is missing or nested wrongly, holds no class, or a class holds no picture.
     """
-    root = data.root
     if not split or Path(split).name != split:
         raise DataError(f"{split!r} is no split; it is the name of a folder, such as train or val")
     if not root.is_dir():
