@@ -51,8 +51,11 @@ class Pictures:
             image, truth = read()
             return center_crop(image, view), truth
 
+        def bare(read: Callable[[], UInt8Array]) -> UInt8Array:
+            return center_crop(read(), view)
+
         read = tuple(partial(crop, each) for each in self.read)
-        return replace(self, read=read, calibration=tuple(lambda e=e: center_crop(e(), view) for e in self.calibration))
+        return replace(self, read=read, calibration=tuple(partial(bare, e) for e in self.calibration))
 
 
 def drawn() -> Pictures:

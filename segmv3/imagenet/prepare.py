@@ -80,7 +80,7 @@ def _of_development_kit(folder: Path, stems: list[str]) -> Mapping[str, str]:
     for name in (_TRUTH, _META):
         if not (data / name).is_file():
             raise DataError(f"{folder} has no data/{name}; name the unpacked ILSVRC2012_devkit_t12, or a CSV")
-    from scipy.io import loadmat
+    from scipy.io import loadmat  # type: ignore[import-untyped]
 
     try:
         numbers = [int(word) for word in (data / _TRUTH).read_text().split()]
