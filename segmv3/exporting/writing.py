@@ -105,20 +105,7 @@ def export(
     if callable(images):
         images = images(model)
     pictures = images if isinstance(images, Pictures) else photographs(str(images)) if images else drawn()
-    view = None
-    if isinstance(model, ImageClassifier):
-        view = _view(card, size)
-        pictures, output_kind = pictures.seen_as(view), _class_logits(output_kind)
-    _refuse_other_classes(pictures, model, card, Path(weights))
-    metadata = describe(
-        model,
-        card,
-        output_kind,
-        size,
-        source=Path(weights).name,
-        precision=target.precision,
-        view=asdict(view) if view else None,
-    )
+    pictures, metadata = _shown(pictures, model, card, target, output_kind, size, Path(weights))
     work = _Work(target, model, metadata, pictures, say)
     with _folder_beside(path) as folder:
         agreement, facts = work.prove(folder / path.name, str(weights), command)
@@ -130,6 +117,19 @@ def export(
                 reason = error.strerror or error
                 raise OutputError(f"{path.parent / file.name} cannot be written ({reason})") from None
     return Exported(path, files_of(path, target), receipt_path(path), facts, agreement)
+
+
+def _shown(
+    pictures: Pictures, model: Net, card: Card, target: Target, kind: Output, size: Size | None, weights: Path
+) -> tuple[Pictures, Metadata]:
+    """The pictures as the net sees them, and what the file will say of itself."""
+    view = None
+    if isinstance(model, ImageClassifier):
+        view, kind = _view(card, size), _class_logits(kind)
+        pictures = pictures.seen_as(view)
+    _refuse_other_classes(pictures, model, card, weights)
+    stated = asdict(view) if view else None
+    return pictures, describe(model, card, kind, size, source=weights.name, precision=target.precision, view=stated)
 
 
 def _view(card: Card, size: Size | None) -> View:
