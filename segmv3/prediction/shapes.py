@@ -43,8 +43,8 @@ def runs_down(labels: UInt8Array, train_ids: Sequence[int]) -> Iterator[NDArray[
     for train_id in train_ids:
         own = np.flatnonzero(values == train_id)
         inside = np.stack([edges[own], edges[own + 1]], axis=1).ravel()
-        last = [] if inside.size and inside[-1] == flat.size else [flat.size]
-        yield np.diff(inside, prepend=0, append=last)
+        ends = bool(inside.size) and inside[-1] == flat.size
+        yield np.diff(inside if ends else np.append(inside, flat.size), prepend=0)
 
 
 _LONGEST = 2**16
