@@ -153,6 +153,8 @@ def find_config(path: Path | str) -> Path:
     known = sorted(p.name for p in folder.glob("*.py")) if path.suffix or path.is_dir() else []
     near = get_close_matches(name, config_names(), n=3, cutoff=0.5)
     hint = f"; {folder} has {', '.join(known)}" if known else f"; did you mean {' or '.join(near)}?" if near else ""
+    if (path / "images").is_dir() or (path / "leftImg8bit").is_dir():
+        hint = f"; segmv3 finetune {path} makes a config for a data set"
     raise ConfigError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
 
 

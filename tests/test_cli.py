@@ -131,7 +131,32 @@ def test_every_flag_of_the_short_help_exists(command, capsys):
 
     shown = help_of(capsys, *command.split(), "--help")
     for name in COMMON[command].split():
-        assert f"  --{name}" in shown, name
+        assert re.search(rf"^  (-\w, )?--{re.escape(name)}\b", shown, re.MULTILINE), name
+
+
+def test_help_names_what_must_be_given_and_a_switch_of_this_command(capsys):
+    shown = help_of(capsys, "data", "next", "--help")
+    assert shown.startswith("usage: segmv3 data next POOL --weights TEXT -o PATH [--FLAG VALUE ...]\n")
+    assert "turned off" not in shown and shown.rstrip("\n") + "\n" == shown
+    assert help_of(capsys, "predict", "--help").endswith("turned off by no-: --no-legend.\n")
+    assert "by no-: --model.backbone.no-dilate-first." in help_of(capsys, "train", "--help-all")
+
+
+@pytest.mark.parametrize("command", ["sweep", "evaluate", "submit", "compare", "data check"])
+def test_output_has_the_short_name_everywhere(command, capsys):
+    assert "  -o, --output PATH" in help_of(capsys, *command.split(), "--help-all")
+
+
+def test_a_net_is_opened_without_triton():
+    """Triton prints forty lines about leaks when Python ends."""
+    code = "import sys, segmv3.weights.opening; print([name for name in sys.modules if name == 'triton'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_data_set_in_place_of_a_config_names_the_command_for_it(tmp_path, capsys):
+    (tmp_path / "streets" / "images").mkdir(parents=True)
+    said = fails(capsys, "train", tmp_path / "streets")
+    assert "is a folder; segmv3 finetune " in said and said.endswith("makes a config for a data set")
 
 
 def test_models_lists_the_exact_counts(capsys):

@@ -510,7 +510,7 @@ def test_ctrl_c_is_obeyed_while_nothing_comes(
     whole = transport_stream("part.ts", 40)
 
     def stalls() -> Iterator[bytes]:
-        yield from (jpeg(plain(index)) for index in range(30))
+        yield from (jpeg(plain(index)) for index in range(300))
         over.wait(60)
 
     Handler.mjpeg, Handler.folder, Handler.over = staticmethod(stalls), here, over

@@ -87,7 +87,8 @@ def compare_labels(image):
 
 def test_each_limit_refuses_by_its_own_number():
     def agreement(rms=0.0, labels=100.0, miou=None):
-        return Agreement((SizeAgreement((4, 6), 1, 1.5, rms, labels),), 1, *((70.0, miou) if miou else (None, None)))
+        scores = {"miou_reference": 70.0, "miou_candidate": miou} if miou else {}
+        return Agreement((SizeAgreement((4, 6), 1, 1.5, rms, labels),), 1, **scores)
 
     refuse(agreement(1e-4, 99.9, 69.96), "fp32", "a.onnx")
     for bad, precision, says in (

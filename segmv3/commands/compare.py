@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from segmv3.commands.options import parse, refuse_existing
+from segmv3.commands.options import Output, parse, refuse_existing
 from segmv3.config import Device
 from segmv3.errors import ConfigError, OutputError, printable
 from segmv3.settings import refuse
@@ -27,7 +27,7 @@ class Compare:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of segmv3 train, finished or not; or two files of segmv3 evaluate --output."""
-    output: Path | None = None
+    output: Output = None
     """Folder of the page, figures and tables, by default comparison; for result files a JSON file, by default none."""
     overwrite: bool = False
     """Replace what --output names."""

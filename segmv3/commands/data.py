@@ -8,7 +8,7 @@ import tyro
 
 from segmv3.commands.help import asked_for_help
 from segmv3.commands.label_loop import run_next, run_suspects
-from segmv3.commands.options import parse, refuse_existing
+from segmv3.commands.options import Output, parse, refuse_existing
 from segmv3.config import Data, Layout, load_config
 from segmv3.data.importing.settings import ImportSettings
 from segmv3.errors import ConfigError, DataError, OutputError
@@ -44,7 +44,7 @@ class Check:
 
     split: tuple[str, ...] = ()
     """Parts of the data set; by default train and val, and test where there is one."""
-    output: Path | None = None
+    output: Output = None
     """Folder for check.json and check.html, a page with pictures."""
     overwrite: bool = False
     """Replace an earlier check there."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmv3.commands.options import OnDevice, Trusting, config_file, parse, refuse_existing
+from segmv3.commands.options import OnDevice, Output, Trusting, config_file, parse, refuse_existing
 from segmv3.config import Data, Model
 from segmv3.errors import ConfigError, OutputError, PartialOutputError, Segmv3Error
 from segmv3.evaluation.settings import Settings
@@ -29,7 +29,7 @@ class Evaluate(Settings, OnDevice, Trusting):
     """Weight file written by a run, or a file that segmv3 export wrote."""
     report: Path | None = None
     """Also write a page with the worst images and the labels in doubt into this folder."""
-    output: Path | None = None
+    output: Output = None
     """Also write the scores to this JSON file."""
     overwrite: bool = False
     """Replace the files that --output and --report name."""

@@ -22,9 +22,6 @@ COMMON: dict[str, str] = _TABLES["common"]
 
 _ASKING = ("-h", "--help", "--help-all")
 _WIDTH = 100
-_FOOTER = """\
-Switches are turned off by no-: --no-extend, --optim.no-decay-bn-and-bias. The value None clears a setting that may be
-empty."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Flag:
         default: as it is typed; empty where there is none.
         text: what its field's docstring says, on one line.
         group: settings that it belongs to: `optim`; empty for the command's own.
+        required: the command does not run without it.
     """
 
     name: str
@@ -46,6 +44,7 @@ class Flag:
     default: str
     text: str
     group: str
+    required: bool = False
 
     @property
     def usage(self) -> str:
@@ -92,6 +91,7 @@ def render(kind: type, program: str, default: Any = None, *, whole: bool = False
         (names.split() for command, names in COMMON.items() if program.startswith(f"segmv3 {command} ")), None
     )
     places = [flag.option for flag in every if not flag.option.startswith("-")]
+    places += [flag.usage.split(", ")[0] + f" {flag.value}" * (", " in flag.option) for flag in every if flag.required]
     about = "\n\n".join(textwrap.fill(part, width) for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n"))
     lines = [f"usage: {' '.join([program, *places])} [--FLAG VALUE ...]", "", about, ""]
     if common and not whole:
@@ -101,7 +101,12 @@ def render(kind: type, program: str, default: Any = None, *, whole: bool = False
     for group in dict.fromkeys(flag.group for flag in every):
         lines += [f"{group}:"] if group else []
         lines += [*_table([(flag, flag.text) for flag in every if flag.group == group], width), ""]
-    return "\n".join([*lines, _FOOTER])
+    if on := next((flag.option for flag in every if flag.default == "on"), None):
+        off = re.sub(r"([.]|^--)([^.]+)$", r"\1no-\2", on)
+        lines.append(f"A switch that is on is turned off by no-: {off}.")
+    if whole:
+        lines.append("The value None clears a setting that may be empty.")
+    return "\n".join(lines).rstrip()
 
 
 def _table(rows: list[tuple[Flag, str]], width: int) -> list[str]:
@@ -139,7 +144,8 @@ def flags(kind: type, default: Any = None, prefix: str = "") -> Iterator[Flag]:
         if is_dataclass(inner):
             nested.append((inner, value if nests else None, f"{name}." if named is None or named.name else prefix))
             continue
-        value = None if value is MISSING or "MISSING" in repr(value) else value
+        required = value is MISSING or "MISSING" in repr(value)
+        value = None if required else value
         metavar = named.metavar if named is not None and named.metavar else metavar_of(hint)
         if any(type(mark).__name__ == "_PositionalMarker" or repr(mark) == "Positional" for mark in marks):
             shown = named.metavar if named is not None and named.metavar else name.upper().replace("-", "_")
@@ -150,7 +156,8 @@ def flags(kind: type, default: Any = None, prefix: str = "") -> Iterator[Flag]:
             option = ", ".join([*aliases, f"--{name}"])
             switch = hint is bool
             text, shown = texts.get(field.name, ""), "" if switch and value is False else _typed(value)
-            yield Flag(name, option, "" if switch else metavar, "on" if switch and value else shown, text, prefix[:-1])
+            shown, metavar = "on" if switch and value else shown, "" if switch else metavar
+            yield Flag(name, option, metavar, shown, text, prefix[:-1], required)
     for inner, value, start in nested:
         yield from flags(inner, value, start)
 

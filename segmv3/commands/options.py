@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, UnsupportedTypeAnnotationError
@@ -12,6 +12,8 @@ from segmv3.config import Config, Data, Device, Model, Schedule, flag_rules, loa
 from segmv3.errors import ConfigError, OutputError
 
 Options = TypeVar("Options")
+Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
+"""A result that need not be written."""
 
 
 @dataclass(frozen=True, kw_only=True)

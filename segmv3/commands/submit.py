@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmv3.commands.options import OnDevice, config_file, parse
+from segmv3.commands.options import OnDevice, Output, config_file, parse
 from segmv3.config import Data, Model, Precision
 from segmv3.errors import ConfigError, Segmv3Error
 
@@ -30,7 +30,7 @@ class Submit(OnDevice):
     data: Data
     weights: Path | None = None
     """Weight file of the net."""
-    output: Path | None = None
+    output: Output = None
     """Folder for the predictions and the zip; the same command goes on where it stopped."""
     split: str | None = None
     """Part of the data set to predict: test by default, val with --dry-run."""

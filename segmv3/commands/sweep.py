@@ -18,7 +18,7 @@ class Sweep(OnDevice):
     space: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SPACE.toml")]
     """TOML file that names the settings and their values; see docs/sweeps.md."""
     config: Settings
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder of the sweep."""
     trials: int | None = None
     """Runs altogether; by default what the file says, or 20."""

@@ -75,7 +75,7 @@ class MobileNetV3(Backbone):
     width: float = 1.0
     """Multiplier of all channels; the result is rounded to multiples of 8. Published: 0.35, 0.5, 0.75, 1, 1.25."""
     deep: bool = False
-    """A fifth more blocks in each stage and a second closing convolution (timm's mobilenetv3_large_150d, width 1.5)."""
+    """A fifth more blocks in each stage and a second closing convolution (timm's mobilenetv3_large_150d: width 1.5)."""
     minimal: bool = False
     """No squeeze-and-excite, no h-swish, 3x3 kernels only (TensorFlow's "minimalistic" nets)."""
     family: Literal["timm", "d-li14", "torchvision", "paddle", "rw", "showlo", "sqlai"] = "timm"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from segmv3.models.zoo import NETS, create_model
 
@@ -35,6 +34,8 @@ def gmacs(model: nn.Module, size: tuple[int, int]) -> float:
     One multiply-add counts once, as in the paper. The model must be on the "meta" device, where counting
     takes no memory and no time.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which prints lines when Python ends
+
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.eval()(torch.empty(1, 3, *size, device="meta"))
     return counter.get_total_flops() / 2e9

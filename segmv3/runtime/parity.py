@@ -180,7 +180,7 @@ def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
         most = max(limits.miou_loss, 200 / agreement.scored_images if score == "top-1" and was else 0)
         if was is not None and now is not None and not was - now <= most:
             raise DisagreementError(
-                f"{title} falls behind PyTorch: {score} {now:.2f} instead of {was:.2f} (limit {most:g} points)"
+                f"{title} falls behind PyTorch: {score} {now:.2f} instead of {was:.2f} (limit {most:.1f} points)"
             )
 
 

@@ -64,6 +64,8 @@ class LibraryNet(nn.Module):
         """N x 3 x H x W, RGB, uint8 or float 0..255 -> logits N x classes x h x w."""
         return self._logits(self.normalize(image))
 
+    forward = low_logits
+
 
 def open_any_net(source: Path | str) -> tuple[Any, Card]:
     """A net in eval mode that has `low_logits`, whoever made it, and what its file says of itself.
