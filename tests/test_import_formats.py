@@ -418,6 +418,18 @@ BAD_COCO: dict[str, tuple[dict[str, Any], str]] = {
         {"categories": [{"id": 5, "name": "road"}]},
         "of category 0, and there is no such image or category",
     ),
+    "two categories": (
+        {"categories": [{"id": 0, "name": "road"}, {"id": 0, "name": "car"}]},
+        "the categories road and car have the same id 0",
+    ),
+    "two images": (
+        {"images": [{"id": 7, "file_name": name, "width": 64, "height": 48} for name in ("a.png", "b.png")]},
+        "the images a.png and b.png have the same id 7",
+    ),
+    "turned runs": (
+        {"annotations": [{"image_id": 7, "category_id": 0, "segmentation": {"size": [64, 48], "counts": [3072]}}]},
+        "has runs of another size",
+    ),
     "no list": ({"annotations": {}}, "annotations is an object, not a list"),
     "odd": (
         {"annotations": [{"image_id": 7, "category_id": 0, "segmentation": [[1, 2, 3, 4, 5]]}]},
@@ -613,6 +625,15 @@ def test_a_bad_labelme_file_is_told(root: Path, change: dict[str, Any], told: st
     with pytest.raises(DataError, match=r"json/a.json") as error:
         content(root)
     assert told in str(error.value)
+
+
+def test_a_damaged_archive_is_of_no_known_kind(root: Path) -> None:
+    with zipfile.ZipFile(root / "b.zip", "w") as archive:
+        archive.writestr("annotations.xml", "<annotations/>")
+    whole = (root / "b.zip").read_bytes()
+    (root / "b.zip").write_bytes(whole.replace(b"PK\x01\x02", b"PK\x09\x02"))
+    with pytest.raises(DataError, match=r"b.zip is of no kind that is known"):
+        content(root / "b.zip")
 
 
 def test_boxes_alone_are_no_labels(root: Path) -> None:

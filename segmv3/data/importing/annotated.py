@@ -49,6 +49,8 @@ class Annotations:
 class AnnotationReader(Reader):
     """A reader of files that name pictures."""
 
+    uses = ("classes", "images", "background")
+
     @abstractmethod
     def files(self, source: Path) -> list[Path]:
         """Those of this kind, in a folder or the source itself."""

@@ -16,9 +16,10 @@ from segmv3.data.importing.annotated import rgb_of
 from segmv3.data.importing.base import Content, Frame, Label, Legend, Reader, SourceClass, Tell, legend_of, split_named
 from segmv3.data.importing.regions import size_of
 from segmv3.data.importing.settings import ImportSettings
+from segmv3.data.importing.values import ids_of, packed
 from segmv3.data.listing import images_below
 from segmv3.errors import DataError, printable
-from segmv3.images import UInt8Array, read_image
+from segmv3.images import UInt8Array, read_ids
 from segmv3.labels import Classes, Color, cityscapes_classes
 from segmv3.records import packaged, read_json, typed
 
@@ -28,6 +29,7 @@ _HERE = "segmv3.data.importing"
 class StreetSet(Reader):
     """One of the sets of `sets/sets.toml`, which holds these fields of each."""
 
+    uses = ("native",)
     title: ClassVar[str]
     marks: ClassVar[list[str]]
     """Glob patterns of what its root holds one of."""
@@ -79,7 +81,9 @@ class StreetSet(Reader):
     def _label(self, path: Path, classes: Sequence["SetClass"]) -> Label:
         if path.suffix == ".json":
             return partial(_drawn, path, {each.name: each.id for each in classes})
-        return partial(_by_color, path, classes) if self.colors else path
+        if self.colors:
+            return partial(ids_of, path, {int(packed(each.rgb)): each.id for each in classes}, coloured=True)
+        return partial(read_ids, path)
 
     def _compare(self, path: Path, classes: Sequence["SetClass"]) -> None:
         """Raises: DataError where the archive is of another version than the table."""
@@ -132,22 +136,6 @@ def _legend(classes: Sequence[SetClass], settings: ImportSettings, source: Path,
     own = "; --native keeps those of the set" if any(each.own for each in classes) else ""
     chosen = Classes(tuple(city.names[i] for i in kept), tuple(city.colors[i] for i in kept))
     return replace(legend, classes=chosen), f"the classes of {title} became the {len(kept)} of Cityscapes{own}"
-
-
-def _by_color(path: Path, classes: Sequence[SetClass]) -> UInt8Array:
-    """The label that a picture of colours means. Raises: DataError with the colours that no class has."""
-    pixels = read_image(path).astype(np.int32)
-    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    known = sorted((red << 16 | green << 8 | blue, each.id) for each in classes for red, green, blue in [each.rgb])
-    colors, ids = np.array(known).T
-    place = np.minimum(np.searchsorted(colors, codes), len(colors) - 1)
-    if (wrong := codes[colors[place] != codes]).size:
-        found, counts = np.unique(wrong, return_counts=True)
-        shown = ", ".join(
-            f"#{color:06x} ({count:,} pixels)" for color, count in list(zip(found, counts, strict=True))[:5]
-        )
-        raise DataError(f"{path} holds {len(found):,} colours that no class has: {shown}")
-    return ids[place].astype(np.uint8)
 
 
 def _drawn(path: Path, ids: dict[str, int]) -> UInt8Array:

@@ -1,14 +1,13 @@
 """The contract between the readers, one for each kind of source, and what writes the data set.
 
-A reader is a frozen dataclass in a file of its own, listed in `segmv3.data.importing.readers`. It says whether a source
-is of its kind (`look`), and then what lies there (`read`): the classes, and for each frame the image and its label.
-It writes nothing and asks nothing. Linking, converting, splitting, counting and all checks of sizes and ids are done
-for it, by `segmv3.data.importing.run`.
+A reader is listed in `segmv3.data.importing.readers`. It says whether a source is of its kind (`look`), and what lies
+there (`read`): the classes, and for each frame the image and its label. It writes nothing and asks nothing. Linking,
+writing, splitting, counting and all checks of sizes and ids are done by `segmv3.data.importing.run`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,11 +16,10 @@ from segmv3.errors import DataError
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, Classes, Color, class_name, named_classes
 
-Label = Path | Callable[[], UInt8Array]
-"""A file of ids that `segmv3.images.read_ids` reads (8-bit, one channel), or a function that makes the label.
-
-Both give uint8 H x W, of the size that `read_image` has for the image, whose values are the `value` of a `SourceClass`
-of the legend, or 255 for pixels that nobody labelled. A function is called once, in any thread, and raises DataError.
+Label = Callable[[], UInt8Array]
+"""Makes the label of a frame: uint8 H x W, of the size that `read_image` has for the image. Its values are those of the
+legend (`SourceClass.value`), or 255 for pixels that nobody labelled. It is called once, in any thread, and raises
+DataError.
 """
 
 Tell = Callable[[str, int, int], None]
@@ -89,17 +87,15 @@ class Reader(ABC):
     """As `--kind` takes it: `coco`."""
     looks_for: ClassVar[str]
     """What makes a source one of this kind, as the end of "coco (a .json with images, annotations and categories)"."""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """The settings of `OF_READERS` that it looks at. Others are refused where a user gives them."""
 
     @abstractmethod
     def look(self, source: Path, settings: ImportSettings) -> str | None:
-        """Whether a source is of this kind: cheap and certain.
-
-        Args:
-            source: an existing folder, or a file.
-            settings: what the user said.
+        """Whether a source, an existing file or folder, is of this kind: quick and certain.
 
         Returns:
-            What was found in a few words for the user (`instances_train.json, 120 images`); None where it is not.
+            What was found in a few words for the user (`instances_train.json and 1 more`); None where it is not.
 
         Raises:
             DataError: it is of this kind without doubt, and cannot be read.
@@ -107,12 +103,7 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, source: Path, settings: ImportSettings, tell: Tell) -> Content:
-        """Everything that the source holds.
-
-        Args:
-            source: one that `look` took, or that the user named the kind of.
-            settings: what the user said.
-            tell: is told how far the work is, where that takes long.
+        """Everything that the source holds. `tell` is told how far the work is.
 
         Raises:
             DataError: one line with what is wrong, where, and what to do.
@@ -154,13 +145,13 @@ def legend_of(sources: Iterable[SourceClass], settings: ImportSettings, where: P
         except ValueError as error:
             raise DataError(f"{where}: {each.shown or each.value}: {error}") from None
         left = name is None or name.casefold() in ignored or each.value == IGNORE
-        kept.append(SourceClass(each.value, each.name, None if left else name, each.rgb, each.shown))
+        kept.append(replace(each, to=None if left else name))
     names = tuple(dict.fromkeys(each.to for each in kept if each.to is not None))
     if not 2 <= len(names) < 254:
         raise DataError(
-            f"{where} has {len(names)} classes to learn ({', '.join(names[:5]) or 'none'}); between 2 and 253 are "
-            "possible, and a net of one class is always right: name the others too (--classes, --ignore)"
+            f"{where} has {len(names)} classes to learn ({', '.join(names[:5]) or 'none'}); 2 to 253 are possible. "
+            "--classes names more, --background names the pixels of no region, --ignore names fewer to ignore"
         )
-    colors = dict(zip(names, named_classes(*names).colors, strict=True))
-    given = {each.to: each.rgb for each in reversed(kept) if each.to is not None and each.rgb is not None}
-    return Legend(Classes(names, tuple(given.get(name, colors[name]) for name in names)), tuple(kept))
+    given = {each.to: each.rgb for each in reversed(kept) if each.rgb is not None}
+    colors = (given.get(name, color) for name, color in zip(names, named_classes(*names).colors, strict=True))
+    return Legend(Classes(names, tuple(colors)), tuple(kept))

@@ -33,7 +33,7 @@ class LabelMe(AnnotationReader):
 
     def files(self, source: Path) -> list[Path]:
         files = [source] if source.suffix == ".json" else sorted(source.rglob("*.json")) if source.is_dir() else []
-        return files if files and has_keys(files[0], "shapes", "imagePath") else []
+        return files if any(has_keys(path, "shapes", "imagePath") for path in files) else []
 
     def add(self, found: Annotations, path: Path, source: Path) -> None:
         content = read_json(path)

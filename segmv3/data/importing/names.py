@@ -8,11 +8,7 @@ from segmv3.data.importing.settings import ImportSettings
 from segmv3.errors import ConfigError, DataError
 from segmv3.labels import Color, parse_json, text_of
 
-USUAL = (
-    *("classes.json", "classes.txt", "labelmap.txt", "label_colors.txt", "class_dict.csv", "palette.txt"),
-    *("palette.csv", "palette.json", "names.txt", "codes.txt"),
-)
-"""Files that are looked for beside images and masks."""
+_USUAL = ("classes.json", "classes.txt", "labelmap.txt", "label_colors.txt", "class_dict.csv")
 _NUMBER = r"(?:\d|\d\d|[01]\d\d|2[0-4]\d|25[0-5])"
 _RGB = re.compile(rf"(?<![\w.])({_NUMBER})[,;\s]+({_NUMBER})[,;\s]+({_NUMBER})(?![\w.])")
 _ID = re.compile(r"^\s*(\d{1,5})\s*[,;:=\s]\s*(?=\S)")
@@ -41,7 +37,7 @@ def names_given(source: Path, settings: ImportSettings) -> tuple[tuple[Named, ..
     elif settings.classes:
         return tuple(map(Named, settings.classes)), "--classes"
     places = (source, *sorted(path for path in source.iterdir() if path.is_dir()))
-    files = files or [path for place in places for name in USUAL if (path := place / name).is_file()]
+    files = files or [path for place in places for name in _USUAL if (path := place / name).is_file()]
     return (names_in(files[0]), files[0]) if files else ((), source)
 
 
@@ -58,26 +54,27 @@ def names_in(path: Path) -> tuple[Named, ...]:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         raise DataError(f"{path} names no class")
-    coloured = [line for line in lines if _RGB.search(line)]
-    if not coloured:
+    if not any(map(_RGB.search, lines)):
         matches = [match for line in lines if (match := _ID.match(line))]
         if len(matches) < len(lines):
             return tuple(map(Named, lines))
         return tuple(Named(match.string[match.end() :], int(match[1])) for match in matches)
-    if odd := [line for line in lines[1:] if line not in coloured]:  # the first may be the head of a table
-        raise DataError(f"{path}: a line has no colour: {odd[0]}; write a name and three numbers from 0 to 255")
-    return tuple(map(_coloured, coloured))
+    if not _RGB.search(lines[0]):  # the head of a table
+        lines = lines[1:]
+    return tuple(_coloured(line, path) for line in lines)
 
 
-def _coloured(line: str) -> Named:
+def _coloured(line: str, path: Path) -> Named:
     match = _ID.match(line)
-    id_ = int(match[1]) if match and _RGB.search(line[match.end() :]) else None
-    rest = line[match.end() :] if match and id_ is not None else line
+    if match and not _RGB.search(line, match.end()):  # the first number is red
+        match = None
+    rest = line[match.end() :] if match else line
     found = _RGB.search(rest)
-    assert found is not None
+    if not found:
+        raise DataError(f"{path}: a line has no colour: {line}; write a name and three numbers from 0 to 255")
     name = (rest[: found.start()] + rest[found.end() :]).strip(" \t,;:")
-    r, g, b = map(int, found.groups())
-    return Named(name, id_, (r, g, b))
+    red, green, blue = map(int, found.groups())
+    return Named(name, int(match[1]) if match else None, (red, green, blue))
 
 
 def _of_json(path: Path, text: str) -> list[Named]:

@@ -33,21 +33,20 @@ class ImportSettings:
     """Share of the frames for the split val, where the source has no splits of its own; 0 makes none."""
     test: float = 0.0
     """Share of the frames for the split test, likewise."""
-    split_by: Literal["drive", "time", "frames"] = "drive"
-    """Whole drives go to one split; or the end of each drive in time, behind a gap; or single frames, which leak."""
+    split_by: Literal["drive", "frames"] = "drive"
+    """Whole drives go to one split, or of one long drive its end; or single frames, although neighbours are alike."""
     drive: str | None = None
     """Regular expression: what it finds in the name of a frame is its drive. By default the folder or name prefix."""
-    gap: int | None = None
-    """Frames left out between the splits of one drive; by default one in twenty, at least two."""
     seed: int = 0
     """Start of the draw of drives or frames."""
     copy: bool = False
     """Copy images instead of linking them, for file systems without links or a source that will go away."""
 
 
+OF_READERS = ("classes", "palette", "masks", "images", "background", "native", "snap")
+"""Settings that some kinds of sources have no use for."""
+
+
 def import_rules(settings: ImportSettings) -> list[Rule]:
     low = min(settings.val, settings.test)
-    return [
-        (low >= 0 and settings.val + settings.test < 1, "--val and --test", "are shares, and train needs some frames"),
-        (settings.gap is None or settings.gap >= 0, "--gap", "is a number of frames, 0 or more"),
-    ]
+    return [(low >= 0 and settings.val + settings.test < 1, "--val and --test", "are shares, and train needs frames")]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from segmv3.data.importing.base import Frame
+from segmv3.data.importing.base import SPLITS, Frame
 from segmv3.data.importing.settings import ImportSettings
 from segmv3.data.listing import count_of
 from segmv3.errors import ConfigError, DataError
@@ -38,59 +38,72 @@ def share_out(frames: Sequence[Frame], settings: ImportSettings) -> Shared:
     """
     frames = sorted(frames, key=lambda frame: _natural(frame.name))
     names, how = _drives(frames, settings)
-    splits: Splits = defaultdict(list)
-    for frame in frames:
-        splits[frame.split].append(frame)
-    loose = splits.pop("", [])
-    if splits:
-        counts = ", ".join(f"{split} {len(own):,}" for split, own in splits.items())
-        said = [f"the splits of the source are kept: {counts}", *_leaks(splits, names, how)]
-        out = [f"{count_of(len(loose), 'frame', 'frames')} in no split (first: {loose[0].name})"] if loose else []
-        if set(splits) != {"train"} or not settings.val + settings.test:
-            return Shared(dict(splits), tuple(said), tuple(out))
+    splits = {split: own for split in SPLITS if (own := [frame for frame in frames if frame.split == split])}
+    if not splits:
+        return _draw(frames, names, how, settings)
+    loose = [frame for frame in frames if not frame.split]
+    out = [f"{count_of(len(loose), 'frame', 'frames')} in no split (first: {loose[0].name})"] if loose else []
+    if list(splits) == ["train"] and settings.val + settings.test:
         drawn = _draw(splits["train"], names, how, settings)
         alone = f"the source has the split train alone: {drawn.said[0]}"
         return Shared(drawn.splits, (alone,), (*out, *drawn.left_out))
-    return _draw(loose, names, how, settings)
+    counts = ", ".join(f"{split} {len(own):,}" for split, own in splits.items())
+    said = (f"the splits of the source are kept: {counts}", *_leaks(splits, names, how))
+    return Shared(splits, said, tuple(out))
 
 
 def _draw(frames: Sequence[Frame], names: Mapping[Path, str], how: str, settings: ImportSettings) -> Shared:
     shares = {split: share for split, share in (("val", settings.val), ("test", settings.test)) if share}
     if not shares:
         return Shared({"train": list(frames)}, ("all frames are for training (--val 0)",))
-    if settings.split_by == "frames":
-        order = random.Random(settings.seed).sample(list(frames), len(frames))
-        splits: Splits = {"train": []}
-        for split, share in shares.items():
-            number = max(1, round(share * len(frames)))
-            splits[split], order = order[:number], order[number:]
-        splits["train"] = order
-        if not order:
-            raise DataError(f"{count_of(len(frames), 'frame leaves', 'frames leave')} none for training; --val 0")
-        how = f"split by frames with seed {settings.seed}"
-        return _sorted(splits, f"{how}: neighbours of one drive may be on both sides")
     drives: Splits = defaultdict(list)
     for frame in frames:
         drives[names[frame.image]].append(frame)
-    if settings.split_by == "drive" and len(drives) > len(shares):
-        chosen = _whole_drives(drives, shares, settings.seed)
-        sizes = {split: sum(len(drives[drive]) for drive in each) for split, each in chosen.items()}
-        if any(sizes[split] > 2 * share * len(frames) + 1 for split, share in shares.items()):
-            return _in_time(drives, shares, how, settings)  # two long drives: one of them would be half of all
+    if settings.split_by == "frames":
+        held = _single(frames, shares, settings.seed)
+        said = f"split by frames with seed {settings.seed}: neighbours of one drive may be on both sides"
+    elif chosen := _whole_drives(drives, shares, settings.seed):
+        held = {frame.image: split for split, each in chosen.items() for drive in each for frame in drives[drive]}
         parts = [f"{split} {', '.join(each[:6])}{', ...' * (len(each) > 6)}" for split, each in chosen.items()]
-        text = f"{len(drives)} drives {how}; whole ones drawn with seed {settings.seed}: {'; '.join(parts)}"
-        held = {drive: split for split, each in chosen.items() for drive in each}
-        splits = {split: [] for split in ("train", *shares)}
-        for drive, own in drives.items():
-            splits[held.get(drive, "train")] += own
-        return _sorted(splits, text)
-    return _in_time(drives, shares, how, settings)
+        said = f"{len(drives)} drives {how}; whole ones drawn with seed {settings.seed}: {'; '.join(parts)}"
+    else:
+        number = count_of(len(drives), "drive", "drives")
+        held = _ends(drives, shares)
+        said = f"{number} {how}: the last frames of each are for {' and '.join(shares)}, behind a gap"
+        if not {"train", *shares} <= {held.get(frame.image, "train") for frame in frames}:
+            raise DataError(
+                f"{number} {how} of {count_of(len(frames), 'frame', 'frames')}: any split would put neighbouring "
+                "frames on both sides; --val 0 makes none, --split-by frames draws single frames all the same, and "
+                "--drive PATTERN tells drives apart"
+            )
+    splits = {split: [f for f in frames if held.get(f.image, "train") == split] for split in ("train", *shares)}
+    dropped = len(frames) - sum(map(len, splits.values()))
+    out = (f"{count_of(dropped, 'frame', 'frames')} between the splits",) if dropped else ()
+    return Shared(splits, (said,), out)
+
+
+def _single(frames: Sequence[Frame], shares: Mapping[str, float], seed: int) -> dict[Path, str]:
+    """The split of each frame that is not for training."""
+    order = random.Random(seed).sample(list(frames), len(frames))
+    held: dict[Path, str] = {}
+    for split, share in shares.items():
+        number = max(1, round(share * len(frames)))
+        held |= {frame.image: split for frame in order[:number]}
+        order = order[number:]
+    if not order:
+        raise DataError(f"{count_of(len(frames), 'frame leaves', 'frames leave')} none for training; --val 0")
+    return held
 
 
 def _whole_drives(
     drives: Mapping[str, Sequence[Frame]], shares: Mapping[str, float], seed: int
 ) -> dict[str, list[str]]:
-    """Names of the drives of each split but train: in a random order, those that bring it nearer to its share."""
+    """Names of the drives of each split but train: in a random order, those that bring it nearer to its share.
+
+    There are none where the drives are too few, or so long that a split would have twice its share.
+    """
+    if len(drives) <= len(shares):
+        return {}
     left = random.Random(seed).sample(sorted(drives), len(drives))
     total, chosen = sum(map(len, drives.values())), dict[str, list[str]]()
     for number, (split, share) in enumerate(shares.items(), 1):
@@ -102,42 +115,25 @@ def _whole_drives(
                 mine.append(drive)
         chosen[split] = mine or [min(left, key=lambda drive: len(drives[drive]))]
         left = [drive for drive in left if drive not in chosen[split]]
+        if sum(len(drives[drive]) for drive in chosen[split]) > 2 * share * total + 1:
+            return {}
     return chosen
 
 
-def _in_time(
-    drives: Mapping[str, list[Frame]], shares: Mapping[str, float], how: str, settings: ImportSettings
-) -> Shared:
-    """The end of each drive, behind a gap."""
-    splits: Splits = {split: [] for split in ("train", *shares)}
-    dropped = 0
+def _ends(drives: Mapping[str, Sequence[Frame]], shares: Mapping[str, float]) -> dict[Path, str]:
+    """The split of the last frames of each drive; of the frames in the gap before them, an empty text."""
+    held: dict[Path, str] = {}
     for own in drives.values():
-        gap = max(2, len(own) // 20) if settings.gap is None else settings.gap
-        sizes = [max(1, round(share * len(own))) for share in shares.values()]
-        start = len(own) - sum(sizes) - gap * len(sizes)
-        if start < 1 or (settings.gap is None and start < 2 * gap):  # too short a drive to cut
-            splits["train"] += own
+        gap = max(2, len(own) // 20)
+        sizes = {split: max(1, round(share * len(own))) for split, share in shares.items()}
+        start = len(own) - sum(sizes.values()) - gap * len(sizes)
+        if start < 2 * gap:  # too short a drive to cut
             continue
-        splits["train"] += own[:start]
-        for split, size in zip(shares, sizes, strict=True):
-            splits[split] += own[start + gap : start + gap + size]
+        for split, size in sizes.items():
+            held |= {frame.image: "" for frame in own[start : start + gap]}
+            held |= {frame.image: split for frame in own[start + gap : start + gap + size]}
             start += gap + size
-        dropped += gap * len(sizes)
-    number, total = count_of(len(drives), "drive", "drives"), sum(map(len, drives.values()))
-    if not all(splits.values()):
-        raise DataError(
-            f"{number} {how} of {count_of(total, 'frame', 'frames')}: any split would put neighbouring frames on both "
-            "sides; --val 0 makes none, --split-by frames does it all the same, --drive PATTERN tells drives apart"
-        )
-    text = f"{number} {how}: the last frames of each are for {' and '.join(shares)}, behind a gap"
-    out = f"{count_of(dropped, 'frame', 'frames')} between the splits (--gap says how many)"
-    shared = _sorted(splits, text)
-    return Shared(shared.splits, shared.said, (out,) if dropped else ())
-
-
-def _sorted(splits: Splits, text: str) -> Shared:
-    whole = {split: sorted(own, key=lambda frame: _natural(frame.name)) for split, own in splits.items()}
-    return Shared(whole, (text,))
+    return held
 
 
 def _drives(frames: Sequence[Frame], settings: ImportSettings) -> tuple[dict[Path, str], str]:
@@ -175,9 +171,9 @@ def _is_time(prefix: str) -> bool:
 
 
 def _leaks(splits: Splits, names: Mapping[Path, str], how: str) -> list[str]:
-    """What the splits of a source share."""
+    """What the splits of a source share with train."""
     drives = {split: {names[frame.image] for frame in own} - {""} for split, own in splits.items()}
-    shared = {split: sorted(drives[split] & drives.get("train", set())) for split in sorted(splits) if split != "train"}
+    shared = {split: sorted(drives[split] & drives.get("train", set())) for split in splits if split != "train"}
     return [
         f"{count_of(len(both), 'drive', 'drives')} {how} in both train and {split} (first: {both[0]}): "
         f"scores on {split} tend to be too high"
