@@ -687,3 +687,9 @@ def test_no_value_of_a_file_makes_more_of_it_than_a_line(root: Path, kind: str) 
                 told.add(str(error))
                 assert str(error).isprintable() and str(root) in str(error), error
     assert len(told) > 20
+
+
+def test_a_folder_of_predict_names_the_file_in_it(here: Path) -> None:
+    predict_source("in/a.png", net, CLASSES, Path("out"), save=["cvat"])
+    with pytest.raises(DataError, match=r"out is a folder; the cvat file in it is out/cvat.zip: import that one"):
+        reader_of(Path("out"), ImportSettings())
