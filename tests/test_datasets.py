@@ -461,3 +461,8 @@ def test_a_memory_that_is_not_ours_is_not_believed(folder, monkeypatch, tmp_path
         record.unlink()
         record.write_text(text.partition("\n")[0])  # as earlier versions wrote it, without a checksum
     read_pairs(dataset, lambda *_: pytest.fail("it is believed"))
+
+
+def test_a_split_that_is_not_there_is_told_from_a_set_of_another_layout(folder):
+    with pytest.raises(DataError, match=r"found 0 images .*it has the splits train, val$"):
+        open_dataset(Data(dataset="folder", root=folder), "trian")

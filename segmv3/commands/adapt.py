@@ -73,7 +73,11 @@ def run(arguments: list[str]) -> None:
         )
     for name, now in adapted.after.items():
         if name in adapted.before:
-            console.say(f"{_NAMES[name]}: {adapted.before[name]:.2f} % before, {now:.2f} % after")
+            before = adapted.before[name]
+            worse = now > before if name == "flicker" else now < before
+            console.say(
+                f"{_NAMES[name]}: {before:.2f} % before, {now:.2f} % after{', which is worse' if worse else ''}"
+            )
     console.say(f"wrote {adapted.weights}: adapted to {adapted.frames:,} frames")
 
 

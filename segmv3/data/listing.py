@@ -134,6 +134,9 @@ def _nothing_in(looked: Path, root: Path, split: str, files: str = "images") -> 
     parent = next(p for p in looked.parents if p.is_dir())
     there = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))[:6]
     text += f"; {parent} has {', '.join(there) or 'nothing'} (split '{split}')"
+    places = (root, root / "images", root / "leftImg8bit")
+    if splits := [name for name in ("train", "val", "test") if any((place / name).is_dir() for place in places)]:
+        return f"{text}; it has the splits {', '.join(splits)}"
     return f"{text}; {importing(root)}" if images_below(root).paths else f"{text}; see data/README.md for the layout"
 
 
