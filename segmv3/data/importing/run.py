@@ -117,8 +117,8 @@ def reader_of(source: Path, settings: ImportSettings) -> tuple[Reader, str]:
                     raise ConfigError(f"{source} is read as {reader.name}, which has no use for --{name}; leave it out")
             return reader, found
     for file in sorted(source.iterdir()) if source.is_dir() else ():  # as predict leaves it
-        if file.is_file() and (reader := next((each for each in chosen if each.look(file, settings)), None)):
-            raise DataError(f"{source} is a folder; the {reader.name} file in it is {file}: import that one")
+        if file.is_file() and (fits := [each.name for each in chosen if each.look(file, settings)]):
+            raise DataError(f"{source} is a folder; the {fits[0]} file in it is {file}: import that one")
     looked = "; ".join(f"{reader.name} ({reader.looks_for})" for reader in chosen)
     raise DataError(f"{source} is of no kind that is known; looked for {looked}")
 
