@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,8 +238,8 @@ def _facts(one: _One) -> dict[str, Any]:
 
     facts, manifest = kept(one.settings), one.manifest
     for name, value in LATER.items():
-        group, _, key = name.rpartition(".")
-        (facts[group] if group else facts).setdefault(key, value)
+        *groups, key = name.split(".")
+        reduce(lambda inner, group: inner.get(group, {}), groups, facts).setdefault(key, value)
     facts["training images"] = str(one.settings.get("train_set"))[:12]
     facts["model"]["pretrained"] = (
         start_of(manifest) if manifest else facts["model"].get("pretrained") or "from scratch"

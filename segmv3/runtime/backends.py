@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segmv3.checkpoint import Card
 from segmv3.convert.base import Arithmetic as Arithmetic
 from segmv3.convert.base import Size as Size
 from segmv3.convert.graph import Net, Output
@@ -61,6 +62,33 @@ class Backend(Protocol):
         Raises: ModelError for a size that it does not take.
         """
         ...
+
+
+class OnBackend:
+    """What an opened net tells of the `Backend` that runs it.
+
+    Attributes:
+        card: what the weight file says of itself.
+    """
+
+    def __init__(self, backend: Backend, card: Card) -> None:
+        self._backend = backend
+        self.card = card
+
+    @property
+    def backend(self) -> str:
+        """The runtime: torch, onnxruntime or openvino."""
+        return self._backend.name
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the net: fp32, bf16, fp16 or int8."""
+        return self._backend.precision
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        return self._backend.device
 
 
 def refuse_precision(precision: Arithmetic, device: str) -> None:

@@ -15,13 +15,13 @@ from segmv3.convert.targets import target_of
 from segmv3.data.view import View, center_crop, trained_view
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
-from segmv3.runtime.backends import Arithmetic, Backend, BackendName, TorchBackend
+from segmv3.runtime.backends import Arithmetic, Backend, BackendName, OnBackend, TorchBackend
 from segmv3.runtime.device import use_device
 from segmv3.runtime.loading import open_export, refuse_unknown
 from segmv3.weights.opening import open_classifier
 
 
-class ClassPredictor:
+class ClassPredictor(OnBackend):
     """`classify(image) -> [(name, share), ...]` for one net.
 
     Attributes:
@@ -30,24 +30,8 @@ class ClassPredictor:
     """
 
     def __init__(self, backend: Backend, card: Card) -> None:
-        self._backend = backend
-        self.card = card
+        super().__init__(backend, card)
         self.view = View(**trained_view(card.facts))
-
-    @property
-    def backend(self) -> str:
-        """The runtime: torch, onnxruntime or openvino."""
-        return self._backend.name
-
-    @property
-    def precision(self) -> str:
-        """Arithmetic of the net."""
-        return self._backend.precision
-
-    @property
-    def device(self) -> str:
-        """cpu or cuda."""
-        return self._backend.device
 
     def logits(self, crops: UInt8Array) -> Tensor:
         """Run the net on pictures that are cropped already.

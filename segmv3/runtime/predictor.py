@@ -16,13 +16,13 @@ from segmv3.decode import label_map, label_map_and_confidence
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
-from segmv3.runtime.backends import Backend
+from segmv3.runtime.backends import Backend, OnBackend
 
 STAGES = ("prepare", "net", "labels")
 """What `Predictor.timings` tells apart: checking the pixels, the net itself, from low-resolution logits to labels."""
 
 
-class Predictor:
+class Predictor(OnBackend):
     """`predict(image) -> labels` for one net.
 
     It may be called from several threads at once, and in a forked process (there with one thread, on the CPU). Pickling
@@ -36,8 +36,7 @@ class Predictor:
         self, backend: Backend, card: Card, again: tuple[Callable[..., "Predictor"], tuple[Any, ...]] | None = None
     ) -> None:
         """Args: again: a function that opens the same net in another process, and its arguments."""
-        self._backend = backend
-        self.card = card
+        super().__init__(backend, card)
         self._again = again
         self._own = threading.local()
 
@@ -61,21 +60,6 @@ class Predictor:
     def classes(self) -> Classes:
         """Names and colours of the train ids."""
         return self.card.classes
-
-    @property
-    def backend(self) -> str:
-        """The runtime: torch, onnxruntime or openvino."""
-        return self._backend.name
-
-    @property
-    def precision(self) -> str:
-        """Arithmetic of the net: fp32, bf16, fp16 or int8."""
-        return self._backend.precision
-
-    @property
-    def device(self) -> str:
-        """cpu or cuda."""
-        return self._backend.device
 
     @property
     def threads(self) -> int:
