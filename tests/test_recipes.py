@@ -8,6 +8,8 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +99,24 @@ def test_a_drive_is_held_out(camvid, tmp_path):
     assert len(train) == 4 and all(pair.image.name.startswith("0001TP_") for pair in train.pairs)
     again = hold_out(camvid, tmp_path / "held")
     assert again.returncode == 2 and "exists" in again.stderr and again.stderr.count("\n") == 1
+
+
+def test_every_drive_is_held_out_in_turn(camvid, tmp_path):
+    done = hold_out(camvid, tmp_path / "drives", "--drive", "all")
+    assert done.returncode == 0 and sorted(each.name for each in (tmp_path / "drives").iterdir()) == [
+        "0001TP",
+        "0006R0",
+    ]
+    for drive in ("0001TP", "0006R0"):
+        data = Data(dataset="camvid", root=tmp_path / "drives" / drive)
+        train, val = ({pair.image.name[:6] for pair in open_dataset(data, split).pairs} for split in ("train", "val"))
+        assert val == {drive} and train == {"0001TP", "0006R0"} - {drive}
+    labels = [cv2.imread(str(file), 0) for file in (tmp_path / "drives" / "0006R0" / "train" / "labels").iterdir()]
+    counts = np.bincount(np.concatenate([each.ravel() for each in labels]), minlength=256)
+    classes = len(open_dataset(data, "train").classes)
+    weights = np.sqrt(np.median(counts[:classes]) / counts[:classes])
+    said = done.stdout.splitlines()[-1].partition("class-weights ")[2].split()
+    assert [float(each) for each in said] == pytest.approx(weights, abs=0.006)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ All of CamVid's val is one clip of a drive that is also in train, so that its sc
 training never sees: the frames of train whose names begin with it. The other frames of train stay train; the val part
 as published is left out. The new folder has the same layout and links to the files of the old one.
 
+--drive all makes one folder for each drive in the new one: leave-one-drive-out (docs/results/generalisation.md).
+
 --frames 50 makes the few frames of docs/results/fine-tuning.md instead: train is a seeded draw from the other drives,
 val stays as published, and the drive is a split of its own (segmv3 evaluate --split drive).
 """
@@ -14,7 +16,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from segmv3.config import Data
+from segmv3.data.check import class_pixels
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import ConfigError, OutputError, Segmv3Error
 
@@ -62,21 +67,34 @@ def hold_out(source: Path, target: Path, drive: str, count: int | None = None, s
     return {split: len(pairs) for split, pairs in parts.items()}
 
 
+def class_weights(root: Path) -> list[float]:
+    """What the recipes of CamVid give for `loss.class_weights`: sqrt(median / frequency) of the frames to train on."""
+    pixels = class_pixels(open_dataset(Data(dataset="camvid", root=root), "train"))
+    return [round(float(each), 2) for each in np.sqrt(np.median(pixels) / np.maximum(pixels, 1))]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, help="CamVid as data/README.md lays it out")
     parser.add_argument("target", type=Path, help="the folder to make")
-    parser.add_argument("--drive", default="0006R0", help="the drive that becomes val (default 0006R0)")
+    parser.add_argument("--drive", default="0006R0", help="the drive that becomes val (default 0006R0); all: each")
     parser.add_argument("--frames", type=int, help="draw so many frames for train")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default 0)")
     arguments = parser.parse_args()
+    source, target, drives = arguments.source, arguments.target, [arguments.drive]
     try:
-        found = hold_out(arguments.source, arguments.target, arguments.drive, arguments.frames, arguments.seed)
+        if arguments.drive == "all":
+            frames = open_dataset(Data(dataset="camvid", root=source), "train").pairs
+            drives = sorted({pair.image.name.partition("_")[0] for pair in frames})
+        for drive in drives:
+            made = target if arguments.drive == drive else target / drive
+            found = hold_out(source, made, drive, arguments.frames, arguments.seed)
+            scored = f"{found.get('drive', found['val'])} of {drive} as {'drive' if 'drive' in found else 'val'}"
+            print(f"{made}: {found['train']} frames to train on, {scored}")
+            print(f"  --data.root {made} --loss.class-weights {' '.join(map(str, class_weights(made)))}")
     except Segmv3Error as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    scored = f"{found.get('drive', found['val'])} of {arguments.drive} as {'drive' if 'drive' in found else 'val'}"
-    print(f"{arguments.target}: {found['train']} frames to train on, {scored}")
     return 0
 
 
