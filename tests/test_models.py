@@ -8,8 +8,10 @@ from segmv3.errors import ModelError
 from segmv3.models.backbones import Tap
 from segmv3.models.count import describe_nets, gmacs, parameters
 from segmv3.models.layers import global_pool, window_pool
-from segmv3.models.mobilenetv3 import MobileNetV3Backbone, layout
-from segmv3.models.zoo import NETS, create_model, net_name
+from segmv3.models.mobilenetv3 import MobileNetV3Backbone, exact_widths, joined, layout
+from segmv3.models.nets import net_from_dict
+from segmv3.models.zoo import NETS, create_model, net_name, state_shapes
+from segmv3.settings import to_dict
 
 _SMALL = MobileNetV3(size="small", tail="rf2", output_stride=16)
 
@@ -135,3 +137,38 @@ def test_unknown_names_are_answered_with_near_ones():
     assert net_name(replace(NETS["lraspp_large_d8"], pretrained="w.pth")) == "lraspp_large_d8"
     custom = Model(backbone=MobileNetV3(size="small", width=0.75), head=LRASPP(channels=64))
     assert net_name(custom) == "LRASPP on MobileNetV3-small (width 0.75, tail full, output stride 32)"
+
+
+@pytest.mark.parametrize("family", ["timm", "d-li14", "torchvision", "paddle", "rw"])
+@pytest.mark.parametrize("size", ["large", "small"])
+def test_a_net_with_the_exact_widths_of_its_multiplier_is_the_same_net(family, size):
+    for width, stride, last in ((0.35, 8, True), (1.0, 16, False), (1.25, 32, True)):
+        net = Model(backbone=MobileNetV3(size=size, family=family, width=width, output_stride=stride, last=last))
+        exact = replace(net, backbone=replace(net.backbone, widths=exact_widths(net.backbone)))
+        assert state_shapes(exact, 19) == state_shapes(net, 19)
+        assert net_from_dict(to_dict(exact)) == exact
+
+
+def test_exact_widths_are_built_and_keep_layers_and_shortcuts():
+    widths = list(exact_widths(_SMALL))
+    widths[3], widths[-1] = 16, 104  # as wide as the input of its block, which keeps its first convolution all the same
+    net = replace(_SMALL, widths=tuple(widths))
+    backbone = MobileNetV3Backbone(net, (Tap(8, "expanded"),))
+    assert [b.expanded for b in layout(net)][1] == 16 and backbone.blocks[1].expand[0].weight.shape == (16, 16, 1, 1)
+    assert backbone.channels == (88, 104)
+    assert [b.shortcut for b in backbone.blocks] == [b.shortcut for b in MobileNetV3Backbone(_SMALL).blocks]
+    assert backbone(torch.zeros(2, 3, 32, 32))[-1].shape == (2, 104, 2, 2)
+
+
+def test_widths_that_cannot_be_are_refused():
+    widths = exact_widths(_SMALL)
+    assert (4, 6) in joined(_SMALL)
+    with pytest.raises(ModelError, match=r"numbers 5 and 7 are joined and must be equal, not 16 and 24"):
+        layout(replace(_SMALL, widths=(*widths[:4], 16, *widths[5:])))
+    values = to_dict(Model(backbone=replace(_SMALL, widths=widths)))
+    for wrong, says in ((widths[:-1], "must be 24 numbers"), ((*widths[:-1], 0), "between 1 and 8192")):
+        with pytest.raises(ValueError, match=says):
+            net_from_dict(values | {"backbone": values["backbone"] | {"widths": list(wrong)}})
+    values["backbone"] |= {"family": "sqlai"}
+    with pytest.raises(ValueError, match="has no other"):
+        net_from_dict(values)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from segmv3.settings import Rule
 
+_MOST_CHANNELS = 8192
+
 if TYPE_CHECKING:
     from segmv3.models.layers import FeatureMaps
 
@@ -94,21 +96,33 @@ class MobileNetV3(Backbone):
     padding: Literal["symmetric", "same"] = "symmetric"
     """"same" is TensorFlow's: at stride 2 an even size gets its extra row and column at the bottom and right."""
     bn_eps: float = 1e-3
+    widths: tuple[int, ...] = ()
+    """Exact channels instead of `width`, as `segmv3 fit` finds them: of the stem, of each block the expansion and the
+    output, and of the closing convolution where there is one. Empty for the rounded channels of `width`."""
 
     @property
     def title(self) -> str:
-        return f"MobileNetV3-{self.size}{' deep' if self.deep else ''}{' minimal' if self.minimal else ''}"
+        kind = f"{' deep' if self.deep else ''}{' minimal' if self.minimal else ''}{' fitted' if self.widths else ''}"
+        return f"MobileNetV3-{self.size}{kind}"
+
+    @property
+    def layers(self) -> int:
+        """Numbers in `widths`, where they are given."""
+        blocks = {"large": 21 if self.deep else 15, "small": 11}[self.size]
+        return 1 + 2 * blocks + self.last
 
     @property
     def normalises_pooled(self) -> bool:
         return self.family == "sqlai"
 
     def rules(self) -> list[Rule]:
-        published = self.width == 1 or self.family not in ("showlo", "sqlai")
+        published = (self.width == 1 and not self.widths) or self.family not in ("showlo", "sqlai")
         return [
             _width_rule(self.width),
             (not self.deep or (self.size, self.family) == ("large", "timm"), "deep", "is for timm's Large only"),
             (published, "width", f"must be 1: the family {self.family} has no other"),
+            (len(self.widths) in (0, self.layers), "widths", f"must be {self.layers} numbers, one for each layer"),
+            (all(1 <= n <= _MOST_CHANNELS for n in self.widths), "widths", f"must lie between 1 and {_MOST_CHANNELS}"),
             bn_eps_rule(self.bn_eps),
         ]
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmv3.errors import ModelError
 from segmv3.models.backbones import MobileNetV3, Tap
 from segmv3.models.layers import (
     Activation,
@@ -113,12 +114,60 @@ def rows_of(net: MobileNetV3) -> tuple[Block, ...]:
 
 
 def layout(net: MobileNetV3) -> tuple[Block, ...]:
-    """The blocks of a net: the paper's table after width, variant, tail, output stride and dilation."""
+    """The blocks of a net: the paper's table after width, variant, tail, output stride and dilation.
+
+    Raises: ModelError for exact widths that cannot be: a shortcut joins two, or a block without an expansion does.
+    """
+    return _exactly(net, _scaled(net)) if net.widths else _scaled(net)
+
+
+def _exactly(net: MobileNetV3, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The blocks with the exact widths of the net. Which layers and shortcuts there are stays as it is."""
+    for one, other in joined(net):
+        if net.widths[one] != net.widths[other]:
+            raise ModelError(
+                f"backbone.widths: numbers {one + 1} and {other + 1} are joined and must be equal, not "
+                f"{net.widths[one]} and {net.widths[other]}"
+            )
+    sizes = zip(blocks, net.widths[1::2], net.widths[2::2], has_shortcut(net, blocks), strict=False)
+    return tuple(
+        replace(b, expanded=expanded, out=out, squeeze=_squeezed(net, expanded) if b.squeeze else 0, shortcut=shortcut)
+        for b, expanded, out, shortcut in sizes
+    )
+
+
+def joined(net: MobileNetV3) -> list[tuple[int, int]]:
+    """Pairs of places in `widths` that have the same number, by a shortcut or where a block does not expand."""
+    blocks = _scaled(net)
+    pairs = [(2 * i, 2 * i + 2) for i, shortcut in enumerate(has_shortcut(net, blocks)) if shortcut]
+    return pairs + [(2 * i, 2 * i + 1) for i, block in enumerate(blocks) if not block.expands]
+
+
+def exact_widths(net: MobileNetV3) -> tuple[int, ...]:
+    """The channels of a net, as its `widths` would name them."""
+    pairs = [width for block in layout(net) for width in (block.expanded, block.out)]
+    return (stem_channels(net), *pairs, *([deep_channels(net)] if net.last else []))
+
+
+def has_shortcut(net: MobileNetV3, blocks: tuple[Block, ...]) -> list[bool]:
+    """Whether each block of a net, as `width` makes it, adds its input to its output."""
+    inputs = [stem_channels(replace(net, widths=())), *(block.out for block in blocks)]
+    return [b.shortcut and b.stride == 1 and channels == b.out for channels, b in zip(inputs, blocks, strict=False)]
+
+
+def _squeezed(net: MobileNetV3, expanded: int) -> int:
+    """Channels inside squeeze-and-excite."""
+    family = FAMILIES[net.family]
+    squeezed = multiple_of_8(expanded / 4) if family.rounded_squeeze else round(expanded / 4)
+    return max(squeezed, _LEAST_SQUEEZE) if family.squeeze_norm else squeezed
+
+
+def _scaled(net: MobileNetV3) -> tuple[Block, ...]:
     family = FAMILIES[net.family]
     rows = rows_of(net)
     places = dilated([row.stride for row in rows], net.output_stride, dilate_first=net.dilate_first)
     blocks: list[Block] = []
-    table_in, channels = _STEM_CHANNELS, stem_channels(net)
+    table_in, channels = _STEM_CHANNELS, stem_channels(replace(net, widths=()))
     for i, (row, (stride, dilation)) in enumerate(zip(rows, places, strict=True)):
         out, expanded, last = row.out, row.expanded, i - len(rows) + _LAST_BLOCK
         if net.tail != "full" and last >= 0:
@@ -130,13 +179,10 @@ def layout(net: MobileNetV3) -> tuple[Block, ...]:
         ratio, table_in, channels_in = expanded / table_in, out, channels
         expanded = multiple_of_8(channels * ratio if family.expansion_follows_input else expanded * net.width)
         channels = multiple_of_8(out * net.width)
-        squeezed = multiple_of_8(expanded / 4) if family.rounded_squeeze else round(expanded / 4)
-        if family.squeeze_norm:
-            squeezed = max(squeezed, _LEAST_SQUEEZE)
         block = replace(row, expanded=expanded, out=channels, stride=stride, dilation=dilation)
         block = replace(
             block,
-            squeeze=squeezed if row.squeeze and not net.minimal else 0,
+            squeeze=_squeezed(net, expanded) if row.squeeze and not net.minimal else 0,
             kernel=3 if net.minimal else row.kernel,
             activation="relu" if net.minimal else row.activation,
             shortcut=family.first_shortcut if i == 0 else family.shortcut_after_lost_stride or row.stride == 1,
@@ -153,6 +199,8 @@ def layout(net: MobileNetV3) -> tuple[Block, ...]:
 
 def stem_channels(net: MobileNetV3) -> int:
     """Channels after the first convolution."""
+    if net.widths:
+        return net.widths[0]
     kept = net.width < FAMILIES[net.family].stem_kept_below
     return _STEM_CHANNELS if kept else multiple_of_8(_STEM_CHANNELS * net.width)
 
@@ -161,6 +209,8 @@ def deep_channels(net: MobileNetV3) -> int:
     """Channels of the deep map."""
     if not net.last:
         return layout(net)[-1].out
+    if net.widths:
+        return net.widths[-1]
     if FAMILIES[net.family].deep_follows_output:
         return _DEEP_EXPANSION * layout(net)[-1].out
     return multiple_of_8(_DEEP_EXPANSION * (_TABLES[net.size][-1].out // (1 if net.tail == "full" else 2)) * net.width)

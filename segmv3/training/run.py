@@ -34,7 +34,7 @@ _STEPS = "schedule.steps"
 LATER = {
     **{"schedule.patience": 0, "optim.layer_decay": 1.0, "optim.reference_batch": 0, "freeze": to_dict(Freeze())},
     **{"loss.cross_entropy": 1.0, "loss.dice": 0.0, "loss.focal": 0.0, "loss.focal_gamma": 2.0, "loss.lovasz": 0.0},
-    **{"distill.features_weight": 1.0, "model.backbone.deep": False},
+    **{"distill.features_weight": 1.0, "model.backbone.deep": False, "model.backbone.widths": []},
 }
 """Settings that earlier versions did not have, and what their runs did."""
 
