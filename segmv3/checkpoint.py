@@ -159,13 +159,27 @@ def file_bytes(path: Path, most: int, whose: str) -> bytes:
     Raises: CheckpointError when it is missing, has more than `most` bytes or cannot be read.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+        raise no_file(path)
     try:
         if path.stat().st_size > most:
             raise CheckpointError(f"{path} is larger than {most // 10**6} MB: no weight file {whose} is")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def no_file(path: Path) -> CheckpointError:
+    """What to say of a path that should be a weight file, or an exported one, and is no file."""
+    if not path.is_dir():
+        return CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    if (best := path / "best.safetensors").is_file():
+        return CheckpointError(f"{path} is the folder of a run; name its weights, {best}")
+    if (path / "config.json").is_file():
+        return CheckpointError(
+            f"{path} is a folder of another library's net, which segmv3 predict, view, evaluate and distill.teacher "
+            "take; a weight file is needed here"
+        )
+    return CheckpointError(f"{path} is a folder; name a weight file")
 
 
 def is_ours(path: Path) -> bool:

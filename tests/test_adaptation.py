@@ -194,6 +194,13 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(
     assert not new.exists() and not work.exists()
 
 
+def test_swapped_arguments_are_told(weights: Path, frames: Path, capsys: pytest.CaptureFixture[str]):
+    for net in (weights, "mmseg/lraspp_m-v3-d8", "hub:me/mine"):
+        assert main(["adapt", str(frames), str(net), "-o", "new.safetensors"]) == 2
+        line = f"data: {net} is a net, not frames; the order is: segmv3 adapt WEIGHTS FRAMES -o NEW\n"
+        assert capsys.readouterr().err == line
+
+
 def test_the_net_itself_is_not_replaced(weights: Path, frames: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["adapt", str(weights), str(frames), "-o", str(weights)]) == 2
     assert "exists; choose another --output" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from PIL import Image
 import segmv3
 from segmv3 import cli
 from segmv3.cli import main
+from segmv3.commands.options import _reason
 from segmv3.images import read_ids, write_png
 from segmv3.models.zoo import create_model
 
@@ -68,6 +69,34 @@ def test_help_answers_at_once(arguments, says):
     assert done.returncode == 0 and says in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "segmv3.errors" in imported and not imported & {"torch", "numpy", "cv2", "albumentations"}
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("adapt", "WEIGHTS, FRAMES, --output are missing; write segmv3 adapt WEIGHTS FRAMES -o PATH; "),
+        ("adapt some.safetensors", "FRAMES, --output are missing; write segmv3 adapt WEIGHTS FRAMES -o PATH; "),
+        ("finetune", "DATA is missing; write segmv3 finetune DATA; "),
+        ("data import a", "OUTPUT is missing; write segmv3 data import SOURCE OUTPUT; "),
+        ("data suspects a -o b", "--weights is missing; write segmv3 data suspects SOURCE --weights TEXT -o PATH; "),
+        ("finetune a --minutez 3", "unrecognized options: --minutez, 3, did you mean --minutes FLOAT; "),
+        ("finetune a --minutes b", "error parsing --minutes: could not convert string to float: 'b', write --minutes"),
+        ("finetune a --from", "missing value for argument '--weights/--from'. Expected 1 values; segmv3 finetune --help"),
+        ("predict a --video b", "invalid choice 'b' for argument '--video'. Expected one of ('webm', 'mp4', 'av1'); "),
+        ("predict a --size 3", "error parsing --size: no type matching"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_one_line(command, says, capsys):
+    assert fails(capsys, *command.split()).startswith(f"config: {says}")
+
+
+def test_the_reason_is_found_in_a_coloured_frame():
+    box = (
+        "\x1b[31m╭─ \x1b[0mUnrecognized options\x1b[31m ─╮\n│\x1b[0m Unrecognized options: --lr   \x1b[31m│\x1b[0m\n"
+        "│ ──────────────────────────── │\n│ Perhaps you meant:           │\n│     --optim.lr FLOAT         │\n"
+        "│ ──────────────────────────── │\n│ For full helptext, run x -h  │\n╰──────────────────────────────╯\n"
+    )
+    assert _reason(box, "x", []) == "unrecognized options: --lr, did you mean --optim.lr FLOAT"
 
 
 def test_no_command_is_a_usage_error(capsys):

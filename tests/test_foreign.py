@@ -346,7 +346,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     ):
         path.write_bytes(data)
         assert says in refused(path)
-    assert "is not a file" in refused(tmp_path)
+    assert "is a folder; name a weight file" in refused(tmp_path)
     assert "does not exist" in refused(tmp_path / "missing.pth")
 
 

@@ -158,6 +158,9 @@ def test_frames_of_a_video_become_files(weights, tmp_path):
             "--weights net.onnx",
             "model: net.onnx is an exported file, which gives no features; name the weights",
         ),
+        ("pool", "--weights other", "checkpoint: other is a folder of another library's net, which segmv3 predict,"),
+        ("pool", "--weights run", "checkpoint: run is the folder of a run; name its weights, run/best.safetensors"),
+        ("pool", "--weights empty", "checkpoint: empty is a folder; name a weight file"),
         ("pool", "--count 0", "config: --count is 0; it must be at least 1"),
         ("pool", "--worst 2", "config: --worst is 2; it is a share of the cells, above 0 and at most 1"),
         ("pool", "--size 0 8", "config: --size is 0 8; both are at least 1, and at most"),
@@ -175,6 +178,9 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     (tmp_path / "bare" / "classes.json").write_text(
         json.dumps({"classes": [{"id": i, "name": n} for i, n in enumerate(NAMES)]})
     )
+    for file in ("other/config.json", "run/config.json", "run/best.safetensors"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     assert main(["data", "next", source, "--weights", str(weights), "-o", "out", *flags.split()]) == 2
     said = capsys.readouterr()

@@ -32,7 +32,9 @@ from segmv3.settings import to_dict
 from segmv3.training.loop import train
 from segmv3.training.run import refuse_others
 from segmv3.weights.averaging import origins
-from segmv3.weights.opening import open_segmenter
+from segmv3.weights.hub import PREFIX
+from segmv3.weights.names import published
+from segmv3.weights.opening import SUFFIXES, open_segmenter
 
 _LOOKED_AT = 50  # frames that agreement is measured on; flicker on four times as many
 
@@ -87,6 +89,8 @@ def adapt(
         PartialOutputError: the labelled part got worse; `output` is not written, the work lies in `run`.
     """
     settings, output = settings or Adaptation(), Path(output)
+    if Path(frames).suffix.lower() in SUFFIXES or str(frames).startswith(PREFIX) or str(frames) in published():
+        raise DataError(f"{frames} is a net, not frames; the order is: segmv3 adapt WEIGHTS FRAMES -o NEW")
     run = Path(run) if run else Path("runs") / f"adapt-{output.stem}"
     on = use_device(device, threads)
     net, card = open_segmenter(weights)

@@ -21,7 +21,7 @@ class Finetune(Wanted):
 
     data: tyro.conf.Positional[Path]
     """Folder of a data set; without a val, a part of its train is held out."""
-    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    start: Annotated[str | None, tyro.conf.arg(name="from", aliases=["--weights"])] = None
     """Weight file, or a name of `segmv3 weights list`, to start from; by default the best published net for streets,
     and new weights where it cannot be had."""
     run: Path | None = None

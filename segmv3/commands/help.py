@@ -50,6 +50,11 @@ class Flag:
     def usage(self) -> str:
         return f"{self.option} {self.value}".rstrip()
 
+    @property
+    def example(self) -> str:
+        """As it is typed, by its shortest name."""
+        return f"{self.option.split(', ')[0]} {self.value}".rstrip()
+
 
 def first_sentence(text: str) -> str:
     """A text up to its first full stop, on one line."""
@@ -90,8 +95,7 @@ def render(kind: type, program: str, default: Any = None, *, whole: bool = False
     common = next(
         (names.split() for command, names in COMMON.items() if program.startswith(f"segmv3 {command} ")), None
     )
-    places = [flag.option for flag in every if not flag.option.startswith("-")]
-    places += [flag.usage.split(", ")[0] + f" {flag.value}" * (", " in flag.option) for flag in every if flag.required]
+    places = [flag.example for flag in every if flag.required or not flag.option.startswith("-")]
     about = "\n\n".join(textwrap.fill(part, width) for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n"))
     lines = [f"usage: {' '.join([program, *places])} [--FLAG VALUE ...]", "", about, ""]
     if common and not whole:
@@ -150,7 +154,7 @@ def flags(kind: type, default: Any = None, prefix: str = "") -> Iterator[Flag]:
         if any(type(mark).__name__ == "_PositionalMarker" or repr(mark) == "Positional" for mark in marks):
             shown = named.metavar if named is not None and named.metavar else name.upper().replace("-", "_")
             shown += " ..." if metavar.endswith("...") else ""
-            yield Flag(shown, shown, "", _typed(value), texts.get(field.name, ""), "")
+            yield Flag(shown, shown, "", _typed(value), texts.get(field.name, ""), "", required)
         else:
             aliases = (named.aliases or ()) if named is not None else ()
             option = ", ".join([*aliases, f"--{name}"])

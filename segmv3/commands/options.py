@@ -1,5 +1,8 @@
 """What the commands share in reading their flags."""
 
+import io
+import re
+from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -7,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, UnsupportedTypeAnnotationError
 
-from segmv3.commands.help import asked_for_help, metavar_of, show_help
+from segmv3.commands.help import Flag, asked_for_help, flags, metavar_of, show_help
 from segmv3.config import Config, Data, Device, Model, Schedule, flag_rules, load_config, load_parts, mistyped
 from segmv3.errors import ConfigError, OutputError
 
@@ -52,8 +55,7 @@ def parse(
 ) -> Options:
     """Read the flags of a command.
 
-    The program ends with the help text where the arguments ask for it, and with tyro's hint and exit code 2 where they
-    do not fit.
+    The program ends with the help text where the arguments ask for it.
 
     Args:
         options: dataclass of the command's flags.
@@ -62,19 +64,49 @@ def parse(
         defaults: values of fields that have none in the dataclass.
 
     Raises:
-        ConfigError: a number is not finite, or too large.
+        ConfigError: a flag or value is missing, unknown or of another kind, or a number is not finite or too large.
     """
     filled: dict[str, Any] = {}
     if defaults:
         required = {f.name: tyro.MISSING for f in fields(options) if f.default is MISSING}  # type: ignore[arg-type]
         filled = {"default": options(**required | defaults)}
     show_help(options, program, arguments, filled.get("default"))
-    chosen = tyro.cli(
-        options, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), registry=_registry(), **filled
-    )
+    marks, box = (tyro.conf.AvoidSubcommands,), io.StringIO()
+    try:
+        with redirect_stderr(box):
+            chosen = tyro.cli(options, prog=program, args=arguments, config=marks, registry=_registry(), **filled)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        needed = [flag for flag in flags(options, filled.get("default")) if flag.required]
+        raise ConfigError(f"{_reason(box.getvalue(), program, needed)}; {program} --help shows the flags") from None
     for name, _ in mistyped(chosen):  # numbers alone can be: tyro knows no bounds
         raise ConfigError(f"--{name.removeprefix('config.').replace('_', '-')} is not finite, or too large a number")
     return chosen
+
+
+def _reason(box: str, program: str, needed: list[Flag]) -> str:
+    """What tyro says in its box, on one line.
+
+    Args:
+        box: text in a frame; lines part it into the reason, flags with like names, and where help is.
+        program: what the user types in front of the flags.
+        needed: what the command does not run without.
+    """
+    plain = "\n".join(line[2:].rstrip(" │") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:])
+    reason, *more = (part for part in re.split(r"^[─-]{4,}[╯]?$", plain, flags=re.MULTILINE) if part.strip())
+    named = re.findall(r"^ {4}(\S.*)", reason, re.MULTILINE)  # their texts stand further to the right
+    if not reason.lstrip().startswith("Missing from"):
+        reason = " ".join(reason.strip().partition("\n\n")[0].split()).removesuffix(".")
+        near = re.findall(r"^ {4}(-.*)", more[0], re.MULTILINE)
+        hint = "did you mean" if more[0].lstrip().startswith("Perhaps") else "write"
+        return f"{reason[:1].lower()}{reason[1:]}" + (f", {hint} {' or '.join(near[:3])}" if near else "")
+    places = [flag for flag in needed if not flag.option.startswith("-")]
+    missing = places[len(places) - sum(not name.startswith("-") for name in named) :]
+    missing += [flag for flag in needed if any(f"--{flag.name}" in name.split() for name in named)]
+    names = ", ".join(flag.option.split(", ")[-1] for flag in missing)
+    whole = " ".join([program, *(flag.example for flag in needed)])
+    return f"{names} {'is' if len(missing) == 1 else 'are'} missing; write {whole}"
 
 
 def _registry() -> ConstructorRegistry:

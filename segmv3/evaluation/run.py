@@ -239,7 +239,7 @@ def open_evaluation(
     model, data = (data.model, data.data) if isinstance(data, Config) else (None, data)
     dataset = counting.open_labelled(data, settings.split)
     path = Path(weights)
-    if is_export(path):
+    if path.is_dir() or is_export(path):
         kind: Device = "cuda" if device.type == "cuda" else "cpu"
         predict = load(path, device=kind, precision=settings.precision or "auto", trust=trust)
         checkpoint.check_classes(predict.card, dataset.classes, path)

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from segmv3.checkpoint import Card, wrong_kind
+from segmv3.checkpoint import Card, no_file, wrong_kind
 from segmv3.config import Device
 from segmv3.convert.base import FileBackend, Target, open_file, refuse_missing
 from segmv3.convert.graph import needs_fixed_size
@@ -39,8 +39,8 @@ _NEEDS = {"torch": (), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("ope
 
 
 def is_export(path: Path) -> bool:
-    """Whether a path names what predicts and no weights of a net of ours: an export, or another library's folder."""
-    return target_of(path) is not None or path.is_dir()
+    """Whether a path names a file that `segmv3 export` writes."""
+    return target_of(path) is not None and not path.is_dir()
 
 
 def load(
@@ -271,7 +271,7 @@ def open_export(
     else:
         refuse_missing(target)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+        raise no_file(path)
     use_device("cpu", threads)
     metadata = target.read(path)
     verify_receipt(path, trust=trust, target=target)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from segmv3.checkpoint import Card, package_version
+from segmv3.checkpoint import Card, no_file, package_version
 from segmv3.errors import CheckpointError, ModelError
 from segmv3.labels import class_name, numbered_classes
 from segmv3.models.layers import Normalize
@@ -93,6 +93,8 @@ def open_library_net(folder: Path) -> tuple[LibraryNet, Card]:
         CheckpointError: the folder cannot be read, or holds no net that gives a class for each pixel.
         ModelError: transformers is not installed.
     """
+    if (folder / "best.safetensors").is_file():
+        raise no_file(folder)
     try:
         text = (folder / "config.json").read_bytes()
         settings = json.loads(text)

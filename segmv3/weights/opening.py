@@ -18,7 +18,7 @@ from segmv3.weights.hub import PREFIX, pull
 from segmv3.weights.importing import Imported, import_weights
 from segmv3.weights.names import find
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".pdparams")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".pdparams")
 
 
 def open_weights(
@@ -31,7 +31,7 @@ def open_weights(
     path = Path(source := _local(source, offline=offline))
     if variant is not None and not path.exists():
         raise CheckpointError(f"--variant is for files; {source} says by its name what it is")
-    if path.exists() or path.is_absolute() or path.suffix.lower() in _SUFFIXES:
+    if path.exists() or path.is_absolute() or path.suffix.lower() in SUFFIXES:
         return import_weights(path, variant=variant)
     return find(str(source), offline=offline, say=say)
 
