@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +25,7 @@ from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.files import make_folder, write_bytes
 from segmv3.labels import Classes, Color, are_numbered, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
-from segmv3.models.nets import Classifier, Model, Part, net_from_dict
+from segmv3.models.nets import Classifier, Detector, Model, Net, Part, net_from_dict
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import build, state_shapes
 from segmv3.settings import to_dict
@@ -34,6 +34,9 @@ from segmv3.states import one_line as one_line
 from segmv3.states import refuse_non_finite as refuse_non_finite
 from segmv3.states import save_state as save_state
 from segmv3.states import saved_steps as saved_steps
+
+if TYPE_CHECKING:
+    from segmv3.models.detector import ObjectDetector
 
 _FORMAT = 2
 _KEY = "segmv3"
@@ -63,13 +66,13 @@ class Card:
 class Weights:
     """A weight file, read and verified: the net it is for, its tensors by name, and its card."""
 
-    net: Model | Classifier
+    net: Net
     tensors: dict[str, Tensor]
     card: Card
 
 
 def save(
-    model: Segmenter | ImageClassifier,
+    model: "Segmenter | ImageClassifier | ObjectDetector",
     path: Path | str,
     *,
     classes: Classes | Sequence[str] | None = None,
@@ -126,7 +129,15 @@ def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
     return _loaded(path, Classifier)
 
 
-def _loaded(path: Path | str, kind: type[Model | Classifier], parts: Iterable[Part] = ()) -> Any:
+def load_detector(path: Path | str) -> "tuple[ObjectDetector, Card]":
+    """Read the weight file of a detection net, as `load` does.
+
+    Raises: CheckpointError, as `load`.
+    """
+    return _loaded(path, Detector)
+
+
+def _loaded(path: Path | str, kind: type[Net], parts: Iterable[Part] = ()) -> Any:
     weights = read(path, parts)
     check_kind(weights.net, kind, path)
     model = build(weights.net, len(weights.card.names))
@@ -134,23 +145,23 @@ def _loaded(path: Path | str, kind: type[Model | Classifier], parts: Iterable[Pa
     return model.eval(), weights.card
 
 
-def check_kind(net: Model | Classifier, wanted: type[Model | Classifier], source: Path | str) -> None:
-    """Raises: CheckpointError for a classifier where a segmentation net is wanted, and the other way round."""
+def check_kind(net: Net, wanted: Any, source: Path | str) -> None:
+    """Raises: CheckpointError for a net of another task than is `wanted`: one of the classes of `Net`, or several."""
     if not isinstance(net, wanted):
-        raise wrong_kind(source, classifier=wanted is Model)
+        raise wrong_kind(source, type(net))
 
 
-def wrong_kind(source: Path | str, *, classifier: bool) -> CheckpointError:
-    """What to say of a net that a command for the other kind of net was given.
+def wrong_kind(source: Path | str, kind: type[Net]) -> CheckpointError:
+    """What to say of a net that a command for another kind of net was given.
 
-    Args: classifier: what the net is.
+    Args: kind: what the net is.
     """
-    kind = (
-        "a classifier: use it with segmv3 classify predict or segmv3 classify evaluate"
-        if classifier
-        else "a segmentation net: use it with segmv3 predict or segmv3 evaluate"
-    )
-    return CheckpointError(f"{source} is {kind}")
+    uses: dict[type, str] = {
+        Classifier: "a classifier: use it with segmv3 classify predict or segmv3 classify evaluate",
+        Detector: "a detector: use it with segmv3 detect predict or segmv3 detect evaluate",
+        Model: "a segmentation net: use it with segmv3 predict or segmv3 evaluate",
+    }
+    return CheckpointError(f"{source} is {uses[kind]}")
 
 
 def file_bytes(path: Path, most: int, whose: str) -> bytes:
@@ -203,7 +214,7 @@ def read(path: Path | str, parts: Iterable[Part] = ()) -> Weights:
         net = net_from_dict(header["model"], parts)
         colors = tuple((r, g, b) for r, g, b in header["palette"])
         card = Card(tuple(header["classes"]), colors, dict(header["facts"]), hashlib.sha256(data).hexdigest())
-        if isinstance(net, Model):
+        if not isinstance(net, Classifier):
             _ = card.classes  # their rules hold
         if unseen := [name for name in card.names if not (isinstance(name, str) and name.isprintable())]:
             raise ValueError(f"{unseen[0]!a} is no class name")
@@ -239,7 +250,7 @@ def _header(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _names_and_colors(
-    model: Segmenter | ImageClassifier, classes: Classes | Sequence[str] | None
+    model: "Segmenter | ImageClassifier | ObjectDetector", classes: Classes | Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     if isinstance(model, ImageClassifier):
         names = classes.names if isinstance(classes, Classes) else classes
@@ -296,7 +307,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
     return found
 
 
-def net_differences(was: Model | Classifier, now: Model | Classifier) -> dict[str, tuple[Any, Any]]:
+def net_differences(was: Net, now: Net) -> dict[str, tuple[Any, Any]]:
     """As `differences`, of what counts once a net is trained."""
     found = differences(to_dict(was), to_dict(now))
     return {name: values for name, values in found.items() if name not in ("pretrained", "bn_momentum")}

@@ -19,7 +19,7 @@ from segmv3.data.settings import Data, DataSource, Layout, data_rules, flag_rule
 from segmv3.errors import ConfigError
 from segmv3.models.backbones import Backbone, MobileNetV2, MobileNetV3, Tap, Timm
 from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus
-from segmv3.models.nets import Classifier, Model, net_from_dict, net_rules
+from segmv3.models.nets import Classifier, Detector, Model, net_from_dict, net_rules
 from segmv3.settings import Rule, has_type, mistyped, to_dict
 from segmv3.training.experiment import Compile, Experiment, TrainingPrecision, under
 from segmv3.training.freezing import Freeze
@@ -33,7 +33,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 
 __all__ = [  # noqa: RUF022 - by lines
-    "LRASPP", "RASPP", "SGD", "AdamW", "Backbone", "Classifier", "Compile", "Config", "Criterion", "Data",
+    "LRASPP", "RASPP", "SGD", "AdamW", "Backbone", "Classifier", "Detector", "Compile", "Config", "Criterion", "Data",
     "DataSource", "Layout", "data_rules", "flag_rules",
     "Device", "Distill", "Experiment", "Freeze", "Head", "LRASPPDecoder", "LRASPPPlus", "Loss", "MobileNetV2",
     "MobileNetV3", "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision", "has_type",

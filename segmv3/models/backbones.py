@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from segmv3.errors import ModelError
 from segmv3.settings import Rule
 
 _MOST_CHANNELS = 8192
@@ -22,14 +23,24 @@ class Tap:
 
     stride: int
     """Of the undilated net: it names a stage, which keeps its name when an output stride takes strides out."""
-    at: Literal["first", "last", "expanded"] = "last"
-    """Output of the first or last layer of the stage, or the expanded map inside its last block, after the
-    depthwise convolution and before squeeze-and-excite."""
+    at: Literal["first", "last", "expanded", "expansion"] = "last"
+    """Output of the first or last layer of the stage, or a map inside a block: "expanded" is that of the last block
+    after the depthwise convolution and before squeeze-and-excite, "expansion" that of the first block after its first
+    1x1 convolution, which still has the size of the stage before."""
+    block: int | None = None
+    """Take another block of the stage: its number in the net, counted from 1."""
 
     def layer(self, strides: list[int]) -> int:
-        """Its place in a list of layers (stem first) given by their undilated strides."""
+        """Its place in a list of layers (stem first) given by their undilated strides.
+
+        Raises: ModelError for a block that is not of this stage.
+        """
         places = [i for i, stride in enumerate(strides) if stride == self.stride]
-        return places[0] if self.at == "first" else places[-1]
+        if self.block is not None:
+            if self.block not in places:
+                raise ModelError(f"block {self.block} is not at stride {self.stride}; its blocks are {places}")
+            return self.block
+        return places[0] if self.at in ("first", "expansion") else places[-1]
 
 
 @dataclass(frozen=True, kw_only=True)

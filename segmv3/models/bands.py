@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmv3.models.layers import Conv2dSame
+from segmv3.models.layers import Conv2dSame, Place
 from segmv3.models.mobilenetv3 import InvertedResidual, MobileNetV3Backbone, SqueezeExcite
 
 _BAND_BYTES = 8 * 2**20
@@ -116,19 +116,19 @@ def features_in_bands(normalize: nn.Module, backbone: MobileNetV3Backbone, image
     Args: image: uint8 or float N x 3 x H x W. Both modules are in eval mode.
     """
     x: _Map = _Layers(_Layers(_Whole(image), normalize), backbone.stem)
-    maps: dict[tuple[int, bool], Tensor] = {}
+    maps: dict[Place, Tensor] = {}
 
-    def kept(x: _Map, place: tuple[int, bool]) -> _Map:
+    def kept(x: _Map, place: Place) -> _Map:
         if place not in backbone.taps:
             return x
         maps[place] = _whole(x)
         return _Whole(maps[place])
 
-    x = kept(x, (0, False))
+    x = kept(x, (0, ""))
     for i, block in enumerate(cast(Iterable[InvertedResidual], backbone.blocks), 1):
-        filtered = kept(_Layers(_Layers(x, block.expand), block.depthwise), (i, True))
+        filtered = kept(_Layers(_Layers(x, block.expand), block.depthwise), (i, "expanded"))
         gate = block.squeeze.gate(_mean(filtered)) if isinstance(block.squeeze, SqueezeExcite) else None
-        x = kept(_Projected(block, x, filtered, gate), (i, False))
+        x = kept(_Projected(block, x, filtered, gate), (i, ""))
         if 4 * x.height <= image.shape[2] + 3:  # the narrow maps at half of the picture's size are the largest of all
             x = _Whole(_whole(x))
     return (*(maps[place] for place in backbone.taps), _whole(_Layers(x, backbone.last)))

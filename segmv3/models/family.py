@@ -6,6 +6,7 @@ them.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ def count_family() -> Iterator[Counted]:
     """All members, in the order of the table."""
     rows = packaged("segmv3.models", "family.toml")
     for name, row in rows.items():
-        settings = net_from_dict(row["net"]) if "net" in row else net(name)
+        settings = cast(Model | Classifier, net_from_dict(row["net"])) if "net" in row else net(name)
         member = Member(name, settings, row.get("published", ""))
         with torch.device("meta"):
             model = build(settings, 1000 if isinstance(settings, Classifier) else 19).eval()

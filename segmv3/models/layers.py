@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmv3.errors import ModelError
 from segmv3.models.backbones import Tap
 
 Activation = Literal["relu", "hard_swish"]
 Norm = partial[nn.BatchNorm2d]
-Place = tuple[int, bool]
-"""Where a feature map is: number of the layer, the stem being 0, and whether it is the expanded map inside it."""
+Place = tuple[int, Literal["", "expanded", "expansion"]]
+"""Where a feature map is: number of the layer, the stem being 0, and which map inside it, if not its output."""
 
 
 class FeatureMaps(nn.Module):
@@ -34,7 +35,8 @@ class FeatureMaps(nn.Module):
 class TappedMaps(FeatureMaps):
     """A stem, blocks and maybe a last layer, the maps of which can be taken out.
 
-    A block returns its expanded map, after the depthwise convolution, and its output.
+    A block returns its expanded map, after the depthwise convolution, and its output; and then the map before the
+    depthwise convolution, where its `gives_expansion` is set.
     """
 
     stem: nn.Module
@@ -52,16 +54,26 @@ class TappedMaps(FeatureMaps):
             deep: channels of the deep map.
         """
         self._strides = strides
-        self._channels = {(i, False): width for i, width in enumerate(widths)}
-        self._channels |= {(i, True): width for i, width in enumerate(expanded, 1)}
+        self._channels: dict[Place, int] = {(i, ""): width for i, width in enumerate(widths)}
+        for i, width in enumerate(expanded, 1):
+            self._channels |= {(i, "expanded"): width, (i, "expansion"): width}
         located = [self.locate(tap) for tap in taps]
         self.taps = tuple(place for place, _ in located)
         self.channels = (*(channels for _, channels in located), deep)
 
     def locate(self, tap: Tap) -> tuple[Place, int]:
         """Where a feature map is, and its channels."""
-        place = tap.layer(self._strides), tap.at == "expanded"
+        place: Place = (tap.layer(self._strides), tap.at if tap.at in ("expanded", "expansion") else "")
         return place, self._channels[place]
+
+    def give_expansions(self) -> None:
+        """Have the blocks return their expansions that are tapped. Called once the blocks are there."""
+        for number, at in self.taps:
+            if at == "expansion":
+                block = self.blocks[number - 1]
+                if not getattr(block, "has_expansion", False):
+                    raise ModelError(f"block {number} has no expansion before its depthwise convolution to be tapped")
+                cast(Any, block).gives_expansion = True
 
     def layers_by_stride(self) -> dict[int, list[nn.Module]]:
         """Its layers by their stride in the undilated net."""
@@ -76,10 +88,11 @@ class TappedMaps(FeatureMaps):
         at the places `also`."""
         wanted = (*self.taps, *also)
         x = self.stem(x)
-        maps = {(0, False): x}
+        maps: dict[Place, Tensor] = {(0, ""): x}
         for i, block in enumerate(self.blocks, 1):
-            filtered, x = block(x)
-            maps |= {place: map_ for place, map_ in (((i, True), filtered), ((i, False), x)) if place in wanted}
+            filtered, x, *expansion = block(x)
+            found = zip(("expanded", "", "expansion"), (filtered, x, *expansion), strict=False)
+            maps |= {place: map_ for at, map_ in found if (place := cast(Place, (i, at))) in wanted}
         return (*(maps[place] for place in self.taps), self.last(x), *(maps[place] for place in also))
 
 

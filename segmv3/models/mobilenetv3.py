@@ -281,12 +281,17 @@ class InvertedResidual(nn.Module):
         self.project = conv_bn(block.expanded, block.out, norm=norm, activation=None)
         self.skip = _skip(channels_in, block, norm)
         self.close = make_activation(block.activation) if block.closing else nn.Identity()
+        self.has_expansion, self.gives_expansion = block.expands, False
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """-> the expanded map after the depthwise conv and before SE, which DeepLab's decoder taps, and the output."""
-        filtered = self.depthwise(self.expand(x))
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """-> the expanded map after the depthwise conv and before SE, which DeepLab's decoder taps, and the output; the
+        expansion before the depthwise convolution, which SSDLite taps, where `gives_expansion` is set."""
+        expansion = self.expand(x)
+        filtered = self.depthwise(expansion)
+        kept = (expansion,) if self.gives_expansion else ()
+        del expansion  # the widest map of all
         y = self.project(self.activate(self.squeeze(filtered)))
-        return filtered, self.close(self.skip(x) + y if self.shortcut else y)
+        return filtered, self.close(self.skip(x) + y if self.shortcut else y), *kept
 
 
 def _skip(channels: int, block: Block, norm: Norm) -> nn.Sequential:
@@ -321,6 +326,7 @@ class MobileNetV3Backbone(TappedMaps):
             InvertedResidual(width, block, norm, FAMILIES[net.family], same=same)
             for width, block in zip(widths, blocks, strict=False)
         )
+        self.give_expansions()
         self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()
         if net.last and net.deep:
             self.last = nn.Sequential(

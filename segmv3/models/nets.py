@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 from segmv3.errors import ModelError
 from segmv3.models.backbones import Backbone, MobileNetV2, MobileNetV3, Timm
@@ -48,11 +48,50 @@ class Classifier:
     classifiers = ("classifier.",)
 
 
-def net_rules(net: Model | Classifier) -> list[Rule]:
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """A detection net: torchvision's SSDLite on a backbone (arXiv 1801.04381, section 6.2; 1905.02244, section 6.3).
+
+    C4 is the expansion of the block that goes from stride 16 to 32, C5 the deep map. The backbone's `tail` halves the
+    channels between them.
+    """
+
+    backbone: MobileNetV3 = field(default_factory=MobileNetV3)
+    scales: tuple[float, float] = (0.2, 0.95)
+    """Smallest and largest side of the anchor boxes, as a share of the picture's; those between are evenly spaced."""
+    anchors: Literal["torchvision", "tensorflow"] = "torchvision"
+    """Six boxes in each cell of all maps, or three on the first map, one of them of half the smallest scale."""
+    bn_momentum: float = 0.03
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    pretrained: str | None = None
+    """Weights to start from, a file or a name of `segmv3 weights list`: a detector, or a classifier's backbone."""
+
+    classifiers = tuple(f"head.classification_head.module_list.{level}.1." for level in range(6))
+
+    def classes_of(self, rows: int) -> int:
+        """How many classes a net tells apart whose first classifier has so many rows."""
+        return rows // (3 if self.anchors == "tensorflow" else 6) - 1
+
+    def rules(self) -> list[Rule]:
+        """What its values must keep to."""
+        rising = 0 < self.scales[0] < self.scales[1] <= 1
+        return [
+            (rising, "scales", "must be two rising shares of the picture, above 0 and at most 1"),
+            (self.backbone.last, "backbone.last", "must be there: its output is the map C5"),
+        ]
+
+
+Net = Model | Classifier | Detector
+
+
+def net_rules(net: Net) -> list[Rule]:
     """What the settings of a net must keep to, whoever wrote them: a config file, a flag, a weight file."""
     rules = [(holds, f"backbone.{name}", wrong) for holds, name, wrong in net.backbone.rules()]
     if isinstance(net, Model):
         rules += [(holds, f"head.{name}", wrong) for holds, name, wrong in net.head.rules()]
+    elif isinstance(net, Detector):
+        rules += net.rules()
     else:
         rules += [(0 <= net.dropout < 1, "dropout", "must be at least 0 and below 1")]
     return [
@@ -64,11 +103,11 @@ def net_rules(net: Model | Classifier) -> list[Rule]:
 
 _OURS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Model, Classifier, MobileNetV3, MobileNetV2, Timm, LRASPP, LRASPPDecoder, RASPP, LRASPPPlus)
+    for kind in (Model, Classifier, Detector, MobileNetV3, MobileNetV2, Timm, LRASPP, LRASPPDecoder, RASPP, LRASPPPlus)
 }
 
 
-def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Model | Classifier:
+def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Net:
     """The settings of a net from what `segmv3.settings.to_dict` made of them.
 
     Args:
@@ -92,7 +131,7 @@ def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Model |
         return tuple(value) if isinstance(value, list) else value
 
     net = typed(values)
-    if not isinstance(net, Model | Classifier):
+    if not isinstance(net, Net):
         raise TypeError(f"{values['kind']} is no whole net")
     if wrong := mistyped(net):
         raise ValueError(f"{wrong[0][0]} cannot be {_shown(net, wrong[0][0])}")
@@ -131,7 +170,7 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
         yield from _subclasses(subclass)
 
 
-def _shown(net: Model | Classifier, name: str) -> str:
+def _shown(net: Net, name: str) -> str:
     value: Any = net
     for part in name.split("."):
         value = getattr(value, part)

@@ -41,8 +41,8 @@ class TimmBackbone(FeatureMaps):
         first = info.reduction()[0]
         strides = [first * 2**stage for stage in range(len(info.reduction()))]  # of the undilated net
         for tap in taps:
-            if tap.stride not in strides or tap.at == "expanded":
-                kind = "expanded map" if tap.at == "expanded" else "map"
+            if tap.stride not in strides or tap.at in ("expanded", "expansion"):
+                kind = "map" if tap.at in ("first", "last") else f"{tap.at} map"
                 raise ModelError(
                     f"{net.title} has no {kind} at stride {tap.stride}; it has the outputs of its stages at "
                     f"{', '.join(map(str, strides))}: choose another head or tap"

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -13,13 +14,14 @@ from segmv3.errors import ModelError
 from segmv3.models.backbones import MobileNetV3
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
-from segmv3.models.nets import Classifier, Model, net_from_dict, net_rules
+from segmv3.models.nets import Classifier, Detector, Model, Net, net_from_dict, net_rules
 from segmv3.models.segmenter import Segmenter
 from segmv3.records import packaged
 from segmv3.settings import mistyped
 
 if TYPE_CHECKING:
     from segmv3.config import Config
+    from segmv3.models.detector import ObjectDetector
 
 _TABLE = packaged("segmv3.models", "nets.toml")
 
@@ -46,13 +48,13 @@ def net(name: str) -> Model:
     raise ModelError(f"there is no net {name!r}; did you mean {' or '.join(near)}?")
 
 
-def net_name(model: Model | Classifier) -> str:
+def net_name(model: Net) -> str:
     """The name of a net with these settings, or a description where it has none."""
     plain = replace(model, pretrained=None)  # where the weights came from does not change the net
     named = next((name for name, settings in {**NETS, **PAPER_NETS}.items() if settings == plain), None)
     if named:
         return named
-    backbone, head = model.backbone, type(model.head).__name__ if isinstance(model, Model) else "classifier"
+    backbone, head = model.backbone, type(model.head).__name__ if isinstance(model, Model) else _KINDS[type(model)]
     details = {name: getattr(backbone, name, None) for name in ("width", "tail", "output_stride")}
     shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value is not None)
     return f"{head} on {backbone.title} ({shown})"
@@ -113,16 +115,22 @@ def create_backbone(
     return create_classifier(Classifier(backbone=backbone), num_classes)
 
 
-def build(net: Model | Classifier, num_classes: int) -> Segmenter | ImageClassifier:
+_KINDS: dict[type, str] = {Classifier: "classifier", Detector: "SSDLite"}
+
+
+def build(net: Net, num_classes: int) -> "Segmenter | ImageClassifier | ObjectDetector":
     """The net that settings describe, with fresh weights.
 
     Raises: ModelError for a class count below 1.
     """
+    if isinstance(net, Detector):
+        _check_classes(num_classes)
+        return import_module("segmv3.models.detector").ObjectDetector(net, num_classes)  # torchvision takes seconds
     return create_model(net, num_classes) if isinstance(net, Model) else create_classifier(net, num_classes)
 
 
 @lru_cache(maxsize=64)
-def state_shapes(net: Model | Classifier, num_classes: int) -> Mapping[str, torch.Size]:
+def state_shapes(net: Net, num_classes: int) -> Mapping[str, torch.Size]:
     """The shapes of all tensors of a net by name; nothing is allocated."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in build(net, num_classes).state_dict().items()}

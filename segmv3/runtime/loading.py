@@ -17,7 +17,7 @@ from segmv3.convert.metadata import describe
 from segmv3.convert.receipt import digest_of, files_of, verify_receipt
 from segmv3.convert.targets import find_target, target_of
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
-from segmv3.models.nets import Part
+from segmv3.models.nets import Classifier, Model, Part
 from segmv3.models.segmenter import Segmenter
 from segmv3.runtime.autotune import Candidate, choose
 from segmv3.runtime.backends import (
@@ -276,7 +276,7 @@ def open_export(
     metadata = target.read(path)
     verify_receipt(path, trust=trust, target=target)
     if (metadata.output == "class-logits") != classifier:
-        raise wrong_kind(path, classifier=not classifier)
+        raise wrong_kind(path, Model if classifier else Classifier)
     facts = metadata.facts | ({"view": metadata.view} if metadata.view else {})
     card = Card(metadata.names, metadata.colors, facts, metadata.source_sha256)
     own = metadata.precision

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from segmv3.models.segmenter import Segmenter
 from segmv3.training.losses import Term
 from segmv3.training.run import Run
 
-Net = Segmenter | ImageClassifier
+if TYPE_CHECKING:
+    from segmv3.models.detector import ObjectDetector
+
+Net: TypeAlias = "Segmenter | ImageClassifier | ObjectDetector"
 Progress = Callable[[int, int], None]
 OpenProgress = Callable[[str], AbstractContextManager[Progress]]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,15 @@ from segmv3 import checkpoint
 from segmv3.checkpoint import Weights
 from segmv3.errors import CheckpointError
 from segmv3.models.classifier import ImageClassifier
-from segmv3.models.nets import Model
+from segmv3.models.nets import Classifier
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import build
 
+if TYPE_CHECKING:
+    from segmv3.models.detector import ObjectDetector
 
-def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifier:
+
+def average(sources: Sequence[Path], output: Path) -> "Segmenter | ImageClassifier | ObjectDetector":
     """Write the mean of weight files: a uniform soup (arXiv 2203.05482).
 
     The nets must come from the same pretrained weights or from one run. Others lie in different minima, and their mean
@@ -41,7 +44,7 @@ def average(sources: Sequence[Path], output: Path) -> Segmenter | ImageClassifie
     }
     model = build(first.net, len(first.card.names))
     model.load_state_dict(tensors)
-    classes = first.card.classes if isinstance(first.net, Model) else first.card.names
+    classes = first.card.names if isinstance(first.net, Classifier) else first.card.classes
     checkpoint.save(model, output, classes=classes, **facts)
     return model
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segmv3.models.backbones import MobileNetV3
 from segmv3.models.mobilenetv3 import layout, rows_of, stem_channels
-from segmv3.models.nets import Classifier, Model, net_from_dict
+from segmv3.models.nets import Detector, Net, net_from_dict
 from segmv3.models.zoo import NETS, PAPER_NETS, state_shapes
 from segmv3.records import packaged
 
@@ -28,7 +28,7 @@ class Variant:
     """A net of a project. What tensors cannot tell (padding, input range, dilation) is told by the file's name."""
 
     name: str
-    net: Model | Classifier
+    net: Net
     hint: str = ""
     """Regular expression that the file's name matches when it is this variant; "" for the usual one."""
 
@@ -51,10 +51,10 @@ class Format:
         """The nets that the project publishes, the usual one of those with the same tensors first."""
         return _variants(self.name)
 
-    def modules(self, net: Model | Classifier) -> dict[str, str]:
+    def modules(self, net: Net) -> dict[str, str]:
         """Our modules, each with the project's, by their dotted names; some that this net lacks are among them."""
         if self is OURS:
-            return {module: module for module in {name.rpartition(".")[0] for name in state_shapes(net, 1)}}
+            return {module: module for module in _modules(net)}
         assert isinstance(net.backbone, MobileNetV3)
         blocks, found = layout(net.backbone), dict[str, str]()
         stages = [list(s) for _, s in groupby(rows_of(net.backbone), key=lambda row: row.out)]
@@ -73,7 +73,32 @@ class Format:
             channels = block.out
             for ours, theirs in {**self.table["modules"], **kind}.items():
                 found[ours.format(**numbers)] = theirs.format(**numbers)
+        if isinstance(net, Detector):  # behind the backbone the modules are torchvision's own
+            found |= {module: module for module in _modules(net) if module.startswith(("extra.", "head."))}
         return found
+
+
+def _modules(net: Net) -> set[str]:
+    return {name.rpartition(".")[0] for name in state_shapes(net, 1)}
+
+
+def _ssdlite_prepare(tensors: Tensors) -> Tensors:
+    """torchvision's detector cuts the backbone in two inside the block whose expansion is C4: names as uncut."""
+    first = [int(name.split(".")[3]) for name in tensors if re.match(r"backbone\.features\.0\.\d+\.", name)]
+    cut = max(first, default=0)
+
+    def uncut(name: str) -> str:
+        name = name.removeprefix("backbone.")
+        if not (found := re.match(r"features\.([01])\.(\d+)\.(.*)", name)):
+            return name
+        half, number, rest = int(found[1]), int(found[2]), found[3]
+        if not half:
+            return f"features.{number}." + (f"block.0.{rest}" if number == cut else rest)
+        if number:
+            return f"features.{cut + number}.{rest}"
+        return f"features.{cut}.block.{rest}"
+
+    return {uncut(name): tensor for name, tensor in tensors.items()}
 
 
 def _paddle_prepare(tensors: Tensors) -> Tensors:
@@ -100,7 +125,7 @@ def _paddle_prepare(tensors: Tensors) -> Tensors:
 def _formats() -> tuple[Format, ...]:
     tables = packaged("segmv3.weights", "formats.toml")
     words = ("mark", "licence", "leaves", "optional", "unused")
-    prepare = {"PaddleClas": _paddle_prepare, "PaddleSeg": _paddle_prepare}
+    prepare = {"PaddleClas": _paddle_prepare, "PaddleSeg": _paddle_prepare, "torchvision SSDLite": _ssdlite_prepare}
     return tuple(
         Format(name=name, table=table, prepare=prepare.get(name, dict), **{w: table[w] for w in words if w in table})
         for name, table in tables.items()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,14 @@ from segmv3 import checkpoint
 from segmv3.errors import CheckpointError
 from segmv3.labels import cityscapes_classes
 from segmv3.models.classifier import ImageClassifier
-from segmv3.models.nets import Classifier, Model
+from segmv3.models.nets import Classifier, Detector, Model, Net
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import build, state_shapes
 from segmv3.weights.foreign import read_foreign
 from segmv3.weights.formats import MMSEG, OURS, Format, Tensors, Variant, formats, recognise, reshaped
+
+if TYPE_CHECKING:
+    from segmv3.models.detector import ObjectDetector
 
 _MOST_CLASSES = 100_000
 
@@ -28,7 +31,7 @@ class Imported:
 
     title: str
     """What the file is: a variant of a project, or segmv3's own."""
-    net: Model | Classifier
+    net: Net
     names: tuple[str, ...]
     """Names of the classes; empty when the file holds only a backbone."""
     tensors: Tensors
@@ -47,7 +50,7 @@ class Imported:
     def backbone_only(self) -> bool:
         return not self.names
 
-    def model(self) -> Segmenter | ImageClassifier:
+    def model(self) -> "Segmenter | ImageClassifier | ObjectDetector":
         """The net with its weights, in eval mode.
 
         Raises: CheckpointError when the file holds a backbone only.
@@ -211,7 +214,7 @@ def _with_dots(tensors: Tensors) -> Tensors:
     return tensors
 
 
-def their_names(kind: Format, net: Model | Classifier) -> list[str]:
+def their_names(kind: Format, net: Net) -> list[str]:
     """A project's names of the tensors of a net, in the order of segmv3's."""
     modules = dict(kind.modules(net))
     return [_their_name(kind, modules, name) for name in state_shapes(net, 1)]
@@ -229,12 +232,13 @@ class _Parts:
         backbone counts. head_names: their names of everything behind the backbone.
     """
 
-    def __init__(self, kind: Format, net: Model | Classifier, raw: Tensors) -> None:
+    def __init__(self, kind: Format, net: Net, raw: Tensors) -> None:
         self.kind = kind
         modules = dict(kind.modules(net))
         classifier = raw.get(f"{modules[net.classifiers[0].removesuffix('.')]}.weight")
         self.backbone_only = classifier is None
         rows = 1 if classifier is None or classifier.ndim < 2 else classifier.shape[0]
+        rows = net.classes_of(rows) if isinstance(net, Detector) else rows
         self.num_classes = rows if 1 <= rows <= _MOST_CLASSES else 1
         self.shapes = state_shapes(net, self.num_classes)
         places = {name: _their_name(kind, modules, name) for name in self.shapes}
@@ -276,7 +280,7 @@ def _choose(kind: Format, raw: Tensors, path: Path, wanted: str | None) -> tuple
     return max(hinted, key=lambda v: len(v.hint)) if hinted else fitting[0], fitting
 
 
-def _problems(kind: Format, net: Model | Classifier, raw: Tensors) -> tuple[list[str], int]:
+def _problems(kind: Format, net: Net, raw: Tensors) -> tuple[list[str], int]:
     """Tensors of the net that the file lacks or has in another shape, and how many it should have."""
     parts, problems = _Parts(kind, net, raw), []
     for name, theirs in parts.places.items():
@@ -332,6 +336,11 @@ def _class_names(variant: Variant, meta: Mapping[str, Any], number: int) -> tupl
         from torchvision.models import MobileNet_V3_Large_Weights
 
         return tuple(MobileNet_V3_Large_Weights.IMAGENET1K_V1.meta["categories"])
+    if isinstance(variant.net, Detector) and number == 90:
+        from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights
+
+        categories = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]  # ids of COCO, some without class
+        return tuple(f"unused {i}" if name == "N/A" else name for i, name in enumerate(categories) if i)
     if variant.name.startswith("torchvision/") and number == 21:
         from torchvision.models.segmentation import LRASPP_MobileNet_V3_Large_Weights
 

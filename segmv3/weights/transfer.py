@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,10 +12,15 @@ from segmv3.errors import CheckpointError
 from segmv3.labels import are_numbered
 from segmv3.models.backbones import Backbone
 from segmv3.models.classifier import ImageClassifier
-from segmv3.models.nets import Classifier, Model
+from segmv3.models.nets import Detector, Net
 from segmv3.models.segmenter import Segmenter
 from segmv3.weights.importing import Imported
 from segmv3.weights.opening import open_weights
+
+if TYPE_CHECKING:
+    from segmv3.models.detector import ObjectDetector
+
+AnyNet: TypeAlias = "Segmenter | ImageClassifier | ObjectDetector"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Fit:
         return text
 
 
-def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: bool = False) -> Fit:
+def transfer(source: Imported, model: AnyNet, *, new_head: bool = False) -> Fit:
     """Copy every tensor of `source` that `model` has under the same name and shape.
 
     Args: new_head: leave the layers that name classes fresh, so that the numbers of classes may differ.
@@ -48,7 +53,7 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
         raise CheckpointError(f"{source.origin.get('file')} holds another net: {theirs}, wanted is {ours}")
     classifiers = source.net.classifiers if new_head else ()
     tensors = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(classifiers)}
-    same_task = isinstance(source.net, Model) == isinstance(model, Segmenter)
+    same_task = type(source.net) is type(model.config)
     if not new_head and same_task and source.names and len(source.names) != model.num_classes:
         raise CheckpointError(
             f"{source.origin.get('file')} has {len(source.names)} classes, the net {model.num_classes}; "
@@ -71,9 +76,7 @@ def transfer(source: Imported, model: Segmenter | ImageClassifier, *, new_head: 
     return Fit(tuple(loaded), tuple(new), tuple(unused))
 
 
-def start_from(
-    model: Segmenter | ImageClassifier, source: str, say: Callable[[str], None], names: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def start_from(model: AnyNet, source: str, say: Callable[[str], None], names: tuple[str, ...] = ()) -> dict[str, Any]:
     """Start a net for training from a weight file or a published name (`--model.pretrained`).
 
     Layers that tell classes apart are copied by the names of the classes, and stay fresh for names that the weights
@@ -84,7 +87,7 @@ def start_from(
     Raises: CheckpointError when the file cannot be used or holds another backbone.
     """
     imported = open_weights(source, say=say)
-    same_task = isinstance(imported.net, Model) == isinstance(model, Segmenter)
+    same_task = type(imported.net) is type(model.config)
     by_name = same_task and names and imported.names and names != imported.names and not are_numbered(imported.names)
     heads_differ = len(imported.names) != model.num_classes or not same_task
     fit = transfer(imported, model, new_head=bool(heads_differ or by_name))
@@ -104,7 +107,7 @@ def start_from(
     return imported.origin | {"loaded": len(fit.loaded), "new": len(fit.new), "classes_kept": kept, "classes_new": new}
 
 
-def _copy_rows(source: Imported, model: Segmenter | ImageClassifier, names: tuple[str, ...], kept: list[str]) -> str:
+def _copy_rows(source: Imported, model: AnyNet, names: tuple[str, ...], kept: list[str]) -> str:
     """Copy what tells a class apart from the class of the same name, for the classes in `kept`.
 
     Returns: which classes were copied and which are new, in words.
@@ -114,7 +117,15 @@ def _copy_rows(source: Imported, model: Segmenter | ImageClassifier, names: tupl
         for name, own in model.state_dict().items():
             given = source.tensors.get(name)
             if name.startswith(model.config.classifiers) and given is not None and given.shape[1:] == own.shape[1:]:
-                own[ours] = given[theirs]
+                if isinstance(model.config, Detector):  # the background and the classes of one anchor box after another
+                    ours_of, theirs_of = (
+                        each.unflatten(0, (-1, count + 1))
+                        for each, count in ((own, len(names)), (given, len(source.names)))
+                    )
+                    places = [0, *(1 + place for place in ours)], [0, *(1 + place for place in theirs)]
+                    ours_of[:, places[0]] = theirs_of[:, places[1]]
+                else:
+                    own[ours] = given[theirs]
     new = [name for name in names if name not in kept]
     if not new:
         return f"all {len(kept)} classes are copied by their names"
@@ -127,7 +138,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def differing_settings(trained: Model | Classifier, now: Model | Classifier) -> list[str]:
+def differing_settings(trained: Net, now: Net) -> list[str]:
     """Settings that change what the same backbone computes, as the weights were trained with them."""
     names = ("padding", "bn_eps", "family")
     found = [
