@@ -97,6 +97,7 @@ def run(arguments: list[str]) -> None:
 _GROUPS = {
     "Cityscapes": "street scenes, trained on Cityscapes, whose licence allows non-commercial use only",
     "COCO with VOC's labels": "other scenes, trained on COCO with VOC's labels",
+    "COCO's boxes": "detectors, trained on COCO, for segmv3 detect",
     "ImageNet": "classifiers, trained on ImageNet: starts for training",
 }
 

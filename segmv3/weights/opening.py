@@ -22,3 +22,98 @@ if TYPE_CHECKING:
     from segmv3.models.detector import ObjectDetector
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".pdparams")
+
+
+def open_weights(
+    source: Path | str, *, variant: str | None = None, offline: bool = False, say: Callable[[str], None] = print_line
+) -> Imported:
+    """Read a weight file of segmv3 or of another project, or fetch one by its published name or `hub:USER/NAME`.
+
+    Raises: CheckpointError for what is neither, cannot be had or cannot be read.
+    """
+    path = Path(source := _local(source, offline=offline))
+    if variant is not None and not path.exists():
+        raise CheckpointError(f"--variant is for files; {source} says by its name what it is")
+    if path.exists() or path.is_absolute() or path.suffix.lower() in SUFFIXES:
+        return import_weights(path, variant=variant)
+    return find(str(source), offline=offline, say=say)
+
+
+def open_segmenter(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter, Card]:
+    """A segmentation net in eval mode on the CPU, and what its file says of itself.
+
+    Args:
+        source: a weight file or a published name.
+        parts: classes of heads and backbones that are not segmv3's own.
+
+    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
+    """
+    source = _local(source)
+    if _is_ours(source):
+        segmenter, card = checkpoint.load(source, parts)
+        if new := card.facts.get("untrained"):
+            warnings.warn(
+                Segmv3Warning(f"{source} is a start for training: {new} was never trained, so its labels mean nothing"),
+                stacklevel=2,
+            )
+        return segmenter, card
+    return _imported(source, Model)
+
+
+def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
+    """A classification net, as `open_segmenter`.
+
+    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
+    """
+    source = _local(source)
+    if _is_ours(source):
+        return checkpoint.load_classifier(source)
+    return _imported(source, Classifier)
+
+
+def open_detector(source: Path | str) -> "tuple[ObjectDetector, Card]":
+    """A detection net, as `open_segmenter`.
+
+    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
+    """
+    source = _local(source)
+    if _is_ours(source):
+        return checkpoint.load_detector(source)
+    return _imported(source, Detector)
+
+
+def open_net(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter | ImageClassifier, Card]:
+    """A net that labels pixels or whole pictures, as `open_segmenter`."""
+    if not _is_ours(source):
+        return _imported(source, Model | Classifier)
+    if isinstance(checkpoint.read(source, parts).net, Classifier):
+        return checkpoint.load_classifier(source)
+    return open_segmenter(source, parts)
+
+
+def _imported(source: Path | str, kind: Any) -> Any:
+    """A net of this kind from a file of another project, and its card."""
+    imported = open_weights(source)
+    checkpoint.check_kind(imported.net, kind, source)
+    model = imported.model()
+    for note in imported.notes:
+        warnings.warn(Segmv3Warning(f"{source}: {note}"), stacklevel=3)
+    colors = colored(imported.names).colors if not isinstance(imported.net, Classifier) else ()
+    facts = {"version": checkpoint.package_version(), "commit": "", "origin": imported.origin}
+    return model, Card(imported.names, colors, facts, imported.origin["sha256"])
+
+
+def colored(names: tuple[str, ...]) -> Classes:
+    """Classes of these names in Cityscapes' colours where they are Cityscapes', else in evenly spaced ones."""
+    cityscapes = cityscapes_classes()
+    return cityscapes if names == cityscapes.names else replace(numbered_classes(len(names)), names=names)
+
+
+def _local(source: Path | str, *, offline: bool = False) -> Path | str:
+    """The file of a net on the Hub; anything else as it is."""
+    return pull(str(source), offline=offline) if str(source).startswith(PREFIX) else source
+
+
+def _is_ours(source: Path | str) -> bool:
+    path = Path(source)
+    return path.is_file() and checkpoint.is_ours(path)
