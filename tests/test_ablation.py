@@ -75,6 +75,19 @@ def test_the_last_score_counts_and_differences_are_of_the_same_folds_and_seeds(a
     assert len(lines) == 7 and lines[0]["miou"] == "30.0" and lines[-1]["seed"] == "1"
 
 
+def test_a_fold_with_more_seeds_counts_no_more_in_the_difference(ablation, tmp_path):
+    def trial(change, fold, seed, miou):
+        run = ablation.Run(tmp_path / change / f"{fold}{seed}")
+        made = ablation.Trial(f"{change}{fold}{seed}", change, fold, seed, [], run)
+        finish(made, miou)
+        return made
+
+    base = [trial("base", fold, seed, 30.0) for fold in "ab" for seed in (0, 1)]
+    other = [trial("other", "a", 0, 31.0), trial("other", "b", 0, 33.0), trial("other", "b", 1, 35.0)]
+    ablation.write_results([*base, *other], {}, tmp_path)
+    assert "| other | 31.00 | 34.00 | 32.50 | +2.50 | 1.41 |" in (tmp_path / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

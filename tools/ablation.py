@@ -1,18 +1,15 @@
 """A table of changes, trained and scored: python tools/ablation.py TABLE.toml --output runs/drives
 
-Every change is trained on every fold with every seed, one thread each, --jobs runs side by side. The table:
+Every change is trained on every fold with every seed, --jobs runs side by side. The table:
 
-    config = "configs/recipes/camvid_0006r0_best.py"    # what every run starts from
-    flags = ["--schedule.steps", "600"]                  # of segmv3 train, for every run
-    seeds = [0]
-    folds.0001TP = ["--data.root", "data/drives/0001TP"] # the flags of each; its val part is scored
-    changes = [                                          # the others are compared with the first one
-      { name = "baseline" },
-      { name = "jitter", flags = ["--data.photometric", "jitter"] },  # also: config, seeds, folds (names)
-    ]
+    config = "configs/recipes/camvid_0006r0_best.py"     # what every run starts from
+    flags = ["--schedule.steps", "600"]                   # of segmv3 train, for every run; seeds = [0, 1] may follow
+    folds.0001TP = ["--data.root", "data/drives/0001TP"]  # the flags of each; its val part is scored
+    changes = [{ name = "baseline" },                     # the others are compared with the first one
+      { name = "jitter", flags = ["--data.photometric", "jitter"] }]  # also: config, seeds, folds (names)
 
-The net of the last step is scored, once: no score chooses weights. The same command goes on after a stop: finished
-runs are kept, a half one continues. `runs.csv` and `table.md` in the output folder hold what there is so far.
+The net of the last step is scored: no score chooses weights. The same command goes on after a stop. `runs.csv` and
+`table.md` hold what is finished. --threads 1 and --data.workers 0 come first, so that the table's flags may say more.
 """
 
 import argparse
@@ -123,7 +120,7 @@ def work(every: list[Trial], costs: dict[str, Any], output: Path, jobs: int) -> 
             running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
             running.discard(process)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            process.returncode = status
         said = log.read_text(errors="replace").strip().rpartition("\n")[2]
         with alone:
             spent = costs.get(trial.name, {}).get("cpu_seconds", 0) + usage.ru_utime + usage.ru_stime
@@ -156,19 +153,20 @@ def write_results(every: list[Trial], costs: dict[str, Any], output: Path) -> No
     folds = list(dict.fromkeys(trial.fold for trial in every))
     head = ["change", *folds, "mean", "difference", "spread", "seeds", "steps", "CPU minutes a run"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    first = {(fold, seed): miou for change, fold, seed, _, miou, _ in rows if change == every[0].change}
+    first = {row[1:3]: row[4] for row in rows if row[0] == every[0].change}
     for change in dict.fromkeys(row[0] for row in rows):
         mine = [row[1:] for row in rows if row[0] == change]
         scores = [[miou for own, _, _, miou, _ in mine if own == fold] for fold in folds]
-        pairs = [miou - first[fold, seed] for fold, seed, _, miou, _ in mine if (fold, seed) in first]
+        pairs = [[miou - first[own, s] for own, s, _, miou, _ in mine if own == f and (own, s) in first] for f in folds]
+        apart = [mean(each) for each in pairs if each]
         spreads = [stdev(each) for each in scores if len(each) > 1]
         cells = [change, *(f"{mean(each):.2f}" if each else "" for each in scores)]
         cells += [f"{mean(map(mean, scores)):.2f}" if all(scores) else ""]
-        cells += [f"{mean(pairs):+.2f}" if pairs and change != every[0].change else ""]
+        cells += [f"{mean(apart):+.2f}" if apart and change != every[0].change else ""]
         cells += [f"{mean(spreads):.2f}" if spreads else ""]
         cells += [", ".join(map(str, sorted({row[column] for row in mine}))) for column in (1, 2)]
         lines.append(f"| {' | '.join(cells)} | {mean(row[4] for row in mine) / 60:.1f} |")
-    lines += ["", "Difference: from the first row, over the same folds and seeds. Spread: deviation between the seeds."]
+    lines += ["", "Difference: from the first row, of the same folds and seeds. Spread: deviation between the seeds."]
     (output / "table.md").write_text("\n".join(lines) + "\n")
 
 
@@ -181,11 +179,10 @@ def main() -> int:
     output = arguments.output
     try:
         every = trials(read_table(arguments.table), output)
-        known = output / "costs.json"
-        costs: dict[str, Any] = typed(read_json(known), dict) if known.exists() else {}
-        for trial in every:
-            if costs.get(trial.name, {}).get("command", trial.command[3:]) != trial.command[3:]:
-                raise ConfigError(f"{trial.run.folder} was made with other flags; give the change another name")
+        costs = typed(read_json(known), dict) if (known := output / "costs.json").exists() else {}
+        for each in every:
+            if costs.get(each.name, {}).get("command", each.command[3:]) != each.command[3:]:
+                raise ConfigError(f"{each.run.folder} was made with other flags; give the change another name")
         make_folder(output / "logs")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         work(every, costs, output, arguments.jobs)
