@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from segmv3.data.settings import Data, DataSource, Layout, data_rules, flag_rules
 from segmv3.errors import ConfigError
 from segmv3.models.backbones import Backbone, MobileNetV2, MobileNetV3, Tap, Timm
-from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus
+from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus, MobileSeg
 from segmv3.models.nets import Classifier, Detector, Model, net_from_dict, net_rules
 from segmv3.settings import Rule, has_type, mistyped, to_dict
 from segmv3.training.experiment import Compile, Experiment, TrainingPrecision, under
@@ -36,8 +36,8 @@ __all__ = [  # noqa: RUF022 - by lines
     "LRASPP", "RASPP", "SGD", "AdamW", "Backbone", "Classifier", "Detector", "Compile", "Config", "Criterion", "Data",
     "DataSource", "Layout", "data_rules", "flag_rules",
     "Device", "Distill", "Experiment", "Freeze", "Head", "LRASPPDecoder", "LRASPPPlus", "Loss", "MobileNetV2",
-    "MobileNetV3", "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision", "has_type",
-    "load_config", "load_parts", "mistyped", "net_from_dict", "net_rules", "to_dict",
+    "MobileNetV3", "MobileSeg", "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision",
+    "has_type", "load_config", "load_parts", "mistyped", "net_from_dict", "net_rules", "to_dict",
     "Classification", "Divided", "ImageFolder",  # noqa: F822 - of `__getattr__`
 ]  # fmt: skip
 _ELSEWHERE = {

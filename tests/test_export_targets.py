@@ -232,3 +232,13 @@ def test_what_is_no_target_is_one_line(weights, tmp_path):
     with pytest.raises(ModelError, match="it lacks"):
         segmv3.load(tmp_path / "net.half", targets=[NoOpen()])
     assert check_target(Twin()) == Twin()
+
+
+def test_a_converter_that_cannot_take_a_net_is_one_line(weights, tmp_path):
+    class Fails(type(own_target())):
+        def write(self, *args):
+            raise RuntimeError("no operator\nfor this")
+
+    with pytest.raises(ModelError, match=r"cannot hold this net \(RuntimeError: no operator.*for this\); a fixed size"):
+        segmv3.export(weights, target=Fails(), output=tmp_path / "net.npz")
+    assert not list(tmp_path.glob("net*"))

@@ -152,7 +152,7 @@ def test_without_a_network_the_net_is_new_and_the_reason_is_said(folder, tmp_pat
     assert made.config.model == starts.fresh_net((48, 64)) and made.config.freeze == Freeze()
     assert made.config.optim.lr == 8e-3
     assert any(
-        line == "start: new weights, which take longer; paddleseg/lraspp_large_os32 is not in the cache"
+        line == "start: new weights, which take longer; paddleseg/mobileseg_large is not in the cache"
         for line in made.lines
     )
 
@@ -196,13 +196,13 @@ def test_the_published_net_is_fetched_with_its_licence_and_then_kept(folder, tmp
     monkeypatch.setenv("SEGMV3_MIRROR", "http://127.0.0.1:9")  # nobody answers there
     made = plan.make_plan(Wanted(data=folder, device="cpu"), tmp_path / "run")
     assert made.config.model.pretrained == "mmseg/lraspp_m-v3s-d8"  # from the cache
-    monkeypatch.setattr(starts, "USUAL", {"cpu": "paddleseg/lraspp_large_os32"})
-    entry = published()["paddleseg/lraspp_large_os32"]
+    monkeypatch.setattr(starts, "USUAL", {"cpu": "paddleseg/mobileseg_large"})
+    entry = published()["paddleseg/mobileseg_large"]
     for module in (names, starts):
         known = {**module.published(), entry.name: entry}
         monkeypatch.setattr(module, "published", lambda known=known: known)
     start = starts.start_for(None, "cpu", (48, 64))  # the usual one cannot be had, another lies in the cache
-    assert start.net.pretrained == "mmseg/lraspp_m-v3s-d8" and "paddleseg/lraspp_large_os32 cannot be" in start.told
+    assert start.net.pretrained == "mmseg/lraspp_m-v3s-d8" and "paddleseg/mobileseg_large cannot be" in start.told
 
 
 def test_a_backbone_gets_a_new_head(folder, tmp_path):

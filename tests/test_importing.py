@@ -306,3 +306,12 @@ def test_a_backbone_by_other_rules_is_refused(tmp_path):
     narrow = import_weights(tmp_path / "narrow.pth")
     with pytest.raises(CheckpointError, match="most of its backbone does not fit"):
         transfer(narrow, create_backbone("large", width=0.35, num_classes=1000))
+
+
+def test_a_whole_net_is_not_taken_for_the_backbone_of_another(tmp_path):
+    kind = next(each for each in formats() if each.name == "PaddleSeg")
+    for variant in kind.variants():
+        path = tmp_path / "net.pdparams"
+        torch.save(their_tensors(kind, variant), path)
+        notes = " ".join(import_weights(path).notes)  # the variants of LR-ASPP do look the same
+        assert ("mobileseg" in variant.name) != ("would look the same" in notes)

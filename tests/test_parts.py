@@ -21,6 +21,7 @@ from segmv3.config import (
     LRASPPPlus,
     MobileNetV2,
     MobileNetV3,
+    MobileSeg,
     Model,
     Timm,
     load_config,
@@ -42,6 +43,7 @@ HEADS = [
     LRASPPDecoder(pool="global", skip_strides=(4, 8)),
     LRASPPPlus(),
     LRASPPPlus(finest=4),
+    MobileSeg(),
     RASPP(),
     Sum(),
 ]

@@ -20,7 +20,7 @@ from segmv3.convert.metadata import KEY, Metadata, describe
 from segmv3.convert.receipt import files_of, receipt_path, to_text
 from segmv3.convert.targets import find_target, target_of
 from segmv3.data.view import View, trained_view
-from segmv3.errors import ModelError, OutputError
+from segmv3.errors import ModelError, OutputError, Segmv3Error, is_out_of_memory, printable, shortened
 from segmv3.exporting.pictures import Pictures, drawn, photographs
 from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array
@@ -216,7 +216,16 @@ class _Work:
         elif not self.pictures.calibration:
             raise ModelError(f"--to {target.name} is calibrated on real images; add --images SOURCE or --data.root DIR")
         images = [read() for read in self.pictures.calibration] if target.calibrated else []
-        target.write(self.model, self.metadata, path, images, self.say)
+        try:
+            target.write(self.model, self.metadata, path, images, self.say)
+        except (Segmv3Error, OSError):
+            raise
+        except Exception as error:  # converters know many nets, and not all
+            if is_out_of_memory(error):
+                raise
+            fixed = "" if self.metadata.size else "; a fixed size is easier: add --size HEIGHT WIDTH"
+            reason = printable(shortened(f"{type(error).__name__}: {error}", 160))
+            raise ModelError(f"{target.name} cannot hold this net ({reason}){fixed}") from error
         if target.precision == "int8" and not target.is_safe(path):
             raise DisagreementError("the int8 file has weights beyond 7 bits, which processors without VNNI cut off")
 

@@ -161,6 +161,44 @@ class LRASPPPlus(Head):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MobileSeg(Head):
+    """PaddleSeg's MobileSeg, for backbones without dilation: pooled context, then separable convolutions on the way up
+    to 1/8. The defaults are those of its nets with MobileNetV3-Large."""
+
+    channels: int = 128
+    """Filters of the pooled context."""
+    cells: tuple[int, ...] = (1, 2, 4)
+    """Into how many cells a side the deep map is pooled, in each of several ways."""
+    fused: tuple[int, int, int] = (32, 64, 128)
+    """Filters of the fused maps at 1/8, 1/16 and the deep map's stride."""
+    hidden: int = 32
+    """Filters before the classifier."""
+    bn_eps: float = 1e-5
+
+    classifiers = ("finest_classifier",)
+
+    def taps(self) -> tuple[Tap, ...]:
+        return Tap(8), Tap(16)
+
+    def rules(self) -> list[Rule]:
+        few, many = min(*self.fused, self.hidden), max(*self.fused, self.hidden)
+        return [
+            *_common_rules(self.channels, self.bn_eps),
+            (1 <= few <= many <= _MOST_CHANNELS, "fused", f"and hidden must lie between 1 and {_MOST_CHANNELS}"),
+            (min(self.cells, default=0) >= 1, "cells", "must be one or more, each at least 1"),
+        ]
+
+    @property
+    def normalises_pooled(self) -> bool:
+        return 1 in self.cells
+
+    def build(self, channels: tuple[int, ...], num_classes: int, *, bn_momentum: float) -> "nn.Module":
+        from segmv3.models.mobileseg import MobileSegHead
+
+        return MobileSegHead(self, channels, num_classes, bn_momentum=bn_momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RASPP(Head):
     """The paper's comparison head: 1x1 convolution and global pooling, concatenated and projected, at 1/16."""
 

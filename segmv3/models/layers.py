@@ -219,3 +219,22 @@ def box_mean(x: Tensor, side: int) -> Tensor:
     half = side // 2
     x = F.avg_pool2d(x, (side, 1), 1, (half, 0), count_include_pad=False)  # rows, then columns: 2 sides, not side^2
     return F.avg_pool2d(x, (1, side), 1, (0, half), count_include_pad=False)
+
+
+def cell_means(x: Tensor, cells: int) -> Tensor:
+    """Means over cells x cells parts of a map, as `F.adaptive_avg_pool2d`: N x C x H x W -> N x C x cells x cells.
+
+    As products of matrices, because an exporter takes that function only where the parts are of equal size.
+    """
+    if cells == 1:
+        return global_pool(x)
+    rows, columns = (_shares(side, cells, x) for side in x.shape[2:])
+    return F.linear(F.linear(x, columns).transpose(2, 3), rows).transpose(2, 3)
+
+
+def _shares(length: int, cells: int, like: Tensor) -> Tensor:
+    """Weight of each place of a line in the mean of each cell, cells x length; neighbours may share a place."""
+    place, cell = (torch.arange(count, device=like.device) for count in (length, cells))
+    first, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+    inside = (place >= first[:, None]) & (place < end[:, None])
+    return (inside / inside.sum(1, keepdim=True)).to(like.dtype)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from segmv3.errors import ModelError
 from segmv3.models.backbones import Backbone, MobileNetV2, MobileNetV3, Timm
-from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus
+from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus, MobileSeg
 from segmv3.settings import Rule, mistyped
 
 Part = type[Backbone] | type[Head]
@@ -101,10 +101,8 @@ def net_rules(net: Net) -> list[Rule]:
     ]
 
 
-_OURS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (Model, Classifier, Detector, MobileNetV3, MobileNetV2, Timm, LRASPP, LRASPPDecoder, RASPP, LRASPPPlus)
-}
+_BACKBONES, _HEADS = (MobileNetV3, MobileNetV2, Timm), (LRASPP, LRASPPDecoder, RASPP, LRASPPPlus, MobileSeg)
+_OURS: dict[str, type] = {kind.__name__: kind for kind in (Model, Classifier, Detector, *_BACKBONES, *_HEADS)}
 
 
 def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Net:

@@ -253,14 +253,14 @@ def _choose(kind: Format, raw: Tensors, path: Path, wanted: str | None) -> tuple
 
     Raises: CheckpointError when none fits; it names the one that comes nearest.
     """
-    fitting, nearest = [], list[tuple[int, int, str, str]]()
+    whole, backbones, nearest = list[Variant](), list[Variant](), list[tuple[int, int, str, str]]()
     for variant in kind.variants():
-        problems, number = _problems(kind, variant.net, raw)
-        if not problems:
-            fitting.append(variant)
+        parts = _Parts(kind, variant.net, raw)
+        if problems := list(_problems(parts, raw)):
+            nearest.append((len(problems), len(parts.places), variant.name, problems[0]))
         else:
-            nearest.append((len(problems), number, variant.name, problems[0]))
-    if not fitting:
+            (backbones if parts.backbone_only else whole).append(variant)
+    if not (fitting := whole or backbones):
         wrong, number, name, first = min(nearest)
         if 2 * wrong > number:
             raise CheckpointError(f"{path} has names like {kind.name}'s but is another net than those that are known")
@@ -280,17 +280,15 @@ def _choose(kind: Format, raw: Tensors, path: Path, wanted: str | None) -> tuple
     return max(hinted, key=lambda v: len(v.hint)) if hinted else fitting[0], fitting
 
 
-def _problems(kind: Format, net: Net, raw: Tensors) -> tuple[list[str], int]:
-    """Tensors of the net that the file lacks or has in another shape, and how many it should have."""
-    parts, problems = _Parts(kind, net, raw), []
+def _problems(parts: _Parts, raw: Tensors) -> Iterator[str]:
+    """Tensors of the net that the file lacks or has in another shape."""
     for name, theirs in parts.places.items():
         shape = parts.shapes[name]
         if theirs not in raw:
-            if not re.search(kind.optional, name):
-                problems.append(f"{theirs} is missing")
+            if not re.search(parts.kind.optional, name):
+                yield f"{theirs} is missing"
         elif (found := reshaped(raw[theirs], shape).shape) != shape:
-            problems.append(f"{theirs} is {'x'.join(map(str, found))}, expected {'x'.join(map(str, shape))}")
-    return problems, len(parts.places)
+            yield f"{theirs} is {'x'.join(map(str, found))}, expected {'x'.join(map(str, shape))}"
 
 
 def _translate(parts: _Parts, raw: Tensors, path: Path) -> Tensors:
