@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ def compare(
 
     Raises:
         ConfigError: a folder holds no run, or there are too few or too many.
-        DataError: the runs have other classes, or were scored on other images.
+        DataError: the runs share no class, or were scored on other images.
         OutputError: a file cannot be written.
     """
     opened = _open([Path(each) for each in runs])
@@ -117,7 +118,8 @@ def compare(
     pictures: dict[str, Any] = {"samples": [], "captions": [], "classes": None}
     if scored:
         tables["classes"] = _classes(opened)
-    if len(scored) == len(opened) and score:
+    unlike = _left_out(opened)
+    if len(scored) == len(opened) and score and not unlike:
         settings, place = Settings(limit=score), Path(data_root) if data_root else None
         try:
             evaluations = _evaluations(opened, place, settings, use_device(device, threads))
@@ -128,8 +130,10 @@ def compare(
             tables["differences"] = _differences(opened, results, resamples, seed)
             _add_speed(tables["runs"], results)
             pictures = _pictures(opened, evaluations, results, images)
-    elif score and scored:
-        notes.append("no pictures and no intervals: not every run has scores yet")
+    elif score:
+        reason = "the runs have other classes" if unlike else "not every run has scores yet"
+        reason = reason if opened[0].key == "miou" else "classifiers have curves, settings and cost alone"
+        notes.append(f"no pictures and no intervals: {reason}")
     words = _words(opened) | {"notes": notes, "resamples": resamples, "fewest": FEWEST_IMAGES}
     columns, scores = [Column(each.name, _points(each)) for each in opened], _by_class(opened) if scored else None
     page = write_comparison(Path(output), dpi=dpi, columns=columns, tables=tables, scores=scores, **words, **pictures)
@@ -170,26 +174,43 @@ def _open(folders: list[Path]) -> list[_One]:
 def _refuse_unlike(opened: list[_One]) -> list[str]:
     """What to know of runs that can be compared.
 
-    Raises: DataError for runs of other kinds, classes or images.
+    Raises: DataError for runs of other kinds or images, and for those that share no class.
     """
-    first, notes = opened[0], []
+    first, notes, shared, left = opened[0], [], _shared(opened), _left_out(opened)
     for other in opened[1:]:
         both = f"{first.run.folder} and {other.run.folder} cannot be compared"
         if first.key != other.key:
             raise DataError(f"{both}: one segments, the other classifies")
-        ours, theirs = first.classes, other.classes
-        if ours and theirs and ours != theirs:
-            alone = [name for name in (*ours, *theirs) if (name in ours) != (name in theirs)]
-            what = f"first: {alone[0]}" if alone else "in another order"
-            raise DataError(f"{both}: they have other classes, {len(ours)} and {len(theirs)} ({what})")
-        seen = [(each.settings.get("contents") or {}).get("val") for each in (first, other)]
+        if first.classes and other.classes and not shared:
+            raise DataError(f"{both}: they share no class")
+        seen = [dict((each.settings.get("contents") or {}).get("val") or {}) for each in (first, other)]
+        seen = [{key: each[key] for key in each if key != "ids" or not left} for each in seen]  # read as other classes
         same = seen[0] == seen[1] if all(seen) else True
         if first.settings.get("val_set") != other.settings.get("val_set") or not same:
             hint = "score both with segmv3 evaluate on one split, and compare the result files"
             raise DataError(f"{both}: they were scored on other images or labels; {hint}")
         if first.settings.get("train_set") != other.settings.get("train_set"):
             notes.append(f"{first.name} and {other.name} were trained on other images; scored on the same ones.")
+    for one, other in combinations(opened, 2):
+        if one.log and one.log == other.log:
+            notes.append(f"{other.name} is a copy of {one.name}: both have the same log, so nothing differs")
+    if left:
+        notes.append(
+            f"the runs have other classes: the {len(shared)} common ones are compared, {', '.join(left)} left out; "
+            "each run ignored the pixels of classes that it does not have, and its best mIoU is over all that it has"
+        )
     return notes
+
+
+def _shared(opened: list[_One]) -> list[str]:
+    """The classes that all runs have whose classes are known, in the order of the first."""
+    known = [one.classes for one in opened if one.classes]
+    return [name for name in known[0] if all(name in each for each in known)] if known else []
+
+
+def _left_out(opened: list[_One]) -> list[str]:
+    shared = _shared(opened)
+    return list(dict.fromkeys(name for one in opened for name in one.classes if name not in shared))
 
 
 def _state(one: _One) -> str:
@@ -256,20 +277,19 @@ def _at(values: dict[str, Any], name: str) -> Any:
 
 
 def _by_class(opened: list[_One]) -> tuple[list[str], list[list[float]]]:
-    names = next(one.classes for one in opened if one.metrics.get("classes"))
-    scores = [
-        [number(row.get("iou")) for row in one.metrics.get("classes", [])] or [math.nan] * len(names) for one in opened
-    ]
+    names, scores = _shared(opened), []
+    for one in opened:
+        found = {row["name"]: number(row.get("iou")) for row in one.metrics.get("classes", [])}
+        scores.append([found.get(name, math.nan) for name in names])
     return names, scores
 
 
 def _classes(opened: list[_One]) -> Rows:
     names, scores = _by_class(opened)
     rows = []
-    for name, *values in [
-        *zip(names, *scores, strict=True),
-        ("mean", *(number(one.metrics.get("miou")) for one in opened)),
-    ]:
+    finite = [[value for value in side if math.isfinite(value)] for side in scores]
+    means = (sum(side) / len(side) if side else math.nan for side in finite)
+    for name, *values in [*zip(names, *scores, strict=True), ("mean", *means)]:
         top = max((value for value in values if math.isfinite(value)), default=math.nan)
         rows.append([(name, False), *((_percent(value), value == top) for value in values)])
     return Rows("IoU by class, percent", ["class", *(one.name for one in opened)], rows)

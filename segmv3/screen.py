@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,10 +17,12 @@ from rich.progress import (
     TaskID,
     TimeRemainingColumn,
 )
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 from segmv3.errors import printable
+
+_WIDE = 10_000  # columns of a pipe or a file
 
 
 class Screen(Console):
@@ -33,6 +36,8 @@ class Screen(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        if not (self.is_terminal or "width" in options or "COLUMNS" in os.environ):
+            self.width = _WIDE
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Also for the cells, headers and captions of tables; a line break is one."""
@@ -41,6 +46,16 @@ class Screen(Console):
     def say(self, line: str) -> None:
         """Print one line, however long it is."""
         self.print(printable(line), soft_wrap=True)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints, but no word and no number of a table is cut, however narrow the terminal is."""
+        for table in objects:
+            for column in table.columns if isinstance(table, Table) else ():
+                cells = "\n".join(map(str, (column.header, *column.cells)))
+                word, line = (max(map(cell_len, cells.split(end)), default=1) for end in (None, "\n"))
+                column.no_wrap |= word == line  # what can be broken is made narrower, and nothing else
+                column.min_width, options["crop"] = line if column.no_wrap else word, False
+        super().print(*objects, **options)
 
     def progress(self, *columns: ProgressColumn, **options: Any) -> Progress:
         """A bar on a terminal, gone when it is done.

@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision import transforms as reference
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
+import segmv3
 from segmv3 import checkpoint
 from segmv3.cli import main
 from segmv3.config import (
@@ -470,6 +471,13 @@ def test_train_evaluate_predict_and_reuse(experiment, folder, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert [printed[0], printed[3]] == images and len(printed) == 6
     assert all(line.split()[0].endswith("%") and line.split()[1] in COLORS for line in printed if line[0] == " ")
+
+    other = tmp_path / "other"
+    assert main(["classify", "train", str(file), "--run", str(other), "--threads", "1", "--seed", "7"]) == 0
+    found = segmv3.compare([run, other], tmp_path / "page", dpi=50)
+    table = [[text for text, _ in row] for row in found.tables["runs"].rows]
+    assert table[0][1] == f"{trained['top1']:.2f}" and set(found.tables) == {"runs", "settings"}
+    assert found.notes == ["no pictures and no intervals: classifiers have curves, settings and cost alone"]
 
     streets = tmp_path / "streets.py"
     streets.write_text(

@@ -53,7 +53,7 @@ def test_runs_become_a_page_with_figures_and_tables(runs, tmp_path, capsys):
     command = ["compare", *map(str, runs), "--output", str(out), "--dpi", "60", "--images", "1", "--threads", "1"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "C third" in printed and f"wrote {out / 'comparison.html'}" in printed
+    assert f"C: {runs[2]}\n" in printed and f"wrote {out / 'comparison.html'}" in printed
     names = ("curves_step", "curves_images", "curves_minutes", "classes", "images")
     files = {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
     assert {file.name for file in (out / "figures").iterdir()} == files
@@ -120,21 +120,63 @@ def changed(run, folder, change):
 
 def test_runs_on_other_classes_or_images_are_refused_before_anything_is_written(runs, tmp_path):
     def rename(name, content):
-        if name == "metrics.json":
-            content["classes"][1]["name"] = "<b>barn"
+        for row in content["classes"] if name == "metrics.json" else ():
+            row["name"] += "s"
 
     def others(name, content):
         if name == "config.json":
             content["contents"]["val"]["labels"] = "0" * 64
 
     for change, said in (
-        (rename, r"other classes, 4 and 4 \(first: house\)"),
+        (rename, "cannot be compared: they share no class"),
         (others, "scored on other images or labels"),
     ):
         other = changed(runs[0], tmp_path / change.__name__, change)
         with pytest.raises(DataError, match=said):
             segmv3.compare([runs[0], other], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_of_runs_with_other_classes_the_common_ones_are_compared(runs, tmp_path):
+    def swap(name, content):
+        if name == "metrics.json":
+            content["classes"][1]["name"], content["miou"] = "<b>barn", 99.0
+            content["classes"].reverse()
+        else:
+            content["contents"]["val"]["ids"] = {"0": "road"}
+
+    other = changed(runs[1], tmp_path / "other", swap)
+    found = segmv3.compare([runs[0], other], tmp_path / "out", dpi=50)
+    metrics = [json.loads((run / "metrics.json").read_text())["classes"] for run in (runs[0], runs[1])]
+    scores = [[row["iou"] for row in side if row["name"] != "house"] for side in metrics]
+    names, *sides = zip(*[[text for text, _ in row] for row in found.tables["classes"].rows], strict=True)
+    assert names == ("road", "tree", "sky", "mean")
+    for side, theirs in zip(sides, scores, strict=True):
+        assert side == tuple(f"{score:.2f}" for score in (*theirs, sum(theirs) / 3))
+    assert (
+        "differences" not in found.tables
+        and "the 3 common ones are compared, house, <b>barn left out" in (found.notes[0])
+    )
+    assert found.notes[1] == "no pictures and no intervals: the runs have other classes"
+
+
+def test_a_copy_of_a_run_is_told(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "copy")
+    found = segmv3.compare([runs[0], runs[1], tmp_path / "copy"], tmp_path / "out", dpi=50, images=0, score=0)
+    assert found.notes == ["C copy is a copy of A first: both have the same log, so nothing differs"]
+
+
+@pytest.mark.parametrize("width", [60, 80, None])
+def test_no_name_is_broken_on_a_narrow_terminal(width, runs, tmp_path, capsys, monkeypatch):
+    if width:
+        monkeypatch.setenv("COLUMNS", str(width))
+    out = ["--output", str(tmp_path / "out"), "--dpi", "50", "--score", "0", "--images", "0"]
+    assert main(["compare", *map(str, runs), *out]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line[:1] in "│┃"]
+    assert max(map(len, rows)) <= (width or 100)
+    for words in ("parameters", "GMACs", "1 of 2,", "interrupted", "loss.label_smoothing", "house"):
+        assert any(words in line for line in rows), words
 
 
 def test_what_is_no_set_of_runs_is_refused(runs, tmp_path, capsys):

@@ -37,6 +37,19 @@ def test_a_name_is_shown_as_it_is(name, capsys):
     assert capsys.readouterr().out.count(name) >= 7
 
 
+@pytest.mark.parametrize("width", [40, 80, None])
+def test_words_of_a_table_are_whole_at_every_width(width, monkeypatch, capsys):
+    if width:
+        monkeypatch.setenv("COLUMNS", str(width))
+    table = Table("net", "parameters", "some text")
+    table.add_row("lraspp_large_d8_mmseg", "3,284,547", "16 at 1/2, 24 at 1/4")
+    Screen().print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert {"lraspp_large_d8_mmseg", "3,284,547", "parameters", "1/4"} <= set(" ".join(lines).split())
+    assert len({len(line) for line in lines}) == 1 and "…" not in "".join(lines)
+    assert len(lines[0]) <= 60 if width == 40 else len(lines) == 5
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

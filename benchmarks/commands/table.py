@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.commands import Root
-from segmv3.commands.benchmark.shared import WIDTH
 from segmv3.commands.options import parse, refuse_existing, refuse_limit
 from segmv3.config import Device, Precision
 from segmv3.errors import CheckpointError, ConfigError, DataError
@@ -61,7 +60,7 @@ def run(arguments: list[str]) -> None:
     table = lines(results, describe_nets(), failures)
     if options.output:
         write_bytes(options.output, markdown(table, results).encode())
-    console.print(_rendered(table), width=max(console.width, WIDTH), no_wrap=True, crop=False)
+    console.print(_rendered(table))
     for line in (NOTES, *reasons(table), *(f"left out: {line}" for line in results.left_out)):
         console.say(line)
     if options.output:

@@ -92,22 +92,28 @@ def _compare_runs(options: Compare) -> None:
             threads=options.threads,
             progress=progress,
         )
-    for table in found.tables.values():
+    names = [row[0][0] for row in found.tables["runs"].rows]
+    for folder, name in zip(options.runs, names, strict=True):
+        console.say(f"{name.split()[0]}: {folder}")
+    for key, table in found.tables.items():
         if table.rows:
-            console.print(_rich(table))
+            console.print(_rich(table, names, turned=key == "runs"))
     for note in found.notes:
         console.say(note)
     console.say(f"wrote {found.page}, with its figures and tables beside it")
 
 
-def _rich(rows: "Rows") -> "Table":
+def _rich(rows: "Rows", names: list[str], *, turned: bool) -> "Table":
+    """A table for the terminal, in which runs have their letters alone. `turned`: its columns are the runs."""
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[(name, False) for name in rows.header], *rows.rows]
+    header, *body = zip(*cells, strict=True) if turned else cells
     table = Table(title=rows.title, title_justify="left")
-    for place, name in enumerate(rows.header):
-        table.add_column(name, justify="right" if place else "left", overflow="fold")
-    for row in rows.rows:
+    for place, (name, _) in enumerate(header):
+        table.add_column(name.split()[0] if name in names else name, justify="right" if place else "left")
+    for row in body:
         table.add_row(*(Text(printable(text), "bold" if best else "") for text, best in row))
     return table
 

@@ -240,12 +240,9 @@ def columns(*titles: str, text: Sequence[str] = ()) -> Table:
 
 def show(console: Screen, title: str, table: Table, note: str = "") -> None:
     """A table between its title and a note; rich would wrap both at the width of the table."""
-    from segmv3.screen import Screen
-
     console.print()
     console.say(title)
-    # a console of its own: one that is narrower would cut columns, whatever width it is asked for
-    Screen(file=console.file, width=max(console.width, WIDTH)).print(table, crop=False)
+    console.print(table)
     for line in note.split("\n") if note else ():
         console.say(line)
 
