@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from segmv3.evaluation.suspects import find_suspects as find_suspects
     from segmv3.exporting import export as export
     from segmv3.finetuning.run import finetune as finetune
+    from segmv3.fitting.run import fit as fit
     from segmv3.images import read_image as read_image
     from segmv3.labels import Classes as Classes
     from segmv3.media.draw import colorize as colorize
@@ -57,6 +58,7 @@ _ROOMS = {
     "export": "segmv3.exporting",
     "find_suspects": "segmv3.evaluation.suspects",
     "finetune": "segmv3.finetuning.run",
+    "fit": "segmv3.fitting.run",
     "import_data": "segmv3.data.importing.run",
     "load": "segmv3.runtime",
     "load_classifier": "segmv3.runtime.classifying",

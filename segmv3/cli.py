@@ -19,7 +19,7 @@ import segmv3
 from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, is_out_of_memory, printable, shortened
 
 _COMMANDS = (
-    *("train", "finetune", "adapt", "sweep", "evaluate", "compare", "submit", "predict", "view", "classify"),
+    *("train", "finetune", "adapt", "fit", "sweep", "evaluate", "compare", "submit", "predict", "view", "classify"),
     *("models", "config", "weights", "export", "data", "benchmark"),
 )
 _ELSEWHERE = {"classify": "segmv3.imagenet.command"}
@@ -36,6 +36,7 @@ usage: segmv3 COMMAND ...
   train CONFIG [--run DIR] [--optim.lr 0.02 ...]     train a net, or go on where the run stopped
   finetune DATA [--from WEIGHTS] [--minutes 10]      fit a net to your labelled frames, in a given time
   adapt WEIGHTS FRAMES -o NEW                        fit a net to new streets without labels
+  fit CONFIG --weights FILE --budget-ms 30 -o NEW    narrow a net until it is fast enough on this machine
   sweep CONFIG SPACE.toml --output DIR               search settings: many runs, the hopeless ones cut short
   evaluate CONFIG --weights FILE                     score weights on a split
   compare RUN RUN ... | A.json B.json                runs on one page, or two result files, with intervals

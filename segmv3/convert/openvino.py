@@ -61,14 +61,8 @@ def open_openvino(path: Path, precision: Arithmetic, threads: int) -> Run:
         CheckpointError: it cannot be opened.
     """
     openvino = import_openvino()
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        # Always said: left alone, OpenVINO takes bf16 by itself on some CPUs.
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-    }
     try:
-        compiled = openvino_core().compile_model(path, "CPU", settings)
+        compiled = openvino_core().compile_model(path, "CPU", cpu_settings(precision, threads))
     except RuntimeError as error:
         raise cannot("open", path, "OpenVINO", error) from None
     own = threading.local()  # a request is for one caller at a time
@@ -84,6 +78,16 @@ def open_openvino(path: Path, precision: Arithmetic, threads: int) -> Run:
         return own.request.get_output_tensor().data  # the request's own memory, until this thread's next call
 
     return run
+
+
+def cpu_settings(precision: Arithmetic, threads: int) -> dict[str, Any]:
+    """What OpenVINO is told of a net on the CPU."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        # Always said: left alone, OpenVINO takes bf16 by itself on some CPUs.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
 
 
 def to_openvino(model: Net, metadata: Metadata) -> "openvino.Model":

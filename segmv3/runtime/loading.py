@@ -196,7 +196,8 @@ def installed(backend: BackendName) -> bool:
     return all(find_spec(package) for package in _NEEDS[backend])
 
 
-def _refuse_missing(backend: BackendName) -> None:
+def refuse_missing_backend(backend: BackendName) -> None:
+    """Raises: ModelError with the line that installs what a backend lacks."""
     missing = [package for package in _NEEDS[backend] if not find_spec(package)]
     if missing:
         raise ModelError(f'the {backend} backend needs {" and ".join(missing)}; pip install "segmv3[export]"')
@@ -206,7 +207,7 @@ def _backends(asked: str, place: torch.device) -> list[BackendName]:
     if asked == "auto":
         return ["torch"] if place.type == "cuda" else [name for name in get_args(BackendName) if installed(name)]
     name: BackendName = asked  # type: ignore[assignment]
-    _refuse_missing(name)
+    refuse_missing_backend(name)
     return [name]
 
 
@@ -267,7 +268,7 @@ def open_export(
     if device == "cuda":
         raise ModelError(f"{path} runs on the CPU; leave --device cuda out, or name the weights it was exported from")
     if name in _NEEDS:
-        _refuse_missing(name)  # type: ignore[arg-type]
+        refuse_missing_backend(name)  # type: ignore[arg-type]
     else:
         refuse_missing(target)
     if not path.is_file():

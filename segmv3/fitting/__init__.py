@@ -1,0 +1,1 @@
+"""Fitting a net to the speed of a device: layer after layer is narrowed by its measured latency (NetAdapt)."""
