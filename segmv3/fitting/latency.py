@@ -105,7 +105,7 @@ def parts_of(net: Any, groups: Sequence[Group]) -> dict[str, tuple[int, ...]]:
     places = {"stem": [0]} | {f"block {i + 1}": [2 * i, 2 * i + 1, 2 * i + 2] for i in range(blocks)}
     if backbone.last:
         places["closing"] = [2 * blocks, 2 * blocks + 1]
-    taps = [2 * layer - expanded for layer, expanded in net.backbone.taps]
+    taps = [2 * layer - (at != "") for layer, at in net.backbone.taps]
     places["head"] = [*taps, 2 * blocks + backbone.last]
     at = {place: number for number, group in enumerate(groups) for place in group.places}
     return {name: tuple(dict.fromkeys(at[place] for place in own)) for name, own in places.items()}
@@ -250,7 +250,8 @@ class _Given(nn.Module):
 def _part_of(net: Any, classes: int, name: str, size: tuple[int, int]) -> tuple[nn.Module, list[torch.Size]]:
     """A part of a folded net with random weights, and the shapes of its inputs."""
     with torch.device("meta"):
-        model: Any = folded(build(net, classes))
+        fresh: Any = build(net, classes)
+        model: Any = folded(fresh)
     backbone: MobileNetV3Backbone = model.backbone
     maps: dict[str, list[torch.Size]] = {"stem": [torch.Size((1, 3, *size))]}
     watched = {f"block {i}": block for i, block in enumerate(backbone.blocks, 1)} | {"closing": backbone.last}

@@ -137,6 +137,8 @@ def _open(weights: Path | str, config: Experiment) -> tuple[Any, Card]:
     Raises: CheckpointError, ModelError for what cannot be fitted.
     """
     path = Path(weights)
+    if not isinstance(config.model, Model | Classifier):
+        raise ConfigError("fit takes the configs of segmv3 train and segmv3 classify train")
     if target_of(path):
         raise CheckpointError(f"{weights} is an exported file; name the weights that it was exported from")
     opened: tuple[Any, Card] = open_net(weights)
