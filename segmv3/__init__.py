@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from segmv3.config import Config as Config
     from segmv3.config import load_config as load_config
     from segmv3.data.importing.run import import_data as import_data
+    from segmv3.detection.predictor import load_detector as load_detector
     from segmv3.evaluation.run import evaluate as evaluate
     from segmv3.evaluation.suspects import find_suspects as find_suspects
     from segmv3.exporting import export as export
@@ -63,6 +64,7 @@ _ROOMS = {
     "load": "segmv3.runtime",
     "load_classifier": "segmv3.runtime.classifying",
     "load_config": "segmv3.config",
+    "load_detector": "segmv3.detection.predictor",
     "overlay": "segmv3.media.draw",
     "read_image": "segmv3.images",
     "save": "segmv3.checkpoint",

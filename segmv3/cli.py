@@ -20,9 +20,10 @@ from segmv3.errors import ConfigError, Interrupted, Segmv3Error, Segmv3Warning, 
 
 _COMMANDS = (
     *("train", "finetune", "adapt", "fit", "sweep", "evaluate", "compare", "submit", "predict", "view", "classify"),
+    "detect",
     *("models", "config", "weights", "export", "data", "benchmark"),
 )
-_ELSEWHERE = {"classify": "segmv3.imagenet.command"}
+_ELSEWHERE = {"classify": "segmv3.imagenet.command", "detect": "segmv3.detection.command"}
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
@@ -47,6 +48,10 @@ usage: segmv3 COMMAND ...
   classify evaluate --weights FILE --data.root DIR   top-1 and top-5
   classify predict IMAGE ... --weights FILE          what is in a picture
   classify prepare DIR --labels FILE -o DIR          ImageNet's validation pictures into class folders
+  detect train CONFIG [--run DIR]                    train a net that draws boxes around objects
+  detect evaluate CONFIG --weights FILE              mAP, by COCO's own script
+  detect predict SOURCE --weights FILE [-o DIR]      boxes on images or a video, and as COCO's JSON
+  detect check CONFIG | prepare DIR | models         what a data set of boxes holds; Cityscapes' boxes; the paper's nets
   weights import FILE_OR_NAME [-o FILE]              load another project's weights, or published ones
   weights list                                       the published weights that can be used by name
   weights average FILE FILE ... -o FILE              the mean of several runs' weights

@@ -38,9 +38,11 @@ __all__ = [  # noqa: RUF022 - by lines
     "Device", "Distill", "Experiment", "Freeze", "Head", "LRASPPDecoder", "LRASPPPlus", "Loss", "MobileNetV2",
     "MobileNetV3", "MobileSeg", "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision",
     "has_type", "load_config", "load_parts", "mistyped", "net_from_dict", "net_rules", "to_dict",
-    "Classification", "Divided", "ImageFolder",  # noqa: F822 - of `__getattr__`
+    "BoxData", "Classification", "Detection", "Divided", "ImageFolder",  # noqa: F822 - of `__getattr__`
 ]  # fmt: skip
 _ELSEWHERE = {
+    "BoxData": "segmv3.detection.settings",
+    "Detection": "segmv3.detection.settings",
     "Classification": "segmv3.imagenet.settings",
     "Divided": "segmv3.data.division",
     "ImageFolder": "segmv3.imagenet.settings",
@@ -48,7 +50,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Settings that live above this module: those of classification, and a data set's own division."""
+    """Settings that live above this module: those of classification and detection, and a data set's own division."""
     if name in _ELSEWHERE:
         return getattr(import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module 'segmv3.config' has no attribute {name!r}")
@@ -108,7 +110,7 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
         path: the config file, which is Python and runs, or the name of one that comes with segmv3.
         overrides: flags such as `["--optim.lr", "0.02"]`. An unknown or ill-typed one ends the program with a hint and
             exit code 2.
-        kind: `Config` or `Classification`.
+        kind: `Config`, `Classification` or `Detection`.
 
     Raises:
         ConfigError: there is no such file, it fails, or it builds no `config` of this kind.

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -71,6 +72,47 @@ def instance_file(label: Path) -> Path | None:
     stem, _, kind = label.stem.rpartition("_")
     path = label.with_name(f"{stem}_instanceIds.png")
     return path if kind in ("labelIds", "labelTrainIds") and path.is_file() else None
+
+
+def coco_boxes(root: Path, split: str, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """The objects of a split as boxes around their visible pixels, in COCO's form.
+
+    Groups of objects that nobody told apart are crowds, which count neither as found nor as missed.
+
+    Args:
+        root: of a data set in Cityscapes' layout, with `leftImg8bit` and `gtFine`.
+        split: such as train.
+        progress: called with (images done, images in all).
+
+    Raises:
+        DataError: there are no images, or an image has no `*_instanceIds.png`.
+    """
+    from cityscapesscripts.helpers.labels import labels
+
+    kinds = {label.id: label for label in labels if label.hasInstances and not label.ignoreInEval}
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+    files = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    if not files:
+        raise DataError(f"found no *_leftImg8bit.png under {root / 'leftImg8bit' / split}")
+    for number, file in enumerate(files, 1):
+        name = file.name.removesuffix("_leftImg8bit.png")
+        path = root / "gtFine" / split / file.parent.name / f"{name}_gtFine_instanceIds.png"
+        if not path.is_file():
+            raise DataError(f"{path} is missing: boxes are made of it")
+        pixels = read_instances(path)
+        height, width = pixels.shape
+        images.append({"id": number, "file_name": file.relative_to(root).as_posix(), "width": width, "height": height})
+        for value in np.unique(pixels).tolist():
+            kind = value // _FIRST_INSTANCE if value >= _FIRST_INSTANCE else value
+            if kind in kinds:
+                mask = (pixels == value).view(np.uint8)
+                about = {"id": len(annotations) + 1, "image_id": number, "category_id": kind}
+                box = {"bbox": list(cv2.boundingRect(mask)), "area": int(cv2.countNonZero(mask))}
+                annotations.append(about | box | {"iscrowd": int(value < _FIRST_INSTANCE)})
+        if progress:
+            progress(number, len(files))
+    categories = [{"id": number, "name": label.name} for number, label in kinds.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def read_instances(path: Path) -> NDArray[np.uint16]:

@@ -15,6 +15,7 @@ from segmv3.files import make_folder, write_bytes
 from segmv3.images import UInt8Array, write_png
 from segmv3.media.encoding import VideoWriter
 from segmv3.mini_city.scene import CITIES, FPS, render_frame, render_scene
+from segmv3.official import coco_boxes
 from segmv3.records import read_json, typed
 
 __all__ = ["render_frame", "render_scene", "write_mini_city"]
@@ -37,7 +38,8 @@ def write_mini_city(
 ) -> None:
     """Write a small synthetic Cityscapes (leftImg8bit and gtFine, train and val) under `root`.
 
-    A repeated call with the same parameters finds the finished set and changes nothing.
+    The boxes of all objects lie beside them, in COCO's form: `boxes_train.json` and `boxes_val.json`. A repeated call
+    with the same parameters finds the finished set and changes nothing, but for boxes that an earlier version lacked.
 
     Args:
         root: the folder.
@@ -67,6 +69,7 @@ def write_mini_city(
     if video:
         parameters |= {"train": 0, "val": video, "video": True}
     if _is_written(root, parameters):
+        _write_boxes(root)
         return
     make_folder(root)
     tell = progress or (lambda done, total: None)
@@ -78,6 +81,7 @@ def write_mini_city(
             name = f"{CITIES[split]}_{index:06d}_000019"
             _write_scene(root, split, name, *render_scene(split, index, size=size, seed=seed))
             tell(done, len(scenes))
+    _write_boxes(root)
     write_bytes(root / _PARAMETERS, (json.dumps(parameters, indent=2) + "\n").encode())
 
 
@@ -112,6 +116,13 @@ def _write_drive(root: Path, frames: int, size: tuple[int, int], seed: int, tell
             video.write(pixels)
             _write_scene(root, "val", f"minidrive_{seed:06d}_{frame:06d}", pixels, objects)
             tell(frame + 1, frames)
+
+
+def _write_boxes(root: Path) -> None:
+    for split in CITIES:
+        path = root / f"boxes_{split}.json"
+        if not path.exists() and (root / "leftImg8bit" / split).is_dir():
+            write_bytes(path, json.dumps(coco_boxes(root, split)).encode())
 
 
 def _write_scene(root: Path, split: str, name: str, pixels: UInt8Array, objects: list[dict[str, object]]) -> None:

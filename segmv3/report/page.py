@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from segmv3.files import make_folder
-from segmv3.images import write_png
+from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes
-from segmv3.report.html import Chart, count, write_page
+from segmv3.report.html import Chart, count, data_uri, write_page
 from segmv3.report.plots import confusion, curves, iou_bars, number, row_percent
 from segmv3.report.samples import Sample, cells, present, sample_panel
 
@@ -125,6 +125,49 @@ def write_classification_report(run: Path, *, title: str, facts: dict[str, str],
         hardest=hardest,
         more=len(classes) > len(hardest),
         five=any(row["top5"] is not None for row in hardest),
+    )
+
+
+def write_detection_report(
+    run: Path,
+    *,
+    title: str,
+    facts: dict[str, str],
+    log: list[dict],
+    scores: dict,
+    pictures: list[tuple[UInt8Array, UInt8Array]],
+) -> Path:
+    """Write the report of a detection run: `run/report.html` and `run/figures/curves.png`.
+
+    Args:
+        run: the folder of the run.
+        title: as for `write_report`.
+        facts: as for `write_report`.
+        log: as for `write_report`.
+        scores: as `segmv3.detection.scoring.average_precisions` returns them.
+        pictures: images with their true boxes, and with those that were found.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    named = (("mAP", "map"), ("mAP at 50 % overlap", "map50"), ("mAP at 75 % overlap", "map75"))
+    size = f"seen at {' x '.join(map(str, scores['size']))}"
+    conditions = (scores["split"], count(scores["images"], "image"), f"{len(scores['classes']):,} classes", size)
+    figures = make_folder(run / "figures")
+    return write_page(
+        run / "report.html",
+        "detection.html",
+        title=title,
+        facts=facts,
+        curves=Chart(figures / "curves.png", lambda theme: curves(log, theme, ("map", "mAP"))),
+        metric_name="mAP",
+        conditions=" · ".join(conditions),
+        metrics=[(name, scores[key]) for name, key in named if scores[key] is not None],
+        classes=scores["classes"],
+        samples=[[("truth", data_uri(a, "JPEG")), ("prediction", data_uri(b, "JPEG"))] for a, b in pictures],
     )
 
 

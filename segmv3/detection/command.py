@@ -1,0 +1,277 @@
+"""`segmv3 detect`: boxes around objects."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+import segmv3
+from segmv3.commands.help import asked_for_help
+from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit
+from segmv3.config import Detector, Schedule, load_config
+from segmv3.detection.settings import BoxData, Detection
+from segmv3.errors import ConfigError, Segmv3Warning
+
+if TYPE_CHECKING:
+    from segmv3.detection.predictor import BoxPredictor
+    from segmv3.images import UInt8Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(OnDevice):
+    """Train a detector, or go on with a run where it stopped."""
+
+    config: Annotated[Detection, tyro.conf.arg(name="")]
+    run: Path
+    """Folder of the run."""
+    extend: bool = False
+    """Allow more --schedule.steps than the run was started with; the rate goes on along the new schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(OnDevice):
+    """mAP on a split, by COCO's own script."""
+
+    data: BoxData
+    weights: str
+    """Weight file of a detector, or a published name."""
+    split: str = "val"
+    """Part of the data set to score."""
+    size: tuple[int, int] | None = None
+    """Height and width at which the net sees images; by default as in its training."""
+    limit: int | None = None
+    """Score only N images, evenly spaced."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Also write the scores to this JSON file."""
+    overwrite: bool = False
+    """Replace the file that --output names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(OnDevice):
+    """Draw boxes on images or a video, and write them as COCO's JSON."""
+
+    source: tyro.conf.Positional[str]
+    """An image, a folder, a quoted glob, a .txt list of images, a video, a camera, as for segmv3 predict."""
+    weights: str
+    """Weight file of a detector, or a published name."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("boxes")
+    """Folder for the results."""
+    score: float = 0.4
+    """Leave out boxes that the net is less sure of, 0 to 1."""
+    size: tuple[int, int] | None = None
+    """Height and width at which the net sees images; by default as in its training."""
+    every: int = 1
+    """Look at every so many images or frames only."""
+    overwrite: bool = False
+    """Replace results of an earlier run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a data set of boxes holds, and all that is wrong with it."""
+
+    data: Annotated[BoxData, tyro.conf.arg(name="data")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Write the boxes of a data set in Cityscapes' layout, made of its instances, as boxes_SPLIT.json into it."""
+
+    root: tyro.conf.Positional[Path]
+    """The folder that holds leftImg8bit and gtFine."""
+    splits: tuple[str, ...] = ("train", "val")
+    """The splits."""
+    overwrite: bool = False
+    """Replace files of an earlier run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The detectors of the MobileNetV3 paper: what they take here, beside the published figures."""
+
+
+def run(arguments: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "check": _check,
+        "prepare": _prepare,
+        "models": _models,
+    }
+    if arguments[:1] and arguments[0] in ("-h", "--help"):
+        print(
+            "usage: segmv3 detect train CONFIG | evaluate CONFIG --weights FILE | predict SOURCE --weights FILE | "
+            "check CONFIG | prepare CITYSCAPES | models"
+        )
+        return
+    if not arguments or arguments[0] not in commands:
+        found = f"no detect command {arguments[0]!r}" if arguments else "nothing to do for detect alone"
+        raise ConfigError(f"there is {found}; there is segmv3 detect {', '.join(commands)}")
+    commands[arguments[0]](arguments[1:])
+
+
+def _config(command: str, arguments: list[str]) -> tuple[str, Detection, list[str]]:
+    """The config file of a command, and the flags after it; plain defaults when only help is asked for."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], load_config(Path(arguments[0]), kind=Detection), arguments[1:]
+    if word := asked_for_help(arguments):
+        data = BoxData(root=Path("data/mini-city"))
+        return "CONFIG", Detection(model=Detector(), data=data, schedule=Schedule(steps=100_000)), [word]
+    raise ConfigError(f"segmv3 detect {command} needs a config file first, such as configs/detect/quickstart.py")
+
+
+def _train(arguments: list[str]) -> None:
+    path, config, rest = _config("train", arguments)
+    defaults = {"config": config, "run": Path("runs") / f"detect-{Path(path).stem}"}
+    options = parse(Train, f"segmv3 detect train {path}", rest, defaults)
+    from segmv3.training.loop import train
+
+    train(options.config, options.run, device=options.device, threads=options.threads, extend=options.extend)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    path, config, rest = _config("evaluate", arguments)
+    options = parse(Evaluate, f"segmv3 detect evaluate {path}", rest, {"data": config.data})
+    if options.output:
+        refuse_existing(options.output, options.overwrite)
+    refuse_limit(options.limit)
+    _refuse_size(options.size)
+    from segmv3.checkpoint import check_classes
+    from segmv3.detection.coco import open_boxes
+    from segmv3.detection.predictor import load_detector
+    from segmv3.detection.scoring import average_precisions, count_boxes, import_coco
+    from segmv3.detection.tables import scores_table, summary
+    from segmv3.files import make_folder, write_bytes
+    from segmv3.screen import Screen
+
+    import_coco()
+    boxes = open_boxes(options.data, options.split)
+    net = load_detector(options.weights, device=options.device, threads=options.threads, size=options.size)
+    check_classes(net.card, boxes.classes, Path(options.weights))
+    count = min(options.limit or len(boxes), len(boxes))
+    indices = [i * len(boxes) // count for i in range(count)]
+    console = Screen()
+    with console.progress() as progress:
+        bar = progress.add_task(f"evaluate {options.split}", total=count)
+        rows = count_boxes(
+            net.net,
+            boxes,
+            net.size,
+            device=net.device,
+            indices=indices,
+            progress=lambda done, _: progress.update(bar, completed=done),
+        )
+    scores = average_precisions(rows, boxes, indices) | {
+        "size": list(net.size),
+        "weights": str(options.weights),
+        "weights_sha256": net.card.sha256,
+        "segmv3": segmv3.__version__,
+    }
+    if options.output:
+        make_folder(options.output.parent)
+        write_bytes(options.output, json.dumps(scores, indent=2).encode())
+    console.print(scores_table(scores))
+    console.say(summary(scores))
+    console.say(f"weights {options.weights}, SHA-256 {net.card.sha256}")
+
+
+def _refuse_size(size: tuple[int, int] | None) -> None:
+    if size and not all(32 <= side <= 8192 for side in size):
+        raise ConfigError(f"--size {size[0]} {size[1]}: both sides must lie between 32 and 8192")
+
+
+def _predict(arguments: list[str]) -> None:
+    options = parse(Predict, "segmv3 detect predict", arguments)
+    if not 0 <= options.score < 1:
+        raise ConfigError(f"--score is {options.score:g}; it must be at least 0 and below 1")
+    _refuse_size(options.size)
+    from segmv3.detection.drawing import CocoBoxes, DrawnBoxes, carrying
+    from segmv3.prediction import predict_source
+    from segmv3.screen import Screen
+
+    found = {"boxes": 0, "images": 0}
+
+    @cache
+    def opened() -> "BoxPredictor":
+        """The net, opened when it is first asked: what must be refused is refused before torch is imported."""
+        from segmv3.detection.predictor import load_detector
+
+        return load_detector(options.weights, device=options.device, threads=options.threads, size=options.size)
+
+    def look(image: "UInt8Array") -> "UInt8Array":
+        rows = opened().rows(image, options.score)
+        found["boxes"], found["images"] = found["boxes"] + len(rows), found["images"] + 1
+        return carrying(rows, image.shape[:2])
+
+    console = Screen()
+    with console.progress() as progress:
+        bar = progress.add_task("detect", total=None)
+        written = predict_source(
+            options.source,
+            look,
+            lambda: opened().card.classes,
+            options.output,
+            save=[DrawnBoxes(), CocoBoxes()],
+            overwrite=options.overwrite,
+            every=options.every,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    console.say(
+        f"found {found['boxes']:,} boxes in {found['images']:,} pictures with a score of at least {options.score:g}; "
+        f"wrote {len(written):,} files to {options.output}"
+    )
+
+
+def _check(arguments: list[str]) -> None:
+    path, config, rest = _config("check", arguments)
+    options = parse(Check, f"segmv3 detect check {path}", rest, {"data": config.data})
+    from segmv3.detection.coco import check_images, check_same_classes, describe, open_boxes
+    from segmv3.screen import Screen
+
+    console, sets = Screen(), [open_boxes(options.data, split) for split in ("train", "val")]
+    check_same_classes(*sets)
+    with console.progress() as progress:
+        for boxes in sets:
+            bar = progress.add_task(f"check {boxes.split}", total=None)
+            check_images(boxes, lambda done, total, bar=bar: progress.update(bar, completed=done, total=total))  # type: ignore[misc]
+    for boxes in sets:
+        for line in describe(boxes):
+            console.say(line)
+    shared = set(sets[0].names) & set(sets[1].names) if sets[0].folder == sets[1].folder else set()
+    if shared:
+        text = f"data: {len(shared):,} images are in both train and val (first: {min(shared)})"
+        warnings.warn(Segmv3Warning(text), stacklevel=1)
+
+
+def _prepare(arguments: list[str]) -> None:
+    options = parse(Prepare, "segmv3 detect prepare", arguments)
+    files: dict[str, Any] = {split: options.root / f"boxes_{split}.json" for split in options.splits}
+    for file in files.values():
+        refuse_existing(file, options.overwrite)
+    from segmv3.files import write_bytes
+    from segmv3.official import coco_boxes
+    from segmv3.screen import Screen
+
+    console = Screen()
+    with console.progress() as progress:
+        for split, file in files.items():
+            bar = progress.add_task(f"boxes of {split}", total=None)
+            tell = lambda done, total, bar=bar: progress.update(bar, completed=done, total=total)  # noqa: E731
+            content = coco_boxes(options.root, split, tell)
+            write_bytes(file, json.dumps(content).encode())
+            console.say(f"wrote {file}: {len(content['annotations']):,} boxes in {len(content['images']):,} images")
+
+
+def _models(arguments: list[str]) -> None:
+    parse(Models, "segmv3 detect models", arguments)
+    from segmv3.detection.tables import detectors_table
+    from segmv3.screen import Screen
+
+    Screen().print(detectors_table())

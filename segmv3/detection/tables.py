@@ -1,0 +1,86 @@
+"""Detection in tables for the terminal: the nets of the paper, and scores."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from segmv3.models.count import gmacs, parameters
+from segmv3.models.detector import ObjectDetector
+from segmv3.models.nets import Detector, net_from_dict
+from segmv3.records import packaged
+
+_CLASSES, _SIZE = 90, (320, 320)  # of COCO, without the background
+
+
+class Row(NamedTuple):
+    """A net of the paper's table, with what it takes here."""
+
+    name: str
+    parameters: int
+    gmacs: float
+    theirs: dict[str, float]
+    """The published mAP, parameters in millions, and multiply-adds in billions."""
+
+
+class _Counted(nn.Module):
+    """The net without its anchors, which take no multiply-adds."""
+
+    def __init__(self, net: ObjectDetector) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.net.head(self.net.maps(image))
+
+
+def count_detectors() -> Iterator[Row]:
+    """The detectors of the paper's table, with 90 classes at 320 x 320, counted now."""
+    for name, row in packaged("segmv3.detection", "detection.toml").items():
+        with torch.device("meta"):
+            net = ObjectDetector(cast(Detector, net_from_dict(row["net"])), _CLASSES)
+        theirs = {key: row[key] for key in ("map", "parameters", "gmacs")}
+        yield Row(name, parameters(net), gmacs(_Counted(net), _SIZE), theirs)
+
+
+def detectors_table() -> Table:
+    """What the paper's detectors take, and what these nets take here."""
+    caption = "90 classes at 320 x 320, one multiply-add counted once; mAP by the authors, not measured here"
+    table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
+    for column in ("net", "parameters", "published", "GMACs", "published", "mAP"):
+        table.add_column(column, justify="left" if column == "net" else "right")
+    for name, size, cost, theirs in count_detectors():
+        cells = (f"{size:,}", f"{theirs['parameters']:.2f}M", f"{cost:.3f}", f"{theirs['gmacs']:.2f}")
+        table.add_row(name, *cells, f"{theirs['map']:.1f}")
+    return table
+
+
+def scores_table(scores: dict[str, Any]) -> Table:
+    """Average precision of each class, in percent; a dash where no box is."""
+    table = Table("class", box=box.SIMPLE)
+    for column in ("mAP", "mAP50", "boxes"):
+        table.add_column(column, justify="right")
+    for row in scores["classes"]:
+        table.add_row(row["name"], percent(row["map"]), percent(row["map50"]), f"{row['boxes']:,}")
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A share for people, "-" where there is none."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def summary(scores: dict[str, Any]) -> str:
+    """One line with the scores and what they depend on."""
+    count = f"{scores['images']:,} images"
+    if scores["images"] < scores["images_in_split"]:
+        count = f"{scores['images']:,} of {scores['images_in_split']:,} images, evenly spaced,"
+    sizes = ", ".join(f"{name} {percent(scores[f'map_{name}'])}" for name in ("small", "medium", "large"))
+    return (
+        f"mAP {percent(scores['map'])} %, mAP50 {percent(scores['map50'])} %, mAP75 {percent(scores['map75'])} % on "
+        f"{count} of {scores['dataset']} {scores['split']}, seen at {' x '.join(map(str, scores['size']))}; mAP of "
+        f"objects by size: {sizes}"
+    )

@@ -1,0 +1,101 @@
+"""Detection as a task of the training loop: every object gets a box and a class, scored by COCO's mAP."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segmv3.detection.coco import check_images, check_same_classes, describe, open_boxes
+from segmv3.detection.drawing import draw_boxes
+from segmv3.detection.samples import BoxSamples
+from segmv3.detection.scoring import average_precisions, count_boxes, detect, import_coco
+from segmv3.detection.settings import Detection
+from segmv3.errors import ModelError
+from segmv3.images import UInt8Array
+from segmv3.models.detector import ObjectDetector
+from segmv3.models.zoo import net_name
+from segmv3.report.page import write_detection_report
+from segmv3.training.losses import Seen, Term
+from segmv3.training.manifest import read_manifest
+from segmv3.training.run import Run
+from segmv3.training.summary import evenly_spaced, facts_of
+from segmv3.training.task import Metric, OpenProgress, Progress, Task
+from segmv3.weights.opening import open_detector
+
+
+class DetectionTask(Task):
+    """Every object gets a box and a class; scored by mAP."""
+
+    metric = Metric(
+        "map",
+        "mAP",
+        logged=("map", "map50"),
+        recorded=("dataset", "split", "images", "map", "map50", "map75"),
+    )
+    entry = "forward"
+
+    def __init__(self, config: Detection) -> None:
+        super().__init__()
+        import_coco()
+        self.config = config
+        self.net_name = net_name(config.model)
+        self.train_set, self.val_set = (open_boxes(config.data, split) for split in ("train", "val"))
+        check_same_classes(self.train_set, self.val_set)
+
+    def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
+        for boxes in (self.train_set, self.val_set):
+            with progress_of(f"check {boxes.split}") as progress:
+                self.seen[boxes.split] = {"images": check_images(boxes, progress)}
+            for line in describe(boxes):
+                say(f"data: {line}")
+
+    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
+        self.terms = [Term("ssd", self._sums)]
+
+    def _sums(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        return self.net.loss(seen.logits, seen.auxiliary[0].float(), seen.targets)
+
+    def build(self, batch_size: int) -> ObjectDetector:
+        if batch_size < 2:
+            raise ModelError("the last map has one value per channel: batch normalisation needs a batch of at least 2")
+        self.net = ObjectDetector(self.config.model, len(self.classes))
+        return self.net
+
+    def samples(self, seed: int) -> BoxSamples:
+        return BoxSamples(self.train_set, self.config.data, seed)
+
+    def count(self, net: ObjectDetector, device: torch.device, indices: Sequence[int], progress: Progress) -> Tensor:
+        size = self.config.data.crop_size
+        return count_boxes(net, self.val_set, size, device=device, indices=indices, progress=progress)
+
+    def scores(self, counts: Tensor) -> dict[str, Any]:
+        return average_precisions(counts, self.val_set) | {"size": list(self.config.data.crop_size)}
+
+    def panel(self, net: ObjectDetector, device: torch.device) -> UInt8Array:
+        rows = [np.hstack(pair) for pair in self._shown(net, device)]
+        width = min(row.shape[1] for row in rows)
+        return np.vstack([row[:, :width] for row in rows])
+
+    def _shown(self, net: ObjectDetector, device: torch.device) -> list[tuple[UInt8Array, UInt8Array]]:
+        """Some images of val with their boxes, and with those that the net finds."""
+        pairs = []
+        for index in evenly_spaced(len(self.val_set)):
+            image, truth = self.val_set.read(index)
+            found = detect(net, image, self.config.data.crop_size, device, least_score=0.4)
+            rows = torch.cat([found["boxes"], found["labels"][:, None], found["scores"][:, None]], 1).numpy()
+            truth = truth[:, :6] * np.array([1, 1, 1, 1, 1, 0], np.float32)  # without a score none is written
+            pairs.append((draw_boxes(image, truth, self.classes), draw_boxes(image, rows, self.classes)))
+        return pairs
+
+    def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
+        metrics, (net, _) = run.metrics(self.metric.key), open_detector(run.best)
+        write_detection_report(
+            run.folder,
+            title=f"{metrics['net']} on {metrics['dataset']}",
+            facts=facts_of(read_manifest(run)),
+            log=log,
+            scores=metrics,
+            pictures=self._shown(net.to(device), device),
+        )
