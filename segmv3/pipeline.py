@@ -20,6 +20,9 @@ from segmv3.waiting import giving_up
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+AT_ONCE = 4
+"""How many pictures are labelled at a time at most: each needs memory of its own."""
+
 _END: Any = object()
 
 
@@ -90,6 +93,37 @@ def work_behind(
             if first is error or not isinstance(error, Exception):  # Ctrl-C outranks an error
                 raise
             raise first from error
+
+
+@contextmanager
+def work_together(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Iterator[Result]]:
+    """`work(item)` of each item in order, several at a time.
+
+    What `work` or `items` raises is raised in its place. Once the block is left, nothing is worked on.
+
+    Args: threads: how many items are worked on at a time, while one more waits; one item in the caller's own thread.
+    """
+    if threads == 1:
+        yield map(work, items)
+        return
+
+    def in_order() -> Iterator[Result]:
+        source, running, more = iter(items), deque[Future[Result]](), True
+        while more or running:
+            if running and (running[0].done() or len(running) > threads or not more):
+                yield running.popleft().result()
+                continue
+            try:
+                running.append(pool.submit(work, next(source)))
+            except StopIteration:
+                more = False
+            except Exception as error:
+                running.append(Future())
+                running[-1].set_exception(error)
+                more = False
+
+    with closing(_Threads(threads)) as pool:
+        yield in_order()
 
 
 class _Threads:

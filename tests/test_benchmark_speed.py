@@ -4,8 +4,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,18 +365,25 @@ def test_a_clip_is_timed_beside_another_project(tmp_path, monkeypatch):
             clip.write(np.zeros((48, 64, 3), np.uint8))
     (tmp_path / "ultralytics.py").write_text(STUB)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    place = SimpleNamespace(folder=tmp_path, threads=1)
-    told = []
-    python, black = Path(sys.executable), cast(Any, Black())
+    place = Place("cpu", 2, tmp_path)
+    told, opened = [], []
+    python = Path(sys.executable)
+
+    def black(place: Place) -> Any:
+        opened.append(place.threads)
+        return Black()
+
     options = {"ultralytics": python, "progress": lambda *step: told.append(step)}
-    rates = video.time_clip(tmp_path / "clip.webm", black, cast(Any, place), 2, **options)
+    rates = video.time_clip(tmp_path / "clip.webm", black, place, 2, **options)
+    assert opened == [2, 1]
     assert [rate.name for rate in rates] == [
         "frames in memory",
+        "frames in memory, 2 at a time",
         *(f"segmv3 predict, {name}" for name in ("webm", "mp4", "av1")),
         "ultralytics 0.0, yolo26n-sem, its own predict",
     ]
     assert all(rate.frames == 6 and len(rate.costs) == 2 and rate.milliseconds("wall") > 0 for rate in rates)
-    assert len(told) == 10
+    assert len(told) == 12
     (tmp_path / "ultralytics.py").write_text("raise ImportError('broken')")
     with pytest.raises(ResourceError, match="the environment of --ultralytics cannot run its net"):
-        video.time_clip(tmp_path / "clip.webm", black, cast(Any, place), 2, **options)
+        video.time_clip(tmp_path / "clip.webm", black, place, 2, **options)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmv3.pipeline import read_ahead, work_behind
+from segmv3.pipeline import read_ahead, work_behind, work_together
 
 SOON = 20  # seconds after which a test that would hang fails instead
 
@@ -338,3 +338,55 @@ def test_a_second_ctrl_c_drops_what_waits_but_not_what_runs() -> None:
     with pytest.raises(KeyboardInterrupt), work_behind(work, items(), waiting=3) as results:
         list(results)
     assert done == [0]
+
+
+# ---- work_together ----
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 12), st.integers(1, 4))
+def test_working_together_gives_every_result_once_and_in_order(count: int, threads: int) -> None:
+    with work_together(lambda item: 10 * item, range(count), threads=threads) as results:
+        assert list(results) == [10 * item for item in range(count)]
+
+
+def test_items_are_worked_on_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=SOON)
+    taken: list[int] = []
+
+    def work(item: int) -> int:
+        both.wait()
+        return item
+
+    with work_together(work, counting(10, taken), threads=2) as results:
+        assert next(results) == 0
+        assert len(taken) <= 4  # two at work, one that waits, and the one that was given
+        assert list(results) == list(range(1, 10))
+
+
+@pytest.mark.parametrize("where", ["work", "items"])
+def test_an_error_comes_after_the_results_before_it(where: str) -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        if where == "items":
+            raise Broken
+        yield 5
+
+    def work(item: int) -> int:
+        time.sleep(0.01 * (5 - item))  # later items are done sooner
+        if item == 5:
+            raise Broken
+        return item
+
+    given: list[int] = []
+    with pytest.raises(Broken), work_together(work, items(), threads=3) as results:
+        given.extend(results)
+    assert given == list(range(5))
+
+
+def test_an_error_of_the_caller_ends_the_work_together() -> None:
+    taken: list[int] = []
+    with pytest.raises(Broken), work_together(lambda item: item, counting(100, taken), threads=2) as results:
+        next(results)
+        raise Broken
+    assert len(taken) <= 4

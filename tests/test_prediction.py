@@ -7,9 +7,11 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from segmv3.errors import ConfigError, DataError, OutputError, PartialVideoError
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
-from segmv3.prediction import PartialResultError, listing, predict_source, results, sources
+from segmv3.prediction import PartialResultError, frames_at_once, listing, predict_source, results, sources
 from segmv3.prediction.results import KINDS
 
 PICTURES = ("overlay", "labels", "color")
@@ -445,7 +447,8 @@ def test_a_video_in_every_kind(here: Path) -> None:
     assert source.read_bytes() == original
 
 
-def test_a_cut_video_gives_a_complete_result_and_then_the_error(here: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_cut_video_gives_a_complete_result_and_then_the_error(here: Path, at_once: int) -> None:
     with av.open("d.mp4", "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("mpeg4", rate=20)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -457,7 +460,7 @@ def test_a_cut_video_gives_a_complete_result_and_then_the_error(here: Path) -> N
     data = Path("d.mp4").read_bytes()
     Path("d.mp4").write_bytes(data[: len(data) // 2])
     with pytest.raises(PartialVideoError) as caught:
-        predict_source("d.mp4", predict, CLASSES, Path("out"), save=["overlay", "labels"])
+        predict_source("d.mp4", predict, CLASSES, Path("out"), save=["overlay", "labels"], at_once=at_once)
     count = len(frames_of(Path("out/d_overlay.webm")))
     assert 30 <= count <= 52
     assert str(caught.value) == (
@@ -469,12 +472,63 @@ def test_a_cut_video_gives_a_complete_result_and_then_the_error(here: Path) -> N
 
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_video_plays(here: Path, exception: type[BaseException]) -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_an_interrupted_video_plays(here: Path, exception: type[BaseException], at_once: int) -> None:
     drive("d.mp4")
+    stopped_early = after(5, predict, exception)
     with pytest.raises(exception):
-        predict_source("d.mp4", after(5, predict, exception), CLASSES, Path("out"), save=["color", "overlay"])
+        predict_source("d.mp4", stopped_early, CLASSES, Path("out"), save=["color", "overlay"], at_once=at_once)
     assert len(frames_of(Path("out/d_color.webm"))) == len(frames_of(Path("out/d_overlay.webm"))) == 5
     assert len(list(Path("out").iterdir())) == 2
+
+
+def test_frames_that_are_labelled_at_a_time_keep_their_order(here: Path) -> None:
+    drive("d.mp4", 12)
+    predict_source("d.mp4", predict, CLASSES, Path("one"), save=["overlay", "labels"])
+    together, threads = threading.Barrier(2, timeout=SOON), set()
+
+    def in_pairs(image: UInt8Array) -> UInt8Array:
+        threads.add(threading.get_ident())
+        time.sleep(0.02 * (together.wait() == 0))  # which of the two ends first changes
+        return predict(image)
+
+    sizes = []
+
+    def two(frames: Any) -> int:
+        sizes.append(frames.size)
+        return 2
+
+    predict_source("d.mp4", in_pairs, CLASSES, Path("two"), save=["overlay", "labels"], at_once=two)
+    assert sizes == [(48, 64)]
+    assert len(threads) == 2 and threading.get_ident() not in threads
+    assert contents(Path("one/d_labels")) == contents(Path("two/d_labels"))
+    for one, other in zip(frames_of(Path("one/d_overlay.webm")), frames_of(Path("two/d_overlay.webm")), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("size", "threads", "count"),
+    [((512, 1024), 1, 1), ((512, 1024), 2, 2), ((512, 1024), 6, 3), ((512, 1024), 16, 4), ((2160, 3840), 4, 1)],
+)
+def test_how_many_frames_are_labelled_at_a_time(size: tuple[int, int], threads: int, count: int) -> None:
+    class Opened:
+        fps, sound = 25.0, None
+
+    Opened.size = size  # type: ignore[attr-defined]
+    assert frames_at_once(Opened(), threads) == count  # type: ignore[arg-type]
+
+
+def test_an_overlay_of_one_s_own_is_drawn_into_videos(here: Path) -> None:
+    class Dark(results.Overlay):
+        name = "dark"
+
+        def draw(self, shot: Any, job: Any) -> UInt8Array:
+            return super().draw(shot, job) // 4
+
+    drive("d.mp4", 3)
+    predict_source("d.mp4", predict, CLASSES, Path("out"), save=["overlay", Dark()])
+    dark, plain = (frames_of(Path(f"out/d_{name}.webm"))[1][:48] for name in ("dark", "overlay"))
+    assert abs(plain.mean() / 4 - dark.mean()) < 3
 
 
 def test_a_frame_that_cannot_be_drawn_ends_the_video_before_it(here: Path) -> None:

@@ -646,7 +646,7 @@ def test_conversion_for_the_encoder_is_that_of_bt_709(height: int, width: int, s
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     tall, wide = height + height % 2, width + width % 2
     planes = np.zeros((tall * 3 // 2, wide), np.uint8)
-    _to_yuv420(frame, planes)
+    _to_yuv420(frame, [planes[:tall], *planes[tall:].reshape(2, tall // 2, wide // 2)])
     red, green, blue = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").transpose(2, 0, 1) / 255
     grey = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     np.testing.assert_allclose(planes[:tall], 16 + 219 * grey, atol=1)

@@ -16,7 +16,7 @@ from segmv3.evaluation.settings import Settings
 if TYPE_CHECKING:
     from segmv3.images import UInt8Array
     from segmv3.labels import Classes
-    from segmv3.prediction.contract import Found, Kind
+    from segmv3.prediction.contract import Found, Frames, Kind
     from segmv3.prediction.labeller import Labeller
     from segmv3.prediction.merging import Merge
     from segmv3.runtime import Predictor
@@ -96,23 +96,22 @@ def run(arguments: list[str]) -> None:
         source = find_source(options.source, leave_out=options.output, raw=options.raw)
     console = Screen()
     seconds: list[float] = []  # of the net, per image or frame
-    start = 0.0
+    start, together = 0.0, [1]
 
     @cache
     def opened() -> "tuple[Predictor, Labeller]":
         """The net, opened when it is first asked: what must be refused is refused before torch is imported."""
         nonlocal start
         progress.update(bar, description="getting the net ready")
-        net = _net(options, console)
+        net = _net(options, console, together[0])
         label = _labeller(net, options, kinds, merge, isinstance(source, FrameSource), console)
         progress.update(bar, description="predict")
         start = time.perf_counter()
         return net, label
 
     def label(image: "UInt8Array") -> "Found":
-        _, predict = opened()
         begun = time.perf_counter()
-        found = predict(image)
+        found = opened()[1](image)
         seconds.append(time.perf_counter() - begun)
         return found
 
@@ -130,13 +129,14 @@ def run(arguments: list[str]) -> None:
             only=_names(options.classes),
             polygons=options.polygons,
             every=options.every,
+            at_once=lambda frames: _at_once(options, frames, together),
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     net, predict = opened()
     how = f"{net.backend} {net.precision}"
     if len(seconds) > 1:
         total = time.perf_counter() - start
-        how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total:.0%} of the time in the net"
+        how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total / together[0]:.0%} of it in the net"
     _tell_of_the_run(console, f"to {options.output} ({how})", len(written), predict)
 
 
@@ -191,14 +191,29 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
-def _net(options: Predict, console: "Screen") -> "Predictor":
+def _at_once(options: Predict, frames: "Frames", together: list[int]) -> int:
+    """How many frames are labelled at a time; kept in `together`."""
+    import torch
+
+    from segmv3.prediction import frames_at_once
+
+    on_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    if not (on_gpu or options.steady or options.budget_ms):  # which look back at the frame before
+        together[0] = frames_at_once(frames, options.threads or torch.get_num_threads())
+    return together[0]
+
+
+def _net(options: Predict, console: "Screen", together: int) -> "Predictor":
+    """The net. Args: together: how many pictures are labelled at a time and share the threads."""
+    import torch
+
     from segmv3.runtime import load
     from segmv3.weights.names import default_net
 
     found = load(
         options.weights or default_net(console.say),
         backend=options.backend,
-        threads=options.threads,
+        threads=(options.threads or torch.get_num_threads()) // together if together > 1 else options.threads,
         device=options.device,
         precision=options.precision,
         trust=options.trust,

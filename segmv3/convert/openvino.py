@@ -1,5 +1,6 @@
 """OpenVINO: a net as an IR model, which is two files by its nature, FILE.xml (the graph) and FILE.bin (the weights)."""
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.errors import CheckpointError
 from segmv3.files import write_bytes
 from segmv3.images import UInt8Array
+from segmv3.pipeline import AT_ONCE
 
 if TYPE_CHECKING:
     import openvino
@@ -61,8 +63,11 @@ def open_openvino(path: Path, precision: Arithmetic, threads: int) -> Run:
         CheckpointError: it cannot be opened.
     """
     openvino = import_openvino()
+    # Of several callers each has its own threads; left alone, all would wait for the same ones.
+    streams = max(1, min((os.cpu_count() or 1) // threads, AT_ONCE))
+    settings = cpu_settings(precision, threads) | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads * streams}
     try:
-        compiled = openvino_core().compile_model(path, "CPU", cpu_settings(precision, threads))
+        compiled = openvino_core().compile_model(path, "CPU", settings)
     except RuntimeError as error:
         raise cannot("open", path, "OpenVINO", error) from None
     own = threading.local()  # a request is for one caller at a time

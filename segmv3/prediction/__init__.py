@@ -1,6 +1,7 @@
 """What `segmv3 predict` does: a net over images or a video, results as files.
 
-Reading, prediction and writing overlap: the net runs in the caller's thread, the rest in others.
+Reading, prediction and writing overlap: the net runs in the caller's thread, the rest in others. Several frames of a
+video may be labelled at a time.
 """
 
 import os
@@ -8,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,15 +20,16 @@ from segmv3.labels import Classes
 from segmv3.media.draw import STYLE, Style
 from segmv3.media.encoding import FORMATS
 from segmv3.media.live import LiveReader
-from segmv3.pipeline import read_ahead, work_behind
-from segmv3.prediction.contract import Found, Job, Kind, Shot, Sink
+from segmv3.pipeline import AT_ONCE, read_ahead, work_behind, work_together
+from segmv3.prediction.contract import Found, Frames, Job, Kind, Shot, Sink
 from segmv3.prediction.gathering import finish_all
 from segmv3.prediction.listing import ImageSource
 from segmv3.prediction.results import KINDS
 from segmv3.prediction.sources import FrameSource, PictureSource, Source, find_source
 
 Predict = Callable[[UInt8Array], Found]
-"""uint8 H x W x 3, RGB -> labels, uint8 H x W, arrays of their own. Called from one thread, in order."""
+"""uint8 H x W x 3, RGB -> labels, uint8 H x W, arrays of their own. Called in order, from one thread but for
+`at_once`."""
 
 Progress = Callable[[int, int | None], None]
 """Called with (images or frames done, how many there are or None); a video's total is only announced."""
@@ -39,6 +40,7 @@ Result = TypeVar("Result")
 _Failure = DataError | OutputError
 
 _PNG_THREADS = 2  # compressing a PNG can take as long as labelling it
+_PIXELS = 16_000_000  # of all frames that are labelled at a time
 
 
 class PartialResultError(Segmv3Error):
@@ -61,6 +63,7 @@ def predict_source(
     only: Sequence[str] = (),
     polygons: bool = False,
     every: int = 1,
+    at_once: int | Callable[[Frames], int] = 1,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Predict every image of a source, or every frame of a video, and write the results.
@@ -68,12 +71,10 @@ def predict_source(
     An image `a.jpg` gives `a_overlay.png`, `a_labels.png` (8-bit train ids) and so on; a video `d.mp4` gives
     `d_overlay.webm`, and the folder `d_labels`, one PNG of train ids per frame. Tables and annotations are one file for
     all images, or one for a video. docs/how-to/label-images-and-videos.md lists them all.
-    Images from different folders keep their folders below `output`; when a folder is searched for images,
-    `output` is left out.
+    Images from different folders keep their folders below `output`, which is itself not searched for images.
 
     Args:
-        source: what `segmv3.prediction.sources.find_source` takes: a file, folder, pattern, list, camera or address; or
-            what it gives, or an object of your own with the same members.
+        source: what `segmv3.prediction.sources.find_source` takes or gives, or an object of your own like the latter.
         predict: from an image, uint8 H x W x 3 RGB, to its labels, uint8 H x W, or to them and how sure it is of each
             pixel, the probability as uint8 0..255.
         classes: the net's classes, or how to get them once nothing is left to refuse.
@@ -84,6 +85,7 @@ def predict_source(
         only: the classes that masks and annotations are made of, all by default.
         polygons: whether annotations are polygons instead of masks.
         every: of images or frames every so many are labelled, beginning with the first.
+        at_once: how many frames of a video `predict` is given at a time, or a function that says it of the open video.
         progress: called after each image or frame is written, in order.
 
     Returns: the files written, and the folder for the labels of a video.
@@ -104,7 +106,7 @@ def predict_source(
         refuse_own_folder(source, job.output)
         source = find_source(source, leave_out=job.output)
     if isinstance(source, FrameSource):
-        return _predict_video(source, predict, kinds, job, progress or _silent)
+        return _predict_video(source, predict, kinds, job, at_once, progress or _silent)
     if isinstance(source, ImageSource):
         source = replace(source, paths=source.paths[::every], names=source.names[::every])
     return _predict_images(source, predict, kinds, job, progress or _silent)
@@ -157,7 +159,7 @@ def _open_net(job: Job) -> None:
 @contextmanager
 def _working(
     reading: AbstractContextManager[Iterator[Item]],
-    label: Callable[[Iterator[Item]], Iterator[Label]],
+    label: Callable[[Iterator[Item]], AbstractContextManager[Iterator[Label]]],
     finish: Callable[[Label], Result],
     sinks: Sequence[Sink],
     written: list[Path],
@@ -168,7 +170,7 @@ def _working(
 
     Args:
         reading: opens the pictures.
-        label: a net over them.
+        label: puts a net to work on them.
         finish: gives each to the sinks, in threads.
         sinks: what is to be written.
         written: gets the files that are there only at the end.
@@ -179,8 +181,12 @@ def _working(
         The number of pictures done, and what `finish` made of the last one, for each in order.
     """
     try:
-        with reading as read, work_behind(finish, label(read), threads=threads, waiting=waiting) as finished:
-            yield enumerate(finished, 1)
+        with (
+            reading as read,
+            label(read) as shots,
+            work_behind(finish, shots, threads=threads, waiting=waiting) as done,
+        ):
+            yield enumerate(done, 1)
     finally:
         written += finish_all(sinks)
 
@@ -203,7 +209,9 @@ def _predict_images(
     def finish(shot: Shot | DataError) -> list[Any] | DataError:
         return shot if isinstance(shot, DataError) else [_tried(sink, shot) for sink in sinks]
 
-    label = partial(_label, images, predict, job)
+    def label(read: Iterator[UInt8Array | DataError]) -> AbstractContextManager[Iterator[Shot | DataError]]:
+        return nullcontext(_label(images, predict, job, read))
+
     with _working(read_ahead(images.pictures()), label, finish, sinks, written, _PNG_THREADS, waiting=0) as finished:
         for done, outcome in finished:
             wrong = [outcome] if isinstance(outcome, DataError) else _noted(sinks, outcome, written)
@@ -261,12 +269,33 @@ def _image_error(failures: Sequence[_Failure], total: int, output: Path) -> Segm
 # ---- video ----
 
 
+def frames_at_once(frames: Frames, threads: int) -> int:
+    """How many frames of a video are best labelled at a time.
+
+    Two frames with a thread each cost less than one with two threads, which wait for each other. Live ones come one at
+    a time, so that none grows old, and large ones few, for the memory.
+
+    Args:
+        frames: an open video.
+        threads: CPU threads of all of them; each frame gets this number divided by the result.
+    """
+    height, width = frames.size
+    most = 1 if isinstance(frames, LiveReader) else min(AT_ONCE, max(1, _PIXELS // (height * width)))
+    return max(count for count in range(1, most + 1) if threads % count == 0)
+
+
 def _predict_video(
-    video: FrameSource, predict: Predict, kinds: Sequence[Kind], job: Job, progress: Progress
+    video: FrameSource,
+    predict: Predict,
+    kinds: Sequence[Kind],
+    job: Job,
+    at_once: int | Callable[[Frames], int],
+    progress: Progress,
 ) -> list[Path]:
     sinks = [kind.of_video(job, video.name) for kind in kinds]
     targets = _refuse_conflicts(video.paths, sinks, job.overwrite)
     with video.open() as frames, ExitStack() as files:
+        together = at_once(frames) if callable(at_once) else at_once
         _open_net(job)
         make_folder(job.output)
         for sink in sinks:
@@ -278,12 +307,15 @@ def _predict_video(
 
         file = video.paths[0].name if video.paths else video.name
 
-        def shots(read: Iterable[tuple[UInt8Array, Fraction]]) -> Iterator[Shot]:
-            for number, (frame, time) in enumerate(read):
-                yield job.shot(f"{number * job.every:06d}", frame, predict(frame), time=time, file=file)
+        def shot(read: tuple[int, tuple[UInt8Array, Fraction]]) -> Shot:
+            number, (frame, time) = read
+            return job.shot(f"{number * job.every:06d}", frame, predict(frame), time=time, file=file)
+
+        def label(read: Iterator[tuple[UInt8Array, Fraction]]) -> AbstractContextManager[Iterator[Shot]]:
+            return work_together(shot, enumerate(read), threads=together)
 
         announced = frames.announced_frames and -(-frames.announced_frames // job.every)
-        with _working(_read(frames, job.every), shots, finish, sinks, []) as finished:
+        with _working(_read(frames, job.every), label, finish, sinks, []) as finished:
             for done, _ in finished:
                 progress(done, announced)
     return targets

@@ -52,8 +52,8 @@ class Overlay(Picture):
 
     name = "overlay"
 
-    def draw(self, shot: Shot, job: Job) -> UInt8Array:
-        picture = overlay(shot.image, shot.labels, job.classes, job.style.alpha)
+    def draw(self, shot: Shot, job: Job, out: UInt8Array | None = None) -> UInt8Array:
+        picture = overlay(shot.image, shot.labels, job.classes, job.style.alpha, out)
         return contoured(picture, shot.labels, job.classes) if job.style.contours else picture
 
     def draw_still(self, shot: Shot, job: Job) -> UInt8Array:
@@ -71,7 +71,7 @@ class SideBySide(Overlay):
 
     name = "side-by-side"
 
-    def draw(self, shot: Shot, job: Job) -> UInt8Array:
+    def draw(self, shot: Shot, job: Job, out: UInt8Array | None = None) -> UInt8Array:
         return np.hstack([shot.image, super().draw(shot, job)])
 
 
@@ -216,8 +216,12 @@ class _Video(VideoSink):
         self._writer = files.enter_context(video)
 
     def write(self, shot: Shot) -> None:
-        picture = self._kind.draw(shot, self._job)
-        self._canvas[: len(picture)] = picture if picture.ndim == 3 else picture[..., None]
+        canvas = self._canvas[: len(shot.image)]
+        if type(self._kind) is Overlay:
+            self._kind.draw(shot, self._job, canvas)
+        else:
+            picture = self._kind.draw(shot, self._job)
+            canvas[:] = picture if picture.ndim == 3 else picture[..., None]
         self._writer.write(self._canvas, shot.time)
 
 
