@@ -272,8 +272,8 @@ def _image_error(failures: Sequence[_Failure], total: int, output: Path) -> Segm
 def frames_at_once(frames: Frames, threads: int) -> int:
     """How many frames of a video are best labelled at a time.
 
-    Two frames with a thread each cost less than one with two threads, which wait for each other. Live ones come one at
-    a time, so that none grows old, and large ones few, for the memory.
+    With a thread each, no thread waits for another while frames are read and written besides. Live ones come one at a
+    time, so that none grows old, and large ones few, for the memory.
 
     Args:
         frames: an open video.
