@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import segmv3
-from segmv3.errors import ConfigError, DataError, OutputError, PartialVideoError, ResourceError, VideoError
+from segmv3.commands.predict import Predict, _at_once
+from segmv3.errors import ConfigError, DataError, ModelError, OutputError, PartialVideoError, ResourceError, VideoError
 from segmv3.images import UInt8Array, read_ids, read_image, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, overlay, with_legend
@@ -516,6 +518,26 @@ def test_how_many_frames_are_labelled_at_a_time(size: tuple[int, int], threads: 
 
     Opened.size = size  # type: ignore[attr-defined]
     assert frames_at_once(Opened(), threads) == count  # type: ignore[arg-type]
+
+
+def test_what_the_command_labels_at_a_time() -> None:
+    class Opened:
+        size, fps, sound = (48, 64), 25.0, None
+
+    def chosen(**options: Any) -> int:
+        together = [1]
+        asked = Predict(source="d.mp4", device="cpu", **options)
+        assert _at_once(asked, Opened(), together) == together[0]
+        return together[0]
+
+    threads = torch.get_num_threads()
+    try:
+        assert (chosen(threads=2), chosen(threads=1)) == (2, 1)
+        assert chosen(threads=2, steady=True) == chosen(threads=2, budget_ms=50.0) == 1
+        with pytest.raises(ModelError, match="--threads is 0; it must be at least 1"):
+            chosen(threads=0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_an_overlay_of_one_s_own_is_drawn_into_videos(here: Path) -> None:

@@ -196,10 +196,11 @@ def _at_once(options: Predict, frames: "Frames", together: list[int]) -> int:
     import torch
 
     from segmv3.prediction import frames_at_once
+    from segmv3.runtime import use_device
 
-    on_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    if not (on_gpu or options.steady or options.budget_ms):  # which look back at the frame before
-        together[0] = frames_at_once(frames, options.threads or torch.get_num_threads())
+    place = use_device(options.device, options.threads)
+    if place.type == "cpu" and not (options.steady or options.budget_ms):  # which look back at the frame before
+        together[0] = frames_at_once(frames, torch.get_num_threads())
     return together[0]
 
 
@@ -213,7 +214,7 @@ def _net(options: Predict, console: "Screen", together: int) -> "Predictor":
     found = load(
         options.weights or default_net(console.say),
         backend=options.backend,
-        threads=(options.threads or torch.get_num_threads()) // together if together > 1 else options.threads,
+        threads=torch.get_num_threads() // together if together > 1 else options.threads,
         device=options.device,
         precision=options.precision,
         trust=options.trust,
