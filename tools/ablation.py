@@ -188,7 +188,7 @@ def main() -> int:
         work(every, costs, output, arguments.jobs)
         write_results(every, costs, output)
     except (Segmv3Error, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(error if isinstance(error, Segmv3Error) else f"{known} {error}; remove it", file=sys.stderr)
         return 2
     done = sum(trial.result() is not None for trial in every)
     print(f"{done} of {len(every)} runs are finished; see {output / 'table.md'}")
