@@ -131,13 +131,17 @@ def compare(
             _add_speed(tables["runs"], results)
             pictures = _pictures(opened, evaluations, results, images)
     elif score:
-        reason = "the runs have other classes" if unlike else "not every run has scores yet"
-        reason = reason if opened[0].key == "miou" else "classifiers have curves, settings and cost alone"
-        notes.append(f"no pictures and no intervals: {reason}")
+        notes.append(f"no pictures and no intervals: {_why_none(opened, unlike=bool(unlike))}")
     words = _words(opened) | {"notes": notes, "resamples": resamples, "fewest": FEWEST_IMAGES}
     columns, scores = [Column(each.name, _points(each)) for each in opened], _by_class(opened) if scored else None
     page = write_comparison(Path(output), dpi=dpi, columns=columns, tables=tables, scores=scores, **words, **pictures)
     return Compared(page, tables, notes)
+
+
+def _why_none(opened: list[_One], *, unlike: bool) -> str:
+    if opened[0].key != "miou":
+        return "classifiers have curves, settings and cost alone"
+    return "the runs have other classes" if unlike else "not every run has scores yet"
 
 
 def _evaluations(

@@ -91,8 +91,7 @@ def adapt(
     settings, output = settings or Adaptation(), Path(output)
     if Path(frames).suffix.lower() in SUFFIXES or str(frames).startswith(PREFIX) or str(frames) in published():
         raise DataError(f"{frames} is a net, not frames; the order is: segmv3 adapt WEIGHTS FRAMES -o NEW")
-    run = Path(run) if run else Path("runs") / f"adapt-{output.stem}"
-    on = use_device(device, threads)
+    run, on = Path(run or Path("runs") / f"adapt-{output.stem}"), use_device(device, threads)
     net, card = open_segmenter(weights)
     streets, own = _streets(str(frames), run)
     source, labelled = (data_in(Path(each)) if isinstance(each, Path | str) else each for each in (source, labelled))
