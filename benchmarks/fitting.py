@@ -1,6 +1,7 @@
 """What a fit is held against: the unchanged net, and the net scaled evenly to the same latency, fine-tuned as long.
 
-Run:  python benchmarks/fitting.py unchanged|uniform CONFIG WEIGHTS --budget-ms 2.5 --size 256 512 --steps 240 --run DIR
+Run:  python benchmarks/fitting.py unchanged|uniform CONFIG WEIGHTS --budget-ms 2.5 --size 256 512 --steps 120 \\
+          --table FIT/latency.json --run DIR
 
 The evenly scaled net keeps the channels with the largest filters, as a fit does, and has one factor for all layers: the
 largest at which the table of latencies says that it meets the budget. It prints one line of JSON.
@@ -17,6 +18,7 @@ from segmv3 import checkpoint
 from segmv3.config import load_config
 from segmv3.fitting.cut import cut
 from segmv3.fitting.latency import Meter, Table
+from segmv3.fitting.run import stored_table
 from segmv3.fitting.settings import Fitting
 from segmv3.models.layers import multiple_of_8
 from segmv3.training.experiment import Experiment
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="latency.json of the fit")
     parser.add_argument("--runtime", default="openvino")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,8 +56,7 @@ def main() -> None:
     meter = Meter(model, tuple(options.size), options.runtime, 1, settings.least_share)
     net = model
     if options.kind == "uniform":
-        table = meter.table(lambda what, done, total: None, ready=lambda: None)
-        net = cut(model, scaled(meter, table, options.budget_ms))
+        net = cut(model, scaled(meter, stored_table(options.table, meter), options.budget_ms))
     start = options.run.with_suffix(".safetensors")
     checkpoint.save(net, start, classes=card.classes)
     config = settings.long(load_config(options.config, kind=Experiment), net.config, start)  # type: ignore[type-abstract]

@@ -160,6 +160,13 @@ def _open(weights: Path | str, config: Experiment) -> tuple[Any, Card]:
     return model, card
 
 
+def stored_table(file: Path, meter: Meter) -> Table:
+    """The table of a fit, from its latency.json."""
+    stored = read_json(file)
+    names = ("parts", "levels", "times", "offset", "factor", "checks")
+    return Table(meter.groups, **{name: stored[name] for name in names})
+
+
 def propose(table: Table, full: Widths, widths: Widths, share: float, saving: float) -> list[tuple[Group, Widths]]:
     """For each group the widest net that saves so much; groups that cannot save it propose nothing.
 
@@ -203,10 +210,7 @@ class _Work:
         """
         file = self.folder / "latency.json"
         if file.is_file():
-            stored = read_json(file)
-            table = Table(self.meter.groups, **{name: stored[name] for name in ("parts", "levels", "times")})
-            table.offset, table.factor = stored["offset"], stored["factor"]
-            table.checks = [(predicted, measured) for predicted, measured in stored["checks"]]
+            table = stored_table(file, self.meter)
         else:
             table = self.meter.table(self.progress, ready=partial(refuse_busy, force=self.settings.force))
         most, least = table.predict(self.meter.full), table.predict(self.meter.least())
