@@ -1,4 +1,4 @@
-"""SSDLite with MobileNetV3-Small on mini-city's boxes: learns in about five minutes on two CPU cores.
+"""SSDLite with MobileNetV3-Small on mini-city's boxes, small enough for a CPU.
 
 Run:     segmv3 data mini-city data/mini-city && segmv3 detect train configs/detect/quickstart.py
 Score:   docs/how-to/detect.md
