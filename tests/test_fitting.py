@@ -98,6 +98,23 @@ def size_of(net: Any) -> float:
     return sum(exact_widths(net.backbone)) / 100
 
 
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole nets are run, but a busy machine does not decide about the test: their time is the number of channels."""
+    real = Meter.compare
+
+    def compare(self: Meter, models: Any) -> Any:
+        assert all(min(each) > 0 for each in real(self, models))
+        return [(size_of(model.config),) for model in models]
+
+    monkeypatch.setattr(Meter, "compare", compare)
+
+
+def between(meter: Meter) -> float:
+    """A budget halfway between the widest and the narrowest net, where `steady` holds."""
+    return (sum(meter.full) + sum(meter.least())) / 200
+
+
 def settings(**changes: Any) -> Fitting:
     usual = {"size": (64, 96), "runtime": "torch", "step_share": 0.15, "shortlist": 2}
     return Fitting(**{"budget_ms": 0.75 * known().predict(_FULL)} | usual | changes)
@@ -240,9 +257,7 @@ def test_steps_go_to_the_budget_and_take_the_best_ratio(weights, config, tmp_pat
     assert not list((tmp_path / "run").glob("step-*/0*"))
 
 
-@pytest.mark.parametrize(
-    "kills", [(3, 2), *(pytest.param(kills, marks=pytest.mark.slow) for kills in ((1,), (4, 1, 2)))]
-)
+@pytest.mark.parametrize("kills", [(3, 2), *(pytest.param(kills, marks=pytest.mark.slow) for kills in ((1,), (4, 0)))])
 def test_a_killed_fit_goes_on_where_it_stopped(kills, weights, config, tmp_path, measured, trained, monkeypatch):
     whole = fit(config, weights, tmp_path / "a.safetensors", settings(), run=tmp_path / "a")
     real, count = run.train, len(trained)
@@ -332,11 +347,10 @@ def test_the_command_refuses_in_one_line(weights, config, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_segmentation_net_is_fitted_whole(weights, config, tmp_path):
+def test_a_segmentation_net_is_fitted_whole(weights, config, tmp_path, steady):
     pytest.importorskip("openvino")
     tiny = replace(config, schedule=Schedule(steps=2, eval_every=2))
-    before = Meter(create_model(_NET, 4), (64, 96), "openvino", 1, 0.25).table(lambda *_: None, ready=lambda: None)
-    budget = 0.9 * before.predict(_FULL)
+    budget = between(_meter())
     how = Fitting(budget_ms=budget, size=(64, 96), short_steps=1, shortlist=1, step_share=0.1, force=True)
     fitted = fit(tiny, weights, tmp_path / "out.safetensors", how, run=tmp_path / "run", threads=1)
     assert fitted.widths != _FULL and fitted.steps and fitted.latency > 0
@@ -347,7 +361,7 @@ def test_a_segmentation_net_is_fitted_whole(weights, config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_classifier_is_fitted_whole(tmp_path):
+def test_a_classifier_is_fitted_whole(tmp_path, steady):
     for split, name, number in product(("train", "val"), ("a", "b"), range(4)):
         file = tmp_path / "data" / split / name / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -360,9 +374,8 @@ def test_a_classifier_is_fitted_whole(tmp_path):
     )
     path = tmp_path / "net.safetensors"
     checkpoint.save(create_classifier(net, 2), path, classes=("a", "b"))
-    table = Meter(create_classifier(net, 2), (32, 32), "torch", 1, 0.25).table(lambda *_: None, ready=lambda: None)
     how = Fitting(
-        budget_ms=0.95 * table.predict(exact_widths(net.backbone)),
+        budget_ms=between(Meter(create_classifier(net, 2), (32, 32), "torch", 1, 0.25)),
         **{"runtime": "torch", "short_steps": 1, "shortlist": 1, "step_share": 0.1, "force": True},
     )
     fitted = fit(config, path, tmp_path / "out.safetensors", how, run=tmp_path / "run", threads=1)
