@@ -29,13 +29,16 @@ def giving_up(*threads: int | None) -> Iterator[None]:
     """While the block runs, these threads stop waiting: those that ask `given_up`, and those that are in FFmpeg.
 
     FFmpeg cannot be told to let go of a connection, but PyAV looks at the clock for it ten times a second. For these
-    threads that clock leaps, and their time is up. A PyAV that looks elsewhere waits as long as it may.
+    threads that clock leaps, and their time is up. A PyAV that looks elsewhere waits as long as it may: then
+    tests/test_waiting.py fails.
     """
     core: Any = sys.modules.get("av.container.core")
     mine, leaps = [thread for thread in threads if thread], count(1)
     _GIVING_UP.extend(mine)
     if mine and hasattr(core, "time"):
-        core.time = SimpleNamespace(monotonic=lambda: time.monotonic() + (_LEAP * next(leaps) if given_up() else 0))
+        leaping = SimpleNamespace(**vars(time))
+        leaping.monotonic = lambda: time.monotonic() + (_LEAP * next(leaps) if given_up() else 0)
+        core.time = leaping
     try:
         yield
     finally:

@@ -93,7 +93,7 @@ def test_runs_of_an_earlier_version_and_without_their_data_still_compare(runs, t
     assert "differences" not in found.tables and "--data-root names its folder" in found.notes[0]
     assert found.tables["runs"].rows[0][4][0] == NONE  # parameters were not recorded
     settings = {row[0][0]: [text for text, _ in row[1:]] for row in found.tables["settings"].rows}
-    assert settings["machine.device"] == ["not recorded", "CPU, 1 threads"] and "model.pretrained" not in settings
+    assert settings["machine.device"] == ["not recorded", "CPU, 1 thread"] and "model.pretrained" not in settings
     again = segmv3.compare([old, runs[1]], tmp_path / "out", dpi=50, images=0, data_root=runs[0].parent / "data")
     assert "differences" in again.tables and not again.notes
 

@@ -126,7 +126,7 @@ def test_clean_data_leaves_zero_and_a_page(folder, capsys, tmp_path):
     assert main(["data", "check", str(config), "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert not said.err and "can be used: 0 errors" in said.out
-    assert "house" in said.out and "64x48" in said.out
+    assert "house" in said.out and "64x48" in said.out and said.out.splitlines()[0] == str(folder)
     page = (tmp_path / "out/check.html").read_text()
     assert "scene_2" in page and "prefers-color-scheme: dark" in page
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}

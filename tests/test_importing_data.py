@@ -160,7 +160,11 @@ def test_colours_of_compression_are_refused_with_counts_and_snapped_on_demand(tm
     with pytest.raises(DataError, match="8 masks are JPEGs"):
         segmv3.import_data(source, tmp_path / "out", settings)
     made = segmv3.import_data(source, tmp_path / "out", ImportSettings(palette=settings.palette, snap=True))
-    assert any(re.search(r"[\d,]+ pixels .* took the nearest", line) for line in made.said)
+    said = next(line for line in made.said if "took the nearest (--snap)" in line)
+    far, near = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) (?:pixels|more)", said))
+    masks = [np.array(Image.open(file)).astype(int) for file in source.rglob("*.jpg") if "masks" in str(file)]
+    off = np.concatenate([abs(mask[..., None, :] - PALETTE).max(-1).min(-1).ravel() for mask in masks])
+    assert (far, near) == ((off > 16).sum(), ((off > 0) & (off <= 16)).sum()) and 0 < far < near
     wrong = [np.mean(ids != label(order(name))) for name, ids in read(tmp_path / "out").items()]
     assert max(wrong) < 0.02
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from segmv3.benchmark.latency import STAGES, Row
+from segmv3.data.listing import count_of
 from segmv3.images import UInt8Array
 from segmv3.report.plots import NORMAL, SMALL, Theme, cut, new_figure, pixels_of, style
 
@@ -37,7 +38,8 @@ def stage_bars(rows: Sequence[Row], theme: Theme) -> UInt8Array:
         text = f"{_short(end)} ms"
         axes.text(end + 0.012 * longest, place, text, color=theme.ink, fontsize=NORMAL, va="center", weight="bold")
     names = [
-        f"{cut(row.name)}  {row.case.size[0]}x{row.case.size[1]}\n{row.backend} {row.precision}, {row.threads} threads"
+        f"{cut(row.name)}  {row.case.size[0]}x{row.case.size[1]}\n{row.backend} {row.precision}, "
+        f"{count_of(row.threads, 'thread', 'threads')}"
         for row in rows
     ]
     axes.set_yticks(places, names, color=theme.ink, fontsize=SMALL)

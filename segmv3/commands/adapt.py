@@ -54,6 +54,7 @@ def run(arguments: list[str]) -> None:
         raise OutputError(f"{options.output} is the net itself; choose another --output")
     options.import_parts()
     from segmv3.adaptation.run import adapt
+    from segmv3.data.listing import count_of
     from segmv3.screen import Screen
 
     console = Screen()
@@ -78,7 +79,7 @@ def run(arguments: list[str]) -> None:
             console.say(
                 f"{_NAMES[name]}: {before:.2f} % before, {now:.2f} % after{', which is worse' if worse else ''}"
             )
-    console.say(f"wrote {adapted.weights}: adapted to {adapted.frames:,} frames")
+    console.say(f"wrote {adapted.weights}: adapted to {count_of(adapted.frames, 'frame', 'frames')}")
 
 
 _NAMES = {

@@ -198,7 +198,8 @@ def _check(arguments: list[str]) -> None:
         )
     result = examination.result
     page = write_examination(examination, options.output) if options.output else None
-    console.say(f"{result['dataset']} in {result['root']}")
+    named = result["dataset"] != data.root.resolve().name
+    console.say(f"{result['dataset']} in {result['root']}" if named else str(data.root))
     console.print(splits_table(result))
     console.print(classes_table(result))
     if result["findings"]:

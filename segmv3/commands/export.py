@@ -142,6 +142,9 @@ def _report(exported: Exported, console: Screen) -> None:
             f"on {agreement.scored_images} pictures in class folders"
         )
     if view := facts["view"]:
+        if facts["limits"]["relative_rms"] is None:
+            share = facts["limits"]["top1_agreement"]
+            console.say(f"int8 must keep the first choice of {share:g} % of the pictures, a limit that segmv3 chose")
         height, width = view["crop_size"]
         console.say(
             f"before the file: shorter side to {view['resize']} ({view['interpolation']}), "

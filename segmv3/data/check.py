@@ -139,7 +139,7 @@ def fault_of(
     absent = [name for name, count in zip(classes.names, pixels, strict=True) if not count]
     if not absent:
         return None
-    hint = "; pixels of id 255 are read as ignore: a class needs another id (segmv3 data import)" if marked else ""
+    hint = "; id 255 is read as ignore: where it means a class, give it another (segmv3 data import)" if marked else ""
     if len(absent) == len(classes):
         return "error", f"no pixel of '{split}' is labelled: nothing to learn or to score{hint}"
     names = ", ".join(absent)
@@ -148,7 +148,8 @@ def fault_of(
         return "error", f"{only}: a net of one class is always right. Absent: {names}{hint}"
     effect = "cannot be learned" if split == "train" else "left out of the mean IoU unless predicted"
     number = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
-    return "warning", f"{number} absent ({effect}): {names}{hint}"
+    # one id cannot mean two classes: then 255 stands for what a label leaves out
+    return "warning", f"{number} absent ({effect}): {names}{hint if len(absent) == 1 else ''}"
 
 
 def contents(dataset: Dataset, found: PairFacts | None = None) -> dict[str, Any]:

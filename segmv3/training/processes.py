@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from segmv3.data.listing import count_of
 from segmv3.data.loader import refuse_workers_beyond_memory
 from segmv3.errors import ConfigError, ResourceError
 from segmv3.training.experiment import Experiment, TrainingPrecision
@@ -86,4 +87,4 @@ def device_name(device: torch.device) -> str:
     """The GPU, or how many threads of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {count_of(torch.get_num_threads(), 'thread', 'threads')}"

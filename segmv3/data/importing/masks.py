@@ -17,6 +17,7 @@ from segmv3.data.listing import count_of
 from segmv3.errors import DataError
 from segmv3.labels import IGNORE
 
+_NOISE = 16  # largest step of 255 in R, G or B that compression is taken to make
 _MOST = 64  # values that are taken for classes where nobody names them: smooth edges have hundreds
 
 
@@ -121,7 +122,12 @@ def _snapped(
         text = f"the masks hold {len(others):,} {what(coloured)} that {where} does not name"
         raise DataError(f"{text}: {_most_of(others, coloured)}; name them{hint}")
     pixels, total = (sum(number for number, _ in some.values()) for some in (others, totals))
-    return [f"{pixels:,} pixels ({pixels / total:.2%}) of {len(others):,} other colours took the nearest (--snap)"]
+    off = [np.abs(unpacked(np.array(list(others))) - colour).max(-1) for colour in unpacked(np.array(list(table)))]
+    far = sum(others[value][0] for value, least in zip(others, np.min(off, 0), strict=True) if least > _NOISE)
+    return [
+        f"{far:,} pixels ({far / total:.2%}) are more than {_NOISE} of 255 from every colour that is named, and took "
+        f"the nearest (--snap): look at these edges; {pixels - far:,} more were nearer, as compression leaves them"
+    ]
 
 
 def _of_colours(
