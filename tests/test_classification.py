@@ -515,7 +515,7 @@ def test_mistakes_are_one_line(experiment, tmp_path, capsys):
     segmenter = tmp_path / "s.safetensors"
     checkpoint.save(create_model("lraspp_small_d8"), segmenter)
     assert "nothing to do for classify alone" in fails(capsys, "classify")
-    assert "no classify command 'trian'; there is segmv3 classify train, evaluate" in fails(capsys, "classify", "trian")
+    assert "no classify command 'trian'; there is segmv3 classify train CONFIG |" in fails(capsys, "classify", "trian")
     assert "needs a config file first" in fails(capsys, "classify", "train")
     assert "is an experiment for `segmv3 train`" in fails(
         capsys, "classify", "train", ROOT / "configs/lraspp_large_d8.py"

@@ -18,11 +18,13 @@ from segmv3.detection.samples import BoxSamples
 from segmv3.detection.scoring import MOST, average_precisions, count_boxes
 from segmv3.detection.settings import Detection
 from segmv3.detection.tables import count_detectors
-from segmv3.errors import ConfigError, DataError, Segmv3Warning
+from segmv3.errors import ConfigError, DataError, Interrupted, Segmv3Warning
 from segmv3.images import read_image, write_png
 from segmv3.labels import named_classes
 from segmv3.mini_city import write_mini_city
 from segmv3.models.zoo import build
+from segmv3.states import load_state
+from segmv3.training.loop import train
 
 SMALL = Detector(backbone=MobileNetV3(size="small", width=0.35), scales=(0.1, 0.9), bn_momentum=0.1)
 
@@ -268,15 +270,20 @@ def test_train_evaluate_predict(config, city, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_unbroken_one(config, tmp_path):
-    options = ["detect", "train", str(config), "--threads", "1", "--device", "cpu"]
-    assert main([*options, "--run", str(tmp_path / "whole")]) == 0
-    short = tmp_path / "short.py"
-    short.write_text(config.read_text().replace("steps=4", "steps=2"))
-    assert main(["detect", "train", str(short), "--threads", "1", "--run", str(tmp_path / "parts")]) == 0
-    arguments = [*options, "--run", str(tmp_path / "parts"), "--extend"]
-    assert main(arguments) == 0
-    whole, parts = (checkpoint.saved_steps(tmp_path / name / "state") for name in ("whole", "parts"))
-    assert whole == parts
+    settings = load_config(config, kind=Detection)
+
+    def stop(step: int, score: float) -> None:
+        raise KeyboardInterrupt
+
+    options = {"device": "cpu", "threads": 1, "quiet": True}
+    train(settings, tmp_path / "whole", **options)
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        train(settings, tmp_path / "parts", on_evaluation=stop, **options)
+    train(settings, tmp_path / "parts", **options)
+    whole, parts = (load_state(tmp_path / name / "state") for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 4
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, parts["model"][name]), name
 
 
 @pytest.mark.parametrize(

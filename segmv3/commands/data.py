@@ -1,6 +1,5 @@
 """`segmv3 data`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import tyro
 
 from segmv3.commands.help import asked_for_help
 from segmv3.commands.label_loop import run_next, run_suspects
-from segmv3.commands.options import Output, parse, refuse_existing
+from segmv3.commands.options import Output, parse, refuse_existing, run_one_of
 from segmv3.config import Data, Layout, load_config
 from segmv3.data.importing.settings import ImportSettings
-from segmv3.errors import ConfigError, DataError, OutputError
+from segmv3.errors import DataError, OutputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,19 +113,13 @@ class Import(ImportSettings):
 
 
 def run(arguments: list[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands = {
         **{"mini-city": _mini_city, "import": _import, "check": _check, "pack": _pack},
         **{"next": run_next, "suspects": run_suspects},
     }
     usage = "mini-city DIR | import SOURCE OUTPUT | check CONFIG_OR_DIR | pack CONFIG_OR_DIR OUTPUT"
     usage += " | next POOL | suspects CONFIG_OR_DIR"
-    if arguments[:1] and arguments[0] in ("-h", "--help"):
-        print(f"usage: segmv3 data {usage}")
-        return
-    if not arguments or arguments[0] not in commands:
-        found = f"no data command {arguments[0]!r}" if arguments else "nothing to do for data alone"
-        raise ConfigError(f"there is {found}; there is segmv3 data {usage}")
-    commands[arguments[0]](arguments[1:])
+    run_one_of("data", commands, usage, arguments)
 
 
 def _import(arguments: list[str]) -> None:

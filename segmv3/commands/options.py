@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -129,6 +130,30 @@ def _registry() -> ConstructorRegistry:
         return replace(spec, metavar=metavar_of(info.type))
 
     return registry
+
+
+def run_one_of(
+    command: str, commands: Mapping[str, Callable[[list[str]], None]], usage: str, arguments: list[str]
+) -> None:
+    """Run one of the commands below a command, such as `segmv3 data check`.
+
+    Args:
+        command: the one above them.
+        commands: what each does with the arguments after its name.
+        usage: all of them, for people.
+        arguments: those after the command.
+
+    Raises:
+        ConfigError: there is no such command.
+    """
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("-h", "--help"):
+        print(f"usage: segmv3 {command} {usage}")
+    elif name in commands:
+        commands[name](rest)
+    else:
+        found = f"no {command} command {name!r}" if name else f"nothing to do for {command} alone"
+        raise ConfigError(f"there is {found}; there is segmv3 {command} {usage}")
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:

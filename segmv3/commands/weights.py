@@ -1,14 +1,15 @@
 """`segmv3 weights`: other projects' weight files, and the published ones."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from segmv3.commands.options import parse, refuse_existing
-from segmv3.errors import CheckpointError, ConfigError, OutputError
+from segmv3.commands.options import parse, refuse_existing, run_one_of
+from segmv3.errors import CheckpointError, OutputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +76,14 @@ class Push:
 
 def run(arguments: list[str]) -> None:
     """Do `segmv3 weights list`, `import`, `average` or `push`."""
-    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name == "list":
-        _list(parse(List, "segmv3 weights list", rest))
-    elif name == "import":
-        _import(parse(Import, "segmv3 weights import", rest))
-    elif name == "average":
-        _average(parse(Average, "segmv3 weights average", rest))
-    elif name == "push":
-        _push(parse(Push, "segmv3 weights push", rest))
-    elif name in ("-h", "--help"):
-        print(
-            "usage: segmv3 weights list | import FILE_OR_NAME [-o FILE] [--into NET] | average FILE FILE ... -o FILE | "
-            "push FILE USER/NAME"
-        )
-    else:
-        found = f"no weights command {name!r}" if name else "nothing to do for weights alone"
-        raise ConfigError(f"there is {found}; there are segmv3 weights list, import, average and push")
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "list": lambda rest: _list(parse(List, "segmv3 weights list", rest)),
+        "import": lambda rest: _import(parse(Import, "segmv3 weights import", rest)),
+        "average": lambda rest: _average(parse(Average, "segmv3 weights average", rest)),
+        "push": lambda rest: _push(parse(Push, "segmv3 weights push", rest)),
+    }
+    usage = "list | import FILE_OR_NAME [-o FILE] [--into NET] | average FILE FILE ... -o FILE | push FILE USER/NAME"
+    run_one_of("weights", commands, usage, arguments)
 
 
 _GROUPS = {

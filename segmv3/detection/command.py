@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 
 import segmv3
 from segmv3.commands.help import asked_for_help
-from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit
+from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit, run_one_of
 from segmv3.config import Detector, Schedule, load_config
 from segmv3.detection.settings import BoxData, Detection
 from segmv3.errors import ConfigError, Segmv3Warning
@@ -97,7 +96,7 @@ class Models:
 
 
 def run(arguments: list[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands = {
         "train": _train,
         "evaluate": _evaluate,
         "predict": _predict,
@@ -105,16 +104,9 @@ def run(arguments: list[str]) -> None:
         "prepare": _prepare,
         "models": _models,
     }
-    if arguments[:1] and arguments[0] in ("-h", "--help"):
-        print(
-            "usage: segmv3 detect train CONFIG | evaluate CONFIG --weights FILE | predict SOURCE --weights FILE | "
-            "check CONFIG | prepare CITYSCAPES | models"
-        )
-        return
-    if not arguments or arguments[0] not in commands:
-        found = f"no detect command {arguments[0]!r}" if arguments else "nothing to do for detect alone"
-        raise ConfigError(f"there is {found}; there is segmv3 detect {', '.join(commands)}")
-    commands[arguments[0]](arguments[1:])
+    usage = "train CONFIG | evaluate CONFIG --weights FILE | predict SOURCE --weights FILE | check CONFIG | "
+    usage += "prepare CITYSCAPES | models"
+    run_one_of("detect", commands, usage, arguments)
 
 
 def _config(command: str, arguments: list[str]) -> tuple[str, Detection, list[str]]:

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,7 @@ import tyro
 
 import segmv3
 from segmv3.commands.help import asked_for_help
-from segmv3.commands.options import OnDevice, Trusting, parse, refuse_existing, refuse_limit
+from segmv3.commands.options import OnDevice, Trusting, parse, refuse_existing, refuse_limit, run_one_of
 from segmv3.config import Classifier, Precision, Schedule, load_config
 from segmv3.errors import ConfigError, Segmv3Warning
 from segmv3.imagenet.settings import Classification, ImageFolder
@@ -76,22 +75,10 @@ class Prepare:
 
 
 def run(arguments: list[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "train": _train,
-        "evaluate": _evaluate,
-        "predict": _predict,
-        "prepare": _prepare,
-    }
-    if arguments[:1] and arguments[0] in ("-h", "--help"):
-        print(
-            "usage: segmv3 classify train CONFIG | evaluate --weights FILE --data.root DIR | "
-            "predict IMAGE ... | prepare PICTURES --labels FILE -o DIR"
-        )
-        return
-    if not arguments or arguments[0] not in commands:
-        found = f"no classify command {arguments[0]!r}" if arguments else "nothing to do for classify alone"
-        raise ConfigError(f"there is {found}; there is segmv3 classify {', '.join(commands)}")
-    commands[arguments[0]](arguments[1:])
+    commands = {"train": _train, "evaluate": _evaluate, "predict": _predict, "prepare": _prepare}
+    usage = "train CONFIG | evaluate --weights FILE --data.root DIR | predict IMAGE ... | "
+    usage += "prepare PICTURES --labels FILE -o DIR"
+    run_one_of("classify", commands, usage, arguments)
 
 
 def _train(arguments: list[str]) -> None:
