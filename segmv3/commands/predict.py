@@ -141,9 +141,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _tell_of_the_run(console: "Screen", where: str, files: int, predict: "Labeller") -> None:
-    from segmv3.data.listing import count_of
-
-    console.say(f"wrote {count_of(files, 'file', 'files')} {where}")
+    console.say(f"wrote {files:,} file{'' if files == 1 else 's'} {where}")
     if predict.flicker:
         without, now = predict.flicker
         console.say(f"flicker: {without:.2%} of what does not move changes its label between frames, now {now:.2%}")

@@ -24,6 +24,8 @@ from segmv3.training.summary import evenly_spaced, facts_of
 from segmv3.training.task import Metric, OpenProgress, Progress, Task
 from segmv3.weights.opening import open_detector
 
+_LOSS = "cross-entropy, with three hard negatives for each box, and smooth L1 of the offsets"
+
 
 class DetectionTask(Task):
     """Every object gets a box and a class; scored by mAP."""
@@ -94,7 +96,7 @@ class DetectionTask(Task):
         write_detection_report(
             run.folder,
             title=f"{metrics['net']} on {metrics['dataset']}",
-            facts=facts_of(read_manifest(run)),
+            facts=facts_of(read_manifest(run)) | {"loss": _LOSS},
             log=log,
             scores=metrics,
             pictures=self._shown(net.to(device), device),

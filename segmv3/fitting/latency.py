@@ -276,7 +276,8 @@ def _part_of(net: Any, classes: int, name: str, size: tuple[int, int]) -> tuple[
 def _runner(part: nn.Module, inputs: list[Tensor], runtime: Runtime, threads: int) -> Call:
     """A part in its runtime, ready to be called."""
     if runtime == "torch":
-        part, inputs = part.to(memory_format=torch.channels_last), [_channels_last(each) for each in inputs]
+        part = part.to(memory_format=torch.channels_last)
+        inputs = [each.contiguous(memory_format=torch.channels_last) for each in inputs]
         return torch.inference_mode()(lambda: part(*inputs))
     with silence(), torch.inference_mode():
         if runtime == "openvino":
@@ -295,10 +296,6 @@ class _ChannelsLast(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         found = self.part(*(each.permute(0, 3, 1, 2) for each in maps))
         return found.permute(0, 2, 3, 1) if found.ndim == 4 else found
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _in_openvino(traced: Any, inputs: list[Tensor], threads: int) -> Call:

@@ -12,8 +12,9 @@ _SAMPLES = 4
 _SILENT = (
     *("dataset", "root", "cache", "batch_size", "workers", "resize", "interpolation"),
     *("eval_every", "save_every", "log_every"),
+    *("annotations", "images", "faulty"),
 )
-_KINDS = dict.fromkeys(("Loss", "Schedule", "Distill", "Data", "ImageFolder", "Freeze"), "")
+_KINDS = dict.fromkeys(("Loss", "Schedule", "Distill", "Data", "ImageFolder", "BoxData", "Freeze"), "")
 _OF_POLICIES = {"power": "poly", "decay_rate": "step", "decay_every": "step"}
 _NEUTRAL = {"accumulate": 1, "head_lr": 1, "layer_decay": 1}
 _NOTHING: tuple[Any, ...] = (None, 0, "none", "")  # False is 0
