@@ -21,6 +21,7 @@ from segmv3.detection.tables import count_detectors
 from segmv3.errors import ConfigError, DataError, Interrupted, Segmv3Warning
 from segmv3.images import read_image, write_png
 from segmv3.labels import named_classes
+from segmv3.media.encoding import VideoWriter
 from segmv3.mini_city import write_mini_city
 from segmv3.models.zoo import build
 from segmv3.states import load_state
@@ -267,6 +268,13 @@ def test_train_evaluate_predict(config, city, tmp_path, capsys):
     capsys.readouterr()
     assert main(arguments) == 2
     assert "exist" in capsys.readouterr().err
+
+    with VideoWriter(tmp_path / "drive.mp4", 10, (48, 64)) as video:
+        for grey in (40, 90, 140):
+            video.write(np.full((48, 64, 3), grey, np.uint8))
+    arguments[2], arguments[6] = str(tmp_path / "drive.mp4"), str(tmp_path / "film")
+    assert main(arguments) == 0
+    assert sorted(file.name for file in (tmp_path / "film").iterdir()) == ["drive_boxes.json", "drive_boxes.webm"]
 
 
 @pytest.mark.slow

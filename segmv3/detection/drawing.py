@@ -45,25 +45,9 @@ def draw_boxes(image: UInt8Array, boxes: NDArray[np.float32], classes: Classes) 
     return np.array(picture)
 
 
-class BoxLabels(np.ndarray):
-    """What stands in the place of labels: uint8 H x W, all void, which carries the boxes of its picture.
-
-    Attributes:
-        boxes: float32 n x 6, as `draw_boxes` takes them.
-    """
-
-    boxes: NDArray[np.float32]
-
-
-def carrying(boxes: NDArray[np.float32], size: tuple[int, int]) -> UInt8Array:
-    """Labels without a class that carry boxes through `segmv3.prediction`."""
-    labels = np.full(size, 255, np.uint8).view(BoxLabels)
-    labels.boxes = boxes
-    return cast(UInt8Array, labels)
-
-
 def _boxes(shot: Shot) -> NDArray[np.float32]:
-    return cast(BoxLabels, shot.labels).boxes
+    """What a detector found, which `segmv3.prediction` carries in the place of labels."""
+    return cast(NDArray[np.float32], shot.labels)
 
 
 class DrawnBoxes(Picture):

@@ -39,7 +39,7 @@ class Shot:
     image: UInt8Array
     """H x W x 3, RGB."""
     labels: UInt8Array
-    """H x W, train ids."""
+    """H x W, train ids; of a detector its boxes, float32 n x 6 (`segmv3.detection.drawing.draw_boxes`)."""
     time: Fraction | None = None
     """Seconds since the first frame of a video."""
     confidence: UInt8Array | None = None

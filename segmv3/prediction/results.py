@@ -27,6 +27,8 @@ class Picture(Kind):
     """A PNG for each image; a video, or a folder of numbered PNGs, for each video."""
 
     as_video: ClassVar[bool] = True
+    across: ClassVar[int] = 1
+    """Images that a picture is wide."""
 
     @abstractmethod
     def draw(self, shot: Shot, job: Job) -> UInt8Array:
@@ -70,6 +72,7 @@ class SideBySide(Overlay):
     """The image, and right of it its overlay."""
 
     name = "side-by-side"
+    across = 2
 
     def draw(self, shot: Shot, job: Job, out: UInt8Array | None = None) -> UInt8Array:
         return np.hstack([shot.image, super().draw(shot, job)])
@@ -200,11 +203,9 @@ class _Video(VideoSink):
         self.targets = [job.output / f"{name}_{kind.name}{suffix}"]
 
     def open(self, frames: Frames, files: ExitStack) -> None:
-        blank = np.zeros((*frames.size, 3), np.uint8)
-        still = Shot("", blank, blank[..., 0], confidence=blank[..., 0])
-        width = self._kind.draw(still, self._job).shape[1]
+        height, width = frames.size[0], frames.size[1] * self._kind.across
         strip = self._kind.strip(width, self._job)
-        self._canvas = np.vstack([np.zeros((frames.size[0], width, 3), np.uint8), strip])
+        self._canvas = np.vstack([np.zeros((height, width, 3), np.uint8), strip])
         video: AbstractContextManager[VideoWriter] = VideoWriter(
             self.targets[0],
             frames.fps / self._job.every,
