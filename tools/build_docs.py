@@ -37,7 +37,8 @@ ELSEWHERE = {
 """Pages whose Markdown lies outside docs/, and their places on the site."""
 
 COMMANDS = """
-train, finetune, fit, classify train, classify evaluate, classify predict, sweep, evaluate, compare, submit, predict,
+train, finetune, fit, classify train, classify evaluate, classify predict, detect train, detect evaluate,
+detect predict, detect check, detect prepare, detect models, sweep, evaluate, compare, submit, predict,
 weights import, weights average, weights push, export, models, data mini-city, data check, data pack,
 data next, data suspects
 """
