@@ -17,6 +17,9 @@ Place = tuple[int, Literal["", "expanded", "expansion"]]
 """Where a feature map is: number of the layer, the stem being 0, and which map inside it, if not its output."""
 
 
+_GIVEN: tuple[Literal["expanded", "", "expansion"], ...] = ("expanded", "", "expansion")  # by a block, in this order
+
+
 class FeatureMaps(nn.Module):
     """What a net asks of its backbone's module.
 
@@ -90,9 +93,11 @@ class TappedMaps(FeatureMaps):
         x = self.stem(x)
         maps: dict[Place, Tensor] = {(0, ""): x}
         for i, block in enumerate(self.blocks, 1):
-            filtered, x, *expansion = block(x)
-            found = zip(("expanded", "", "expansion"), (filtered, x, *expansion), strict=False)
-            maps |= {place: map_ for at, map_ in found if (place := cast(Place, (i, at))) in wanted}
+            found = block(x)
+            x = found[1]
+            for at, map_ in zip(_GIVEN, found, strict=False):
+                if (i, at) in wanted:
+                    maps[i, at] = map_
         return (*(maps[place] for place in self.taps), self.last(x), *(maps[place] for place in also))
 
 
