@@ -19,6 +19,18 @@ from segmv3.weights.transfer import start_from, transfer
 ALL = [(kind, variant) for kind in formats() for variant in kind.variants()]
 
 
+def _cut_in_two(name: str, block: int = 13) -> str:
+    """torchvision's names of a detector, whose backbone is cut behind the expansion of this block of Large."""
+    first, *rest = name.split(".")
+    if first != "features":
+        return name if first == "head" else f"backbone.{name}"
+    number = int(rest.pop(0))
+    if number == block and rest[:2] != ["block", "0"]:
+        return ".".join(["backbone.features.1.0", *rest[1:]])
+    rest = rest[2:] if number == block else rest
+    return ".".join(["backbone.features", *map(str, (0, number) if number <= block else (1, number - block)), *rest])
+
+
 def their_tensors(kind: Format, variant: Variant, classes: int = 19) -> dict[str, torch.Tensor]:
     """What a project would store for a net: our own fresh tensors under its names, in its shapes."""
     model = build(variant.net, classes)
@@ -32,6 +44,8 @@ def their_tensors(kind: Format, variant: Variant, classes: int = 19) -> dict[str
     if kind.name == "PaddleClas":
         tensors["last_conv.weight"] = tensors["last_conv.weight"][:, :, None, None]
         tensors["fc.weight"] = tensors["fc.weight"].t()
+    if kind.name == "torchvision SSDLite":
+        tensors = {_cut_in_two(name): t for name, t in tensors.items()}
     if kind.name.startswith("Paddle"):
         tensors = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
     return tensors
