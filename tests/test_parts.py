@@ -199,11 +199,17 @@ def test_a_part_that_cannot_be_imported_is_named_by_file_and_line(tmp_path, text
     [
         (Timm(name="no_such_net"), r"timm cannot build 'no_such_net' with output stride 32 \(Unknown model"),
         (Timm(), "timm's mobilenetv4_conv_small has no expanded map at stride 8"),
+        (Timm(name="efficientvit_m0"), "efficientvit_m0 has its deepest map at stride 64, not at 32"),
     ],
 )
 def test_what_timm_lacks_is_one_line(backbone, message):
     with pytest.raises(ModelError, match=message):
         create_model(Model(backbone=backbone))
+
+
+def test_a_net_of_timm_that_knows_no_output_stride_is_built_at_its_own():
+    net = create_model(Model(backbone=Timm(name="efficientvit_b0"), head=LRASPPPlus(channels=16)), 3).eval()
+    assert net(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)
 
 
 def test_flags_are_those_of_the_part_in_the_config(tmp_path):

@@ -17,7 +17,7 @@ config = Detection(
     data=BoxData(root=Path("data/mini-city"), batch_size=16, crop_size=(256, 384)),
     optim=AdamW(lr=3e-3, weight_decay=0.01),
     schedule=Schedule(
-        steps=600,
+        steps=400,
         policy="cosine",
         min_lr=1e-5,
         warmup_steps=50,

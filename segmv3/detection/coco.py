@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segmv3.data.datasets import Dataset
 from segmv3.data.listing import warn_of
+from segmv3.detection.areas import with_areas
 from segmv3.detection.settings import BoxData
 from segmv3.errors import DataError, printable
 from segmv3.images import UInt8Array, read_image
@@ -56,6 +58,8 @@ class BoxSet:
     boxes: tuple[NDArray[np.float32], ...]
     """Of each image n x 6: left, top, right, bottom in pixels, class from 0, and 1 for a crowd, else 0."""
     skipped: Faults
+    areas: Dataset | None = None
+    """The same images with their labels; with it the classes are those of both."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -130,7 +134,8 @@ def open_boxes(data: BoxData, split: str) -> BoxSet:
     warn_of([f"{file}: left out: {told(left)}"] if left else [])
     sizes = np.array([(each.height, each.width) for each in images], np.int64)
     names = tuple(each.file_name for each in images)
-    return BoxSet(data.root.resolve().name, split, file, classes, names, folder, sizes, boxes, left)
+    found = BoxSet(data.root.resolve().name, split, file, classes, names, folder, sizes, boxes, left)
+    return with_areas(found, data) if data.areas else found
 
 
 def told(faults: Faults) -> str:

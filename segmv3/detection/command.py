@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -14,7 +14,7 @@ from segmv3.commands.help import asked_for_help
 from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit, run_one_of
 from segmv3.config import Detector, Schedule, load_config
 from segmv3.detection.settings import BoxData, Detection
-from segmv3.errors import ConfigError, Segmv3Warning
+from segmv3.errors import CheckpointError, ConfigError, Segmv3Warning
 
 if TYPE_CHECKING:
     from segmv3.detection.predictor import BoxPredictor
@@ -34,7 +34,7 @@ class Train(OnDevice):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnDevice):
-    """mAP on a split, by COCO's own script."""
+    """mAP on a split, by COCO's own script; mIoU too of a net with areas."""
 
     data: BoxData
     weights: str
@@ -53,7 +53,7 @@ class Evaluate(OnDevice):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OnDevice):
-    """Draw boxes on images or a video, and write them as COCO's JSON."""
+    """Draw boxes on images or a video, and areas where the net labels them; write the boxes as COCO's JSON."""
 
     source: tyro.conf.Positional[str]
     """An image, a folder, a quoted glob, a .txt list of images, a video, a camera, as for segmv3 predict."""
@@ -67,6 +67,8 @@ class Predict(OnDevice):
     """Height and width at which the net sees images; by default as in its training."""
     every: int = 1
     """Look at every so many images or frames only."""
+    labels: bool = False
+    """Also write the label of every pixel, of a net with areas, as segmv3 predict --save labels does."""
     overwrite: bool = False
     """Replace results of an earlier run."""
 
@@ -138,14 +140,20 @@ def _evaluate(arguments: list[str]) -> None:
     from segmv3.checkpoint import check_classes
     from segmv3.detection.coco import open_boxes
     from segmv3.detection.predictor import load_detector
-    from segmv3.detection.scoring import average_precisions, count_boxes, import_coco
+    from segmv3.detection.scoring import area_scores, average_precisions, count_boxes, import_coco
     from segmv3.detection.tables import scores_table, summary
     from segmv3.files import make_folder, write_bytes
+    from segmv3.metrics import ConfusionMatrix
     from segmv3.screen import Screen
 
     import_coco()
     boxes = open_boxes(options.data, options.split)
     net = load_detector(options.weights, device=options.device, threads=options.threads, size=options.size)
+    if net.net.areas and not boxes.areas:
+        raise ConfigError(f"{options.weights} labels areas too: say with --data.areas where their labels are")
+    if boxes.areas and not net.net.areas:
+        raise CheckpointError(f"{options.weights} draws boxes alone; score it with --data.areas None")
+    pixels = ConfusionMatrix(len(boxes.classes)) if boxes.areas else None
     check_classes(net.card, boxes.classes, Path(options.weights))
     count = min(options.limit or len(boxes), len(boxes))
     indices = [i * len(boxes) // count for i in range(count)]
@@ -158,14 +166,20 @@ def _evaluate(arguments: list[str]) -> None:
             net.size,
             device=net.device,
             indices=indices,
+            confusion=pixels,
             progress=lambda done, _: progress.update(bar, completed=done),
         )
-    scores = average_precisions(rows, boxes, indices) | {
-        "size": list(net.size),
-        "weights": str(options.weights),
-        "weights_sha256": net.card.sha256,
-        "segmv3": segmv3.__version__,
-    }
+    of_areas = area_scores(pixels, boxes.classes) if pixels else {}
+    scores = (
+        average_precisions(rows, boxes, indices)
+        | of_areas
+        | {
+            "size": list(net.size),
+            "weights": str(options.weights),
+            "weights_sha256": net.card.sha256,
+            "segmv3": segmv3.__version__,
+        }
+    )
     if options.output:
         make_folder(options.output.parent)
         write_bytes(options.output, json.dumps(scores, indent=2).encode())
@@ -186,6 +200,8 @@ def _predict(arguments: list[str]) -> None:
     _refuse_size(options.size)
     from segmv3.detection.drawing import CocoBoxes, DrawnBoxes
     from segmv3.prediction import predict_source
+    from segmv3.prediction.contract import Objects
+    from segmv3.prediction.results import Labels
     from segmv3.screen import Screen
 
     found = {"boxes": 0, "images": 0}
@@ -195,12 +211,15 @@ def _predict(arguments: list[str]) -> None:
         """The net, opened when it is first asked: what must be refused is refused before torch is imported."""
         from segmv3.detection.predictor import load_detector
 
-        return load_detector(options.weights, device=options.device, threads=options.threads, size=options.size)
+        net = load_detector(options.weights, device=options.device, threads=options.threads, size=options.size)
+        if options.labels and not net.net.areas:
+            raise CheckpointError(f"{options.weights} draws boxes alone; leave out --labels")
+        return net
 
-    def look(image: "UInt8Array") -> "UInt8Array":
-        rows = opened().rows(image, options.score)
+    def look(image: "UInt8Array") -> Objects:
+        rows, labels = opened().look(image, options.score)
         found["boxes"], found["images"] = found["boxes"] + len(rows), found["images"] + 1
-        return cast("UInt8Array", rows)  # in the place of labels
+        return Objects(rows, labels)
 
     console = Screen()
     with console.progress() as progress:
@@ -210,7 +229,7 @@ def _predict(arguments: list[str]) -> None:
             look,
             lambda: opened().card.classes,
             options.output,
-            save=[DrawnBoxes(), CocoBoxes()],
+            save=[DrawnBoxes(), CocoBoxes(), *([Labels()] if options.labels else [])],
             overwrite=options.overwrite,
             every=options.every,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),

@@ -1,7 +1,7 @@
 """Boxes as pictures, and as the files that `segmv3 detect predict` writes."""
 
 import json
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
-from segmv3.media.draw import font
+from segmv3.media.draw import font, overlay
 from segmv3.prediction.annotations import Coco
 from segmv3.prediction.contract import Job, Shot
 from segmv3.prediction.gathering import Piece
@@ -45,18 +45,26 @@ def draw_boxes(image: UInt8Array, boxes: NDArray[np.float32], classes: Classes) 
     return np.array(picture)
 
 
+def draw_found(
+    image: UInt8Array, boxes: NDArray[np.float32], labels: UInt8Array | None, classes: Classes
+) -> UInt8Array:
+    """`draw_boxes` over the colours of the areas, where a net labels them."""
+    return draw_boxes(image if labels is None else overlay(image, labels, classes), boxes, classes)
+
+
 def _boxes(shot: Shot) -> NDArray[np.float32]:
-    """What a detector found, which `segmv3.prediction` carries in the place of labels."""
-    return cast(NDArray[np.float32], shot.labels)
+    """What a detector found."""
+    assert shot.boxes is not None
+    return shot.boxes
 
 
 class DrawnBoxes(Picture):
-    """Boxes over the image, a PNG for each image and a video for each video."""
+    """Boxes over the image and its areas, a PNG for each image and a video for each video."""
 
     name = "boxes"
 
     def draw(self, shot: Shot, job: Job) -> UInt8Array:
-        return draw_boxes(shot.image, _boxes(shot), job.classes)
+        return draw_found(shot.image, _boxes(shot), shot.labels if shot.labels.size else None, job.classes)
 
 
 class CocoBoxes(Coco):

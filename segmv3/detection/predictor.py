@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from segmv3.checkpoint import Card
 from segmv3.config import Device
-from segmv3.detection.scoring import detect
+from segmv3.detection.scoring import found_in
 from segmv3.detection.settings import BoxData
 from segmv3.errors import CheckpointError
 from segmv3.images import UInt8Array
@@ -50,8 +50,15 @@ class BoxPredictor:
         Returns:
             float32 n x 6: left, top, right, bottom in pixels of the image, class, score.
         """
-        found = detect(self.net, image, self.size, self.device, least_score=score)
-        return torch.cat([found["boxes"], found["labels"][:, None], found["scores"][:, None]], 1).numpy()
+        return self.look(image, score)[0]
+
+    def look(self, image: UInt8Array, score: float = 0.4) -> tuple[NDArray[np.float32], UInt8Array | None]:
+        """Boxes and areas of an image, in one pass.
+
+        Args: as for `rows`.
+        Returns: what `rows` gives; and the labels, uint8 H x W of class numbers, None of a net without areas.
+        """
+        return found_in(self.net, image, self.size, self.device, score)
 
     def __call__(self, image: UInt8Array, score: float = 0.4) -> list[Box]:
         """The boxes of an image; the arguments are those of `rows`."""

@@ -2,19 +2,24 @@
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segmv3.config import Precision
 from segmv3.data.loader import read_ahead
+from segmv3.decode import label_map
 from segmv3.detection.coco import BoxSet
-from segmv3.errors import ResourceError
+from segmv3.errors import DataError, ResourceError
 from segmv3.images import UInt8Array
+from segmv3.labels import Classes
+from segmv3.metrics import ConfusionMatrix
 from segmv3.models.detector import ObjectDetector
 
 MOST = 100
@@ -46,16 +51,33 @@ def detect(
         options: as for `ObjectDetector.detect`.
 
     Returns:
-        As `ObjectDetector.detect`, in pixels of the image, on the CPU.
+        As `ObjectDetector.detect`, in pixels of the image, on the CPU; `areas` are labels, uint8 H x W, there.
     """
     height, width = image.shape[:2]
     pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None]
     with torch.inference_mode():
         if (height, width) != size:  # of floats, as torchvision does
             pixels = torch.nn.functional.interpolate(pixels.float(), size, mode="bilinear", align_corners=False)
-        found = {name: value.float().cpu() for name, value in net.detect(pixels, **options)[0].items()}
+        found = net.detect(pixels, **options)[0]
+        areas = {"areas": label_map(found.pop("areas")[None], (height, width))[0]} if net.areas else {}
+        found = {name: value.float() for name, value in found.items()} | areas
+        found = {name: value.cpu() for name, value in found.items()}
     found["boxes"] = found["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)
     return found
+
+
+def found_in(
+    net: ObjectDetector, image: UInt8Array, size: tuple[int, int], device: torch.device, score: float = 0.4
+) -> tuple[NDArray[np.float32], UInt8Array | None]:
+    """What a net finds in one image, in numbers.
+
+    Args: as for `detect`; score: boxes below it are left out.
+    Returns: float32 n x 6, left, top, right, bottom in pixels of the image, class, score; and the labels, uint8 H x W,
+        of a net with areas.
+    """
+    found = detect(net, image, size, device, least_score=score)
+    rows = torch.cat([found["boxes"], found["labels"][:, None], found["scores"][:, None]], 1).numpy()
+    return rows, found["areas"].numpy() if "areas" in found else None
 
 
 def count_boxes(
@@ -66,6 +88,7 @@ def count_boxes(
     device: torch.device,
     precision: Precision = "fp32",
     indices: Sequence[int] | None = None,
+    confusion: ConfusionMatrix | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Run a net over a split.
@@ -77,6 +100,7 @@ def count_boxes(
         device: of the net.
         precision: its arithmetic.
         indices: the images to look at, all by default.
+        confusion: counts the areas' pixels too, of a split with labels.
         progress: called with (images done, images in all).
 
     Returns:
@@ -85,15 +109,29 @@ def count_boxes(
     """
     indices = range(len(boxes)) if indices is None else indices
     rows = torch.zeros(len(boxes), MOST, 6, dtype=torch.int64)
-    samples = read_ahead(lambda index: boxes.read(index)[0], indices, threads=min(8, os.cpu_count() or 2))
-    for done, (index, image) in enumerate(zip(indices, samples, strict=True), 1):
+    read: Any = boxes.areas.read if confusion and boxes.areas else boxes.read
+    samples = read_ahead(read, indices, threads=min(8, os.cpu_count() or 2))
+    for done, (index, (image, truth)) in enumerate(zip(indices, samples, strict=True), 1):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             found = detect(net, image, size, device, most=MOST)
         values = torch.cat([found["boxes"], found["scores"][:, None]], 1).double() * torch.from_numpy(_SCALE)
         rows[index, : len(values)] = torch.cat([values, found["labels"][:, None].double() + 1], 1).round().long()
+        if confusion:
+            confusion.update(found["areas"], truth)
         if progress:
             progress(done, len(indices))
     return rows
+
+
+def area_scores(confusion: ConfusionMatrix, classes: Classes) -> dict[str, Any]:
+    """mIoU over the classes that occur, and the IoU of each class, as JSON types; percent, None for what is not there.
+
+    Raises: DataError where no pixel is labelled.
+    """
+    if math.isnan(confusion.miou):
+        raise DataError("no pixel of the split is labelled: there is nothing to score")
+    each = [None if math.isnan(value) else value for value in confusion.iou.tolist()]
+    return {"miou": confusion.miou, "areas": dict(zip(classes.names, each, strict=True))}
 
 
 def average_precisions(rows: Tensor, boxes: BoxSet, indices: Sequence[int] | None = None) -> dict[str, Any]:

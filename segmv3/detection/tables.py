@@ -34,7 +34,7 @@ class _Counted(nn.Module):
         self.net = net
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.net.head(self.net.maps(image))
+        return self.net.head(self.net.maps(image)[0])
 
 
 def count_detectors() -> Iterator[Row]:
@@ -59,12 +59,13 @@ def detectors_table() -> Table:
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
-    """Average precision of each class, in percent; a dash where no box is."""
-    table = Table("class", box=box.SIMPLE)
-    for column in ("mAP", "mAP50", "boxes"):
+    """Average precision of each class, and its IoU where there are areas, in percent; a dash where there is nothing."""
+    areas, table = scores.get("areas"), Table("class", box=box.SIMPLE)
+    for column in ("mAP", "mAP50", "boxes", *(["IoU of the area"] if areas else [])):
         table.add_column(column, justify="right")
     for row in scores["classes"]:
-        table.add_row(row["name"], percent(row["map"]), percent(row["map50"]), f"{row['boxes']:,}")
+        cells = percent(row["map"]), percent(row["map50"]), f"{row['boxes']:,}"
+        table.add_row(row["name"], *cells, *([percent(areas[row["name"]])] if areas else []))
     return table
 
 
@@ -79,8 +80,9 @@ def summary(scores: dict[str, Any]) -> str:
     if scores["images"] < scores["images_in_split"]:
         count = f"{scores['images']:,} of {scores['images_in_split']:,} images, evenly spaced,"
     sizes = ", ".join(f"{name} {percent(scores[f'map_{name}'])}" for name in ("small", "medium", "large"))
+    areas = f"mIoU of the areas {percent(scores['miou'])} %; " if "miou" in scores else ""
+    whole = f"mAP {percent(scores['map'])} %, mAP50 {percent(scores['map50'])} %, mAP75 {percent(scores['map75'])} %"
     return (
-        f"mAP {percent(scores['map'])} %, mAP50 {percent(scores['map50'])} %, mAP75 {percent(scores['map75'])} % on "
-        f"{count} of {scores['dataset']} {scores['split']}, seen at {' x '.join(map(str, scores['size']))}; mAP of "
-        f"objects by size: {sizes}"
+        f"{areas}{whole} on {count} of {scores['dataset']} {scores['split']}, seen at "
+        f"{' x '.join(map(str, scores['size']))}; mAP of objects by size: {sizes}"
     )

@@ -1,19 +1,23 @@
 """Detection as a task of the training loop: every object gets a box and a class, scored by COCO's mAP."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from segmv3.data.check import class_pixels, contents, problems_in, refuse
+from segmv3.data.facts import read_pairs
 from segmv3.detection.coco import check_images, check_same_classes, describe, open_boxes
-from segmv3.detection.drawing import draw_boxes
-from segmv3.detection.samples import BoxSamples
-from segmv3.detection.scoring import average_precisions, count_boxes, detect, import_coco
+from segmv3.detection.drawing import draw_found
+from segmv3.detection.samples import BoxesAndLabels, BoxSamples
+from segmv3.detection.scoring import MOST, area_scores, average_precisions, count_boxes, found_in, import_coco
 from segmv3.detection.settings import Detection
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
+from segmv3.metrics import ConfusionMatrix
 from segmv3.models.detector import ObjectDetector
 from segmv3.models.zoo import net_name
 from segmv3.report.page import write_detection_report
@@ -23,8 +27,6 @@ from segmv3.training.run import Run
 from segmv3.training.summary import evenly_spaced, facts_of
 from segmv3.training.task import Metric, OpenProgress, Progress, Task
 from segmv3.weights.opening import open_detector
-
-_LOSS = "cross-entropy, with three hard negatives for each box, and smooth L1 of the offsets"
 
 
 class DetectionTask(Task):
@@ -37,6 +39,8 @@ class DetectionTask(Task):
         recorded=("dataset", "split", "images", "map", "map50", "map75"),
     )
     entry = "forward"
+    loss: ClassVar[str] = "cross-entropy, with three hard negatives for each box, and smooth L1 of the offsets"
+    """In words."""
 
     def __init__(self, config: Detection) -> None:
         super().__init__()
@@ -50,6 +54,10 @@ class DetectionTask(Task):
         for boxes in (self.train_set, self.val_set):
             with progress_of(f"check {boxes.split}") as progress:
                 self.seen[boxes.split] = {"images": check_images(boxes, progress)}
+            if boxes.areas:
+                with progress_of(f"check labels of {boxes.split}") as progress:
+                    refuse(problems_in(boxes.areas, progress), boxes.split)
+                self.seen[boxes.split]["labels"] = contents(boxes.areas, read_pairs(boxes.areas))
             for line in describe(boxes):
                 say(f"data: {line}")
 
@@ -85,10 +93,11 @@ class DetectionTask(Task):
         pairs = []
         for index in evenly_spaced(len(self.val_set)):
             image, truth = self.val_set.read(index)
-            found = detect(net, image, self.config.data.crop_size, device, least_score=0.4)
-            rows = torch.cat([found["boxes"], found["labels"][:, None], found["scores"][:, None]], 1).numpy()
+            labels = self.val_set.areas.read(index)[1] if self.val_set.areas else None
             truth = truth[:, :6] * np.array([1, 1, 1, 1, 1, 0], np.float32)  # without a score none is written
-            pairs.append((draw_boxes(image, truth, self.classes), draw_boxes(image, rows, self.classes)))
+            rows, areas = found_in(net, image, self.config.data.crop_size, device)
+            shown = draw_found(image, truth, labels, self.classes), draw_found(image, rows, areas, self.classes)
+            pairs.append(shown)
         return pairs
 
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
@@ -96,8 +105,58 @@ class DetectionTask(Task):
         write_detection_report(
             run.folder,
             title=f"{metrics['net']} on {metrics['dataset']}",
-            facts=facts_of(read_manifest(run)) | {"loss": _LOSS},
+            facts=facts_of(read_manifest(run)) | {"loss": self.loss},
             log=log,
+            metric=(self.metric.key, self.metric.name),
             scores=metrics,
             pictures=self._shown(net.to(device), device),
         )
+
+
+class AreasTask(DetectionTask):
+    """Every pixel gets a class, too, in the same pass; scored by the mean of mAP and mIoU."""
+
+    metric = Metric(
+        "mean",
+        "mean of mAP and mIoU",
+        logged=("mean", "map", "map50", "miou"),
+        recorded=("dataset", "split", "images", "mean", "map", "map50", "map75", "miou"),
+    )
+    loss = f"{DetectionTask.loss}; of the areas cross-entropy"
+
+    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
+        super().prepare(device, first=first, everywhere=everywhere)
+        areas = self.train_set.areas
+
+        def pixels() -> Tensor:
+            found = torch.zeros(len(self.classes), dtype=torch.int64)
+            return everywhere(torch.from_numpy(class_pixels(areas)) if first else found)
+
+        self.terms += [_of_areas(term) for term in self.config.loss.build(len(self.classes), device, pixels)]
+
+    def _sums(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        return super()._sums(seen._replace(targets=cast(BoxesAndLabels, seen.targets).boxes))
+
+    def count(self, net: ObjectDetector, device: torch.device, indices: Sequence[int], progress: Progress) -> Tensor:
+        size, pixels = self.config.data.crop_size, ConfusionMatrix(len(self.classes))
+        rows = count_boxes(net, self.val_set, size, device=device, indices=indices, confusion=pixels, progress=progress)
+        return torch.cat([rows.flatten(), torch.from_numpy(pixels.matrix).flatten()])
+
+    def scores(self, counts: Tensor) -> dict[str, Any]:
+        classes = len(self.classes)
+        pixels = ConfusionMatrix(classes)
+        pixels.matrix = counts[-(classes**2) :].reshape(classes, classes).numpy()
+        boxes = super().scores(counts[: -(classes**2)].reshape(len(self.val_set), MOST, 6))
+        areas = area_scores(pixels, self.classes)
+        return boxes | areas | {"mean": ((boxes["map"] or 0.0) + areas["miou"]) / 2}
+
+
+def _of_areas(term: Term) -> Term:
+    """A term of a loss of labels, which looks at the areas."""
+    count = term.denominator
+
+    def sums(seen: Seen) -> tuple[Tensor, Tensor]:
+        return term.sums(Seen(seen.images, cast(BoxesAndLabels, seen.targets).labels, seen.auxiliary[1]))
+
+    of_labels = (lambda targets: count(cast(BoxesAndLabels, targets).labels)) if count else None
+    return replace(term, sums=sums, denominator=of_labels)

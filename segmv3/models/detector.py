@@ -26,7 +26,8 @@ class ObjectDetector(nn.Module):
     """RGB in, scores and box offsets of all anchor boxes out. Normalisation is inside; any size of picture will do.
 
     Attributes: config: the `Detector` it was built from. num_classes: without the background. rules: torchvision's SSD,
-        without a net of its own: anchors, matching, loss and the choice of the best boxes.
+        without a net of its own: anchors, matching, loss and the choice of the best boxes. areas: the head of the
+        areas, where there is one.
     """
 
     def __init__(self, config: Detector, num_classes: int) -> None:
@@ -35,24 +36,37 @@ class ObjectDetector(nn.Module):
         self.num_classes = num_classes
         self.normalize = Normalize(config.mean, config.std)
         norm = partial(nn.BatchNorm2d, eps=config.backbone.bn_eps, momentum=config.bn_momentum)
-        self.backbone = MobileNetV3Backbone(config.backbone, (C4,), bn_momentum=config.bn_momentum)
+        taps = config.areas.taps() if config.areas else ()
+        self.backbone = MobileNetV3Backbone(config.backbone, (C4, *taps), bn_momentum=config.bn_momentum)
         self.backbone.apply(initialise)
-        _, c5 = self.backbone.channels
+        c4, *finer, c5 = self.backbone.channels
         before = (c5, *_EXTRA[:-1])
         self.extra = nn.ModuleList(_extra_block(a, b, norm) for a, b in zip(before, _EXTRA, strict=True))
         if not torch.empty(0).is_meta:
             _normal_init(self.extra)
         anchors = _TensorFlowAnchors(config) if config.anchors == "tensorflow" else _Anchors(config)
         counts = anchors.num_anchors_per_location()
-        self.head = SSDLiteHead([*self.backbone.channels, *_EXTRA], counts, num_classes + 1, norm)
+        self.head = SSDLiteHead([c4, c5, *_EXTRA], counts, num_classes + 1, norm)
         self.rules = SSD(nn.Identity(), anchors, (1, 1), num_classes + 1, head=nn.Identity(), nms_thresh=0.55)
+        self.areas: nn.Module | None = None
+        if config.areas:
+            self.areas = config.areas.build((*finer, c5), num_classes, bn_momentum=config.bn_momentum)
+            self.areas.apply(initialise)
 
-    def maps(self, image: Tensor) -> list[Tensor]:
-        """N x 3 x H x W, RGB, uint8 or float 0..255 -> the six feature maps, C4 and C5 first."""
-        maps = list(self.backbone(self.normalize(image)))
+    def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The feature maps of both heads.
+
+        Args:
+            image: N x 3 x H x W, RGB, uint8 or float 0..255.
+
+        Returns:
+            The six maps of the boxes, C4 and C5 first; and those that the head of the areas takes.
+        """
+        c4, *finer, c5 = self.backbone(self.normalize(image))
+        maps = [c4, c5]
         for block in self.extra:
             maps.append(block(maps[-1]))
-        return maps
+        return maps, [*finer, c5]
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Scores and offsets, and the anchors that they are for.
@@ -61,13 +75,15 @@ class ObjectDetector(nn.Module):
             image: N x 3 x H x W, RGB, uint8 or float 0..255.
 
         Returns:
-            N x A x (1 + classes + 4), the background first, before the softmax, then the offsets of the box; and the
-            anchors, A x 4, left, top, right and bottom in pixels.
+            N x A x (1 + classes + 4), the background first, before the softmax, then the offsets of the box; the
+            anchors, A x 4, left, top, right and bottom in pixels; and of a net with `areas` the logits of the pixels,
+            N x classes x h x w at the head's own resolution.
         """
-        maps = self.maps(image)
+        maps, of_areas = self.maps(image)
         found = self.head(maps)
         found = torch.cat([found["cls_logits"], found["bbox_regression"]], 2)
-        return [found, self.rules.anchor_generator(ImageList(image, [tuple(image.shape[2:])]), maps)[0].float()]
+        anchors = self.rules.anchor_generator(ImageList(image, [tuple(image.shape[2:])]), maps)[0].float()
+        return [found, anchors, *([self.areas(*of_areas)] if self.areas else [])]
 
     def split(self, found: Tensor) -> dict[str, Tensor]:
         """The first of what `forward` gives, in torchvision's terms."""
@@ -86,14 +102,16 @@ class ObjectDetector(nn.Module):
             candidates: boxes of each class that are compared.
 
         Returns:
-            For each picture `boxes`, float n x 4 in its pixels; `scores`, 0..1, falling; `labels`, int64, from 0.
+            For each picture `boxes`, float n x 4 in its pixels; `scores`, 0..1, falling; `labels`, int64, from 0; and
+            of a net with `areas` their logits, `areas`, classes x h x w.
         """
-        found, anchors = self(image)
+        found, anchors, *areas = self(image)
         rules: Any = self.rules
         rules.score_thresh, rules.detections_per_img, rules.topk_candidates = least_score, most, candidates
         shapes = [tuple(image.shape[2:])] * len(image)
         chosen = rules.postprocess_detections(self.split(found), [anchors] * len(image), shapes)
-        return [{**each, "labels": each["labels"] - 1} for each in chosen]
+        pixels = [{"areas": logits} for logits in areas[0]] if areas else [{} for _ in chosen]
+        return [{**each, "labels": each["labels"] - 1, **own} for each, own in zip(chosen, pixels, strict=True)]
 
     def loss(self, found: Tensor, anchors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """SSD's loss (arXiv 1512.02325): cross-entropy with three hard negatives for each box, and smooth L1.

@@ -64,10 +64,20 @@ class Detector:
     bn_momentum: float = 0.03
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    areas: Head | None = None
+    """A segmentation head on the same backbone: the net then also labels every pixel, in the same pass. Boxes and areas
+    share one list of classes; `data.areas` says where the labels are."""
     pretrained: str | None = None
     """Weights to start from, a file or a name of `segmv3 weights list`: a detector, or a classifier's backbone."""
 
-    classifiers = tuple(f"head.classification_head.module_list.{level}.1." for level in range(6))
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors with rows for each class."""
+        of_areas = self.areas.classifiers if self.areas else ()
+        return (
+            *(f"head.classification_head.module_list.{level}.1." for level in range(6)),
+            *(f"areas.{name}." for name in of_areas),
+        )
 
     def classes_of(self, rows: int) -> int:
         """How many classes a net tells apart whose first classifier has so many rows."""
@@ -79,6 +89,7 @@ class Detector:
         return [
             (rising, "scales", "must be two rising shares of the picture, above 0 and at most 1"),
             (self.backbone.last, "backbone.last", "must be there: its output is the map C5"),
+            *((holds, f"areas.{name}", wrong) for holds, name, wrong in (self.areas.rules() if self.areas else ())),
         ]
 
 

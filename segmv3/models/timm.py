@@ -30,14 +30,19 @@ class TimmBackbone(FeatureMaps):
             ModelError: timm has no such net, it gives no maps, or not these.
         """
         super().__init__()
+        dilated: dict[str, Any] = (
+            {} if net.output_stride == 32 else {"output_stride": net.output_stride}
+        )  # not every net takes it
         try:
-            self.net = timm.create_model(net.name, features_only=True, output_stride=net.output_stride)
+            self.net = timm.create_model(net.name, features_only=True, **dilated)
         except Exception as error:  # each family of timm raises its own
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise ModelError(
                 f"timm cannot build {net.name!r} with output stride {net.output_stride} ({reason})"
             ) from None
         info: Any = self.net.feature_info
+        if (deepest := info.reduction()[-1]) != net.output_stride:
+            raise ModelError(f"{net.title} has its deepest map at stride {deepest}, not at {net.output_stride}")
         first = info.reduction()[0]
         strides = [first * 2**stage for stage in range(len(info.reduction()))]  # of the undilated net
         for tap in taps:

@@ -21,14 +21,14 @@ from segmv3.media.draw import STYLE, Style
 from segmv3.media.encoding import FORMATS
 from segmv3.media.live import LiveReader
 from segmv3.pipeline import AT_ONCE, read_ahead, work_behind, work_together
-from segmv3.prediction.contract import Found, Frames, Job, Kind, Shot, Sink
+from segmv3.prediction.contract import Found, Frames, Job, Kind, Objects, Shot, Sink
 from segmv3.prediction.gathering import finish_all
 from segmv3.prediction.listing import ImageSource
 from segmv3.prediction.results import KINDS
 from segmv3.prediction.sources import FrameSource, PictureSource, Source, find_source
 
-Predict = Callable[[UInt8Array], Found]
-"""uint8 H x W x 3, RGB -> labels, uint8 H x W, arrays of their own. Called in order, from one thread but for
+Predict = Callable[[UInt8Array], Found | Objects]
+"""uint8 H x W x 3, RGB -> labels, uint8 H x W, or boxes; arrays of their own. Called in order, from one thread but for
 `at_once`."""
 
 Progress = Callable[[int, int | None], None]

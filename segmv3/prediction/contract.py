@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes
@@ -23,6 +24,16 @@ from segmv3.prediction.merging import ids_of
 
 Found = UInt8Array | tuple[UInt8Array, UInt8Array | None]
 """What a net says of an image: labels alone, or with the confidence of each pixel (as in `Shot`)."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a detector says of an image."""
+
+    boxes: NDArray[np.float32]
+    """n x 6: left, top, right, bottom in pixels, class, score (`segmv3.detection.drawing.draw_boxes`)."""
+    labels: UInt8Array | None = None
+    """H x W, train ids, of a net that labels areas too."""
 
 
 def both(found: Found) -> tuple[UInt8Array, UInt8Array | None]:
@@ -39,13 +50,15 @@ class Shot:
     image: UInt8Array
     """H x W x 3, RGB."""
     labels: UInt8Array
-    """H x W, train ids; of a detector its boxes, float32 n x 6 (`segmv3.detection.drawing.draw_boxes`)."""
+    """H x W, train ids; 0 x 0 where a detector found boxes alone."""
     time: Fraction | None = None
     """Seconds since the first frame of a video."""
     confidence: UInt8Array | None = None
     """H x W, the probability of each pixel's class as 0..255; None where it was not asked for."""
     file: str = ""
     """The picture's file below the source, "/" separates folders; of a frame that of its video."""
+    boxes: NDArray[np.float32] | None = None
+    """As in `Objects`, of a detector."""
 
 
 class Frames(Protocol):
@@ -97,8 +110,13 @@ class Job:
         """The train ids of what is blurred. Raises: ConfigError for a class that the net does not know."""
         return ids_of(self.style.blur, self.classes, "--blur")
 
-    def shot(self, name: str, image: UInt8Array, found: Found, *, time: Fraction | None = None, file: str = "") -> Shot:
+    def shot(
+        self, name: str, image: UInt8Array, found: Found | Objects, *, time: Fraction | None = None, file: str = ""
+    ) -> Shot:
         """A labelled picture, with what must not be seen of it already blurred."""
+        if isinstance(found, Objects):
+            labels = np.zeros((0, 0), np.uint8) if found.labels is None else found.labels
+            return Shot(name, image, labels, time, file=file, boxes=found.boxes)
         labels, confidence = both(found)
         return Shot(name, blurred(image, labels, self.hidden), labels, time, confidence, file)
 

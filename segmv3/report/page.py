@@ -134,6 +134,7 @@ def write_detection_report(
     title: str,
     facts: dict[str, str],
     log: list[dict],
+    metric: tuple[str, str],
     scores: dict,
     pictures: list[tuple[UInt8Array, UInt8Array]],
 ) -> Path:
@@ -144,7 +145,8 @@ def write_detection_report(
         title: as for `write_report`.
         facts: as for `write_report`.
         log: as for `write_report`.
-        scores: as `segmv3.detection.scoring.average_precisions` returns them.
+        metric: the score that chose the weights, by its key and for people.
+        scores: as `segmv3.detection.scoring.average_precisions` returns them, and `area_scores` of a net with areas.
         pictures: images with their true boxes, and with those that were found.
 
     Returns:
@@ -153,7 +155,8 @@ def write_detection_report(
     Raises:
         OutputError: a file cannot be written.
     """
-    named = (("mAP", "map"), ("mAP at 50 % overlap", "map50"), ("mAP at 75 % overlap", "map75"))
+    named = [("mAP", "map"), ("mAP at 50 % overlap", "map50"), ("mAP at 75 % overlap", "map75")]
+    named += [("mIoU of the areas", "miou")] if "miou" in scores else []
     size = f"seen at {' x '.join(map(str, scores['size']))}"
     conditions = (scores["split"], count(scores["images"], "image"), f"{len(scores['classes']):,} classes", size)
     figures = make_folder(run / "figures")
@@ -162,11 +165,12 @@ def write_detection_report(
         "detection.html",
         title=title,
         facts=facts,
-        curves=Chart(figures / "curves.png", lambda theme: curves(log, theme, ("map", "mAP"))),
-        metric_name="mAP",
+        curves=Chart(figures / "curves.png", lambda theme: curves(log, theme, metric)),
+        metric_name=metric[1],
         conditions=" · ".join(conditions),
         metrics=[(name, scores[key]) for name, key in named if scores[key] is not None],
         classes=scores["classes"],
+        areas=scores.get("areas"),
         samples=[[("truth", data_uri(a, "JPEG")), ("prediction", data_uri(b, "JPEG"))] for a, b in pictures],
     )
 
