@@ -182,6 +182,7 @@ def test_train_evaluate_predict(config, city, tmp_path, capsys):
     assert [entry["step"] for entry in scored] == [2, 4]
     assert all(entry["mean"] == pytest.approx((entry["map"] + entry["miou"]) / 2) for entry in scored)
     page = (run / "report.html").read_text()
+    assert "SSDLite and LRASPP on MobileNetV3-small" in page and "digest of the scored labels {" not in page
     assert "Boxes and areas by class" in page and "mIoU of the areas" in page and "of the areas cross-entropy" in page
 
     weights, output = str(run / "best.safetensors"), tmp_path / "scores.json"

@@ -57,7 +57,8 @@ class DetectionTask(Task):
             if boxes.areas:
                 with progress_of(f"check labels of {boxes.split}") as progress:
                     refuse(problems_in(boxes.areas, progress), boxes.split)
-                self.seen[boxes.split]["labels"] = contents(boxes.areas, read_pairs(boxes.areas))
+                found = contents(boxes.areas, read_pairs(boxes.areas))
+                self.seen[boxes.split] = found | {"boxes": self.seen[boxes.split]["images"]}
             for line in describe(boxes):
                 say(f"data: {line}")
 

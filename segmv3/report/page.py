@@ -155,8 +155,8 @@ def write_detection_report(
     Raises:
         OutputError: a file cannot be written.
     """
-    named = [("mAP", "map"), ("mAP at 50 % overlap", "map50"), ("mAP at 75 % overlap", "map75")]
-    named += [("mIoU of the areas", "miou")] if "miou" in scores else []
+    named = [("mAP", "map"), ("mAP at 50 % overlap", "map50")]
+    named += [("mIoU of the areas", "miou") if "miou" in scores else ("mAP at 75 % overlap", "map75")]
     size = f"seen at {' x '.join(map(str, scores['size']))}"
     conditions = (scores["split"], count(scores["images"], "image"), f"{len(scores['classes']):,} classes", size)
     figures = make_folder(run / "figures")
