@@ -14,10 +14,12 @@ from segmv3.config import LRASPP, BoxData, Detector, LRASPPPlus, MobileNetV3, Mo
 from segmv3.detection.coco import open_boxes
 from segmv3.detection.predictor import load_detector
 from segmv3.detection.samples import BoxesAndLabels, BoxSamples
+from segmv3.detection.scoring import count_boxes
 from segmv3.detection.settings import Detection
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
 from segmv3.images import read_image, write_png
 from segmv3.labels import cityscapes_classes
+from segmv3.metrics import ConfusionMatrix
 from segmv3.mini_city import write_mini_city
 from segmv3.models.zoo import build
 from segmv3.states import load_state
@@ -132,6 +134,30 @@ def test_labels_move_with_their_boxes(tmp_path):
             np.testing.assert_allclose(row[:4], around, atol=3)  # a pixel of the file is up to 3 here
             seen += 1
     assert seen > 20
+
+
+def test_no_image_of_another_size_than_its_boxes_say_is_learnt_or_scored(tmp_path):
+    """The check before a run decodes 1,000 images; the sizes of all others are seen when they are read."""
+    data = street(tmp_path)
+    content = json.loads((tmp_path / "boxes_val.json").read_text())
+    content["images"][0]["width"] = 120
+    (tmp_path / "boxes_val.json").write_text(json.dumps(content))
+    boxes = open_boxes(data, "val")
+    with pytest.raises(DataError, match="a.png is 60 x 40, but .*boxes_val.json says 120 x 40"):
+        BoxSamples(boxes, data, 0)[0, 0]
+    with pytest.raises(DataError, match="a.png is 60 x 40, but .*boxes_val.json says 120 x 40"):
+        count_boxes(build(BOTH, 2).eval(), boxes, (64, 96), device=torch.device("cpu"), confusion=ConfusionMatrix(2))
+
+
+def test_a_check_reads_the_labels_too(tmp_path):
+    street(tmp_path)
+    write_png(tmp_path / "labels/val/a.png", np.full((40, 60), 9, np.uint8))
+    (tmp_path / "tiny.py").write_text(
+        "from pathlib import Path\nfrom segmv3.config import LRASPP, BoxData, Detection, Detector, Schedule\n"
+        f'data = BoxData(root=Path({str(tmp_path)!r}), areas="folder")\n'
+        "config = Detection(model=Detector(areas=LRASPP()), data=data, schedule=Schedule(steps=4))\n"
+    )
+    assert main(["detect", "check", str(tmp_path / "tiny.py")]) == 2
 
 
 def test_a_batch_is_cut_and_moved_as_one_tensor_is():

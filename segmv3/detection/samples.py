@@ -63,10 +63,7 @@ class BoxSamples(Samples):
 
     def __getitem__(self, address: tuple[int, int]) -> Sample:
         epoch, index = address
-        if areas := self.boxes.areas:
-            image, labels = areas.read(index)
-        else:
-            image, labels = self.boxes.read(index)[0], None
+        image, labels = self.boxes.read(index)
         boxes = self.boxes.boxes[index]
         seed = np.random.SeedSequence([self.seed, 1, epoch, index]).generate_state(2)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator

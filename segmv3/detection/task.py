@@ -52,12 +52,13 @@ class DetectionTask(Task):
 
     def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
         for boxes in (self.train_set, self.val_set):
-            with progress_of(f"check {boxes.split}") as progress:
-                self.seen[boxes.split] = {"images": check_images(boxes, progress)}
-            if boxes.areas:
+            self.seen[boxes.split] = {}
+            if boxes.areas:  # first: it names all faults of labels at once
                 with progress_of(f"check labels of {boxes.split}") as progress:
                     refuse(problems_in(boxes.areas, progress), boxes.split)
                 self.seen[boxes.split]["labels"] = contents(boxes.areas, read_pairs(boxes.areas))
+            with progress_of(f"check {boxes.split}") as progress:
+                self.seen[boxes.split]["images"] = check_images(boxes, progress)
             for line in describe(boxes):
                 say(f"data: {line}")
 
@@ -92,9 +93,8 @@ class DetectionTask(Task):
         """Some images of val with their boxes, and with those that the net finds."""
         pairs = []
         for index in evenly_spaced(len(self.val_set)):
-            image, truth = self.val_set.read(index)
-            labels = self.val_set.areas.read(index)[1] if self.val_set.areas else None
-            truth = truth[:, :6] * np.array([1, 1, 1, 1, 1, 0], np.float32)  # without a score none is written
+            image, labels = self.val_set.read(index)
+            truth = self.val_set.boxes[index] * np.array([1, 1, 1, 1, 1, 0], np.float32)  # no score to show
             rows, areas = found_in(net, image, self.config.data.crop_size, device)
             shown = draw_found(image, truth, labels, self.classes), draw_found(image, rows, areas, self.classes)
             pairs.append(shown)
