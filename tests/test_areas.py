@@ -160,6 +160,16 @@ def test_a_check_reads_the_labels_too(tmp_path):
     assert main(["detect", "check", str(tmp_path / "tiny.py")]) == 2
 
 
+def test_smaller_labels_lie_where_the_smaller_image_does(tmp_path):
+    """A car whose image is as bright as its label: at an eighth of the size both show it in the same place."""
+    data = replace(street(tmp_path), crop_size=(32, 32), zoom_in=0, zoom_out=0, flip=0, jitter=0)
+    labels = np.zeros((256, 256), np.uint8)
+    labels[:, 90:198] = 1
+    samples = BoxSamples(open_boxes(data, "train"), data, 0)
+    image, target = samples._made(np.repeat(255 * labels[..., None], 3, 2), np.zeros((0, 6), np.float32), labels)
+    assert torch.equal(target.labels, (image[..., 0] > 127).byte())
+
+
 def test_a_batch_is_cut_and_moved_as_one_tensor_is():
     batch = BoxesAndLabels(torch.arange(20.0).reshape(4, 1, 5), torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1))
     first, second = batch.chunk(2)

@@ -37,6 +37,17 @@ class BoxesAndLabels(NamedTuple):
         return BoxesAndLabels(*(own.to(device) for own in self))
 
 
+class _Resize(v2.Resize):
+    """torchvision's takes each label from a pixel's corner, up to half a pixel beside the image's; this one from its
+    middle."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Mask):
+            return super().transform(inpt, params)
+        labels, how = inpt.as_subclass(Tensor)[None], v2.InterpolationMode.NEAREST_EXACT
+        return tv_tensors.Mask(v2.functional.resize(labels, self.size, interpolation=how)[0])
+
+
 def train_transforms(data: BoxData) -> v2.Compose:
     """Colours, a larger empty picture around it, a crop around some boxes, mirror, and the size of the net."""
     steps: list[v2.Transform] = [
@@ -44,7 +55,7 @@ def train_transforms(data: BoxData) -> v2.Compose:
         v2.RandomZoomOut(fill=_FILL, side_range=(1.0, 2.0), p=data.zoom_out),
         v2.RandomApply([v2.RandomIoUCrop()], p=data.zoom_in),
         v2.RandomHorizontalFlip(data.flip),
-        v2.Resize(list(data.crop_size), antialias=False),
+        _Resize(list(data.crop_size), antialias=False),
     ]
     return v2.Compose(steps)
 
