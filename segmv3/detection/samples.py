@@ -38,8 +38,7 @@ class BoxesAndLabels(NamedTuple):
 
 
 class _Resize(v2.Resize):
-    """torchvision's takes each label from a pixel's corner, up to half a pixel beside the image's; this one from its
-    middle."""
+    """Takes labels from the middle of pixels: torchvision's, from the corner, lie half a pixel beside the image."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not isinstance(inpt, tv_tensors.Mask):
