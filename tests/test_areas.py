@@ -1,6 +1,7 @@
 """One net that draws boxes and labels areas: its data, its samples, its pass, the commands."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +11,21 @@ import torch
 
 from segmv3 import checkpoint
 from segmv3.cli import main
-from segmv3.config import LRASPP, BoxData, Detector, LRASPPPlus, MobileNetV3, Model, load_config
+from segmv3.config import LRASPP, BoxData, Detector, Loss, LRASPPPlus, MobileNetV3, Model, Schedule, load_config
 from segmv3.detection.coco import open_boxes
 from segmv3.detection.predictor import load_detector
 from segmv3.detection.samples import BoxesAndLabels, BoxSamples
+from segmv3.detection.scoring import count_boxes
 from segmv3.detection.settings import Detection
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
 from segmv3.images import read_image, write_png
 from segmv3.labels import cityscapes_classes
+from segmv3.metrics import ConfusionMatrix
 from segmv3.mini_city import write_mini_city
-from segmv3.models.zoo import build
+from segmv3.models.zoo import build, net_name
 from segmv3.states import load_state
 from segmv3.training.loop import train
+from segmv3.weights.transfer import start_from
 
 BACKBONE = MobileNetV3(size="small", width=0.35)
 BOTH = Detector(backbone=BACKBONE, scales=(0.1, 0.9), bn_momentum=0.1, areas=LRASPP(channels=16))
@@ -80,6 +84,7 @@ def test_a_net_with_both_heads_is_read_as_it_was_saved(tmp_path):
     net = build(BOTH, 19)
     checkpoint.save(net, tmp_path / "both.safetensors")
     again, card = checkpoint.load_detector(tmp_path / "both.safetensors")
+    assert net_name(again.config).startswith("SSDLite and LRASPP on MobileNetV3-small")
     assert again.config == BOTH and card.classes == cityscapes_classes()
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     finder = load_detector(tmp_path / "both.safetensors", device="cpu", size=(64, 96))
@@ -134,6 +139,40 @@ def test_labels_move_with_their_boxes(tmp_path):
     assert seen > 20
 
 
+def test_no_image_of_another_size_than_its_boxes_say_is_learnt_or_scored(tmp_path):
+    """The check before a run decodes 1,000 images; the sizes of all others are seen when they are read."""
+    data = street(tmp_path)
+    content = json.loads((tmp_path / "boxes_val.json").read_text())
+    content["images"][0]["width"] = 120
+    (tmp_path / "boxes_val.json").write_text(json.dumps(content))
+    boxes = open_boxes(data, "val")
+    with pytest.raises(DataError, match="a.png is 60 x 40, but .*boxes_val.json says 120 x 40"):
+        BoxSamples(boxes, data, 0)[0, 0]
+    with pytest.raises(DataError, match="a.png is 60 x 40, but .*boxes_val.json says 120 x 40"):
+        count_boxes(build(BOTH, 2).eval(), boxes, (64, 96), device=torch.device("cpu"), confusion=ConfusionMatrix(2))
+
+
+def test_a_check_reads_the_labels_too(tmp_path):
+    street(tmp_path)
+    write_png(tmp_path / "labels/val/a.png", np.full((40, 60), 9, np.uint8))
+    (tmp_path / "tiny.py").write_text(
+        "from pathlib import Path\nfrom segmv3.config import LRASPP, BoxData, Detection, Detector, Schedule\n"
+        f'data = BoxData(root=Path({str(tmp_path)!r}), areas="folder")\n'
+        "config = Detection(model=Detector(areas=LRASPP()), data=data, schedule=Schedule(steps=4))\n"
+    )
+    assert main(["detect", "check", str(tmp_path / "tiny.py")]) == 2
+
+
+def test_smaller_labels_lie_where_the_smaller_image_does(tmp_path):
+    """A car whose image is as bright as its label: at an eighth of the size both show it in the same place."""
+    data = replace(street(tmp_path), crop_size=(32, 32), zoom_in=0, zoom_out=0, flip=0, jitter=0)
+    labels = np.zeros((256, 256), np.uint8)
+    labels[:, 90:198] = 1
+    samples = BoxSamples(open_boxes(data, "train"), data, 0)
+    image, target = samples._made(np.repeat(255 * labels[..., None], 3, 2), np.zeros((0, 6), np.float32), labels)
+    assert torch.equal(target.labels, (image[..., 0] > 127).byte())
+
+
 def test_a_batch_is_cut_and_moved_as_one_tensor_is():
     batch = BoxesAndLabels(torch.arange(20.0).reshape(4, 1, 5), torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1))
     first, second = batch.chunk(2)
@@ -147,12 +186,48 @@ def test_head_and_labels_belong_together(city):
         ({"data": replace(settings.data, areas=None)}, "data.areas: is missing"),
         ({"model": replace(settings.model, areas=None)}, "model.areas: is missing"),
         ({"loss": replace(settings.loss, auxiliary=0.4)}, "loss.auxiliary: must be 0"),
+        (
+            {
+                "model": replace(settings.model, areas=None),
+                "data": replace(settings.data, areas=None),
+                "loss": Loss(dice=1.0),
+            },
+            "loss: is for model.areas",
+        ),
         ({"model": replace(settings.model, areas=LRASPP(channels=0))}, "model.areas.channels: must lie"),
     ):
         with pytest.raises(ConfigError, match=text):
             replace(settings, **change)
+    data = replace(settings.data, root=city)
     with pytest.raises(ModelError, match="a batch of at least 2"):
-        replace(settings, data=replace(settings.data, root=city)).task().build(1)
+        replace(settings, data=data).task().build(1)
+    with pytest.raises(ConfigError, match="loss.class-weights: 2 numbers for 19 classes"):
+        replace(settings, data=data, loss=Loss(class_weights=(1.0, 2.0))).task()
+
+
+def test_labels_that_teach_nothing_end_a_run_before_it_begins(tmp_path):
+    data, said = street(tmp_path, box="pothole"), list[str]()
+    settings = Detection(model=BOTH, data=data, schedule=Schedule(steps=4))
+    settings.task().check(lambda _: nullcontext(lambda *_: None), said.append)
+    absent = "1 class is absent (cannot be learned): pothole"
+    assert f"data: labels of 'train': {absent}" in said
+    for split in ("train", "val"):
+        write_png(tmp_path / "labels" / split / "a.png", np.full((40, 60), 255, np.uint8))
+    with pytest.raises(DataError, match="no pixel of 'train' is labelled"):
+        settings.task().check(lambda _: nullcontext(lambda *_: None), said.append)
+
+
+def test_rows_of_both_heads_are_copied_by_the_names_of_classes(tmp_path):
+    theirs, ours = ("road", "car", "sky"), ("sky", "road", "bus", "car")
+    donor, net = build(BOTH, 3), build(BOTH, 4)
+    checkpoint.save(donor, tmp_path / "donor.safetensors", classes=theirs)
+    record = start_from(net, str(tmp_path / "donor.safetensors"), lambda _: None, ours)
+    assert record["classes_kept"] == ["sky", "road", "car"] and record["classes_new"] == ["bus"]
+    given, own = (each.areas.state_dict()["deep_classifier.weight"] for each in (donor, net))
+    assert torch.equal(own[[0, 1, 3]], given[[2, 0, 1]])
+    given, own = (each.head.classification_head.module_list[0][1].weight for each in (donor, net))
+    given, own = given.unflatten(0, (-1, 4)), own.unflatten(0, (-1, 5))
+    assert torch.equal(own[:, [0, 1, 2, 4]], given[:, [0, 3, 1, 2]])
 
 
 @pytest.fixture
@@ -183,7 +258,8 @@ def test_train_evaluate_predict(config, city, tmp_path, capsys):
     assert all(entry["mean"] == pytest.approx((entry["map"] + entry["miou"]) / 2) for entry in scored)
     page = (run / "report.html").read_text()
     assert "SSDLite and LRASPP on MobileNetV3-small" in page and "digest of the scored labels {" not in page
-    assert "Boxes and areas by class" in page and "mIoU of the areas" in page and "of the areas cross-entropy" in page
+    assert "Boxes and areas by class" in page and "mIoU of the areas" in page
+    assert "of the areas class weights balanced, cross entropy 1" in page
 
     weights, output = str(run / "best.safetensors"), tmp_path / "scores.json"
     capsys.readouterr()

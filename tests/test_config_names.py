@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from segmv3.cli import main
-from segmv3.config import Config, config_names, find_config, load_config, standalone
+from segmv3.config import Config, Detection, config_names, find_config, load_config, standalone
 from segmv3.errors import ConfigError
 from segmv3.training.experiment import Experiment
 
@@ -40,6 +40,9 @@ def test_the_command_lists_prints_and_writes(tmp_path, monkeypatch, capsys):
     assert main(["config", "quickstart", "-o", "my.py"]) == 0
     assert "wrote my.py; segmv3 train my.py trains it" in capsys.readouterr().out
     assert isinstance(load_config("my.py"), Config)
+    assert main(["config", "detect/quickstart_areas", "-o", "boxes.py"]) == 0
+    assert "wrote boxes.py; segmv3 detect train boxes.py trains it" in capsys.readouterr().out
+    assert load_config("boxes.py", kind=Detection) == load_config("detect/quickstart_areas", kind=Detection)
     assert main(["config", "quickstart", "-o", "my.py"]) == 2
     assert "my.py exists" in capsys.readouterr().err
 

@@ -40,13 +40,14 @@ def run(arguments: list[str]) -> None:
             print_line(f"  {name:<34} {_purpose(find_config(name))}")
         return
     experiment: type[Any] = Experiment  # of either task
-    text = standalone(load_config(options.name, kind=experiment), options.name)
+    config = load_config(options.name, kind=experiment)
+    text = standalone(config, options.name)
     if options.output is None:
         print(text, end="")
         return
     refuse_existing(options.output, options.overwrite)
     write_bytes(options.output, text.encode())
-    print_line(f"wrote {options.output}; segmv3 train {options.output} trains it")
+    print_line(f"wrote {options.output}; {config.command} {options.output} trains it")
 
 
 def _purpose(path: Path) -> str:

@@ -64,20 +64,21 @@ class BoxSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, index: int) -> tuple[UInt8Array, NDArray[np.float32]]:
-        """An image, uint8 H x W x 3 RGB, and its boxes, n x 6.
+    def read(self, index: int) -> tuple[UInt8Array, UInt8Array | None]:
+        """An image, uint8 H x W x 3 RGB, and its labels, uint8 H x W, where there are areas.
 
         Raises:
-            DataError: the file is damaged, or of another size than the annotations say.
+            DataError: a file is damaged, or of another size than the annotations say.
         """
         path = self.folder / self.names[index]
-        image, (height, width) = read_image(path), self.sizes[index]
+        image, labels = self.areas.read(index) if self.areas else (read_image(path), None)
+        height, width = self.sizes[index]
         if image.shape[:2] != (height, width):
             raise DataError(
                 f"{path} is {image.shape[1]} x {image.shape[0]}, but {self.file} says {width} x {height} "
                 "(width x height); mend one of them"
             )
-        return image, self.boxes[index]
+        return image, labels
 
     @property
     def most_boxes(self) -> int:

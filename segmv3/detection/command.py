@@ -169,17 +169,13 @@ def _evaluate(arguments: list[str]) -> None:
             confusion=pixels,
             progress=lambda done, _: progress.update(bar, completed=done),
         )
-    of_areas = area_scores(pixels, boxes.classes) if pixels else {}
-    scores = (
-        average_precisions(rows, boxes, indices)
-        | of_areas
-        | {
-            "size": list(net.size),
-            "weights": str(options.weights),
-            "weights_sha256": net.card.sha256,
-            "segmv3": segmv3.__version__,
-        }
-    )
+    scores = average_precisions(rows, boxes, indices) | (area_scores(pixels, boxes.classes) if pixels else {})
+    scores |= {
+        "size": list(net.size),
+        "weights": str(options.weights),
+        "weights_sha256": net.card.sha256,
+        "segmv3": segmv3.__version__,
+    }
     if options.output:
         make_folder(options.output.parent)
         write_bytes(options.output, json.dumps(scores, indent=2).encode())

@@ -37,6 +37,16 @@ class BoxesAndLabels(NamedTuple):
         return BoxesAndLabels(*(own.to(device) for own in self))
 
 
+class _Resize(v2.Resize):
+    """Takes labels from the middle of pixels: torchvision's, from the corner, lie half a pixel beside the image."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Mask):
+            return super().transform(inpt, params)
+        labels, how = inpt.as_subclass(Tensor)[None], v2.InterpolationMode.NEAREST_EXACT
+        return tv_tensors.Mask(v2.functional.resize(labels, self.size, interpolation=how)[0])
+
+
 def train_transforms(data: BoxData) -> v2.Compose:
     """Colours, a larger empty picture around it, a crop around some boxes, mirror, and the size of the net."""
     steps: list[v2.Transform] = [
@@ -44,7 +54,7 @@ def train_transforms(data: BoxData) -> v2.Compose:
         v2.RandomZoomOut(fill=_FILL, side_range=(1.0, 2.0), p=data.zoom_out),
         v2.RandomApply([v2.RandomIoUCrop()], p=data.zoom_in),
         v2.RandomHorizontalFlip(data.flip),
-        v2.Resize(list(data.crop_size), antialias=False),
+        _Resize(list(data.crop_size), antialias=False),
     ]
     return v2.Compose(steps)
 
@@ -63,10 +73,7 @@ class BoxSamples(Samples):
 
     def __getitem__(self, address: tuple[int, int]) -> Sample:
         epoch, index = address
-        if areas := self.boxes.areas:
-            image, labels = areas.read(index)
-        else:
-            image, labels = self.boxes.read(index)[0], None
+        image, labels = self.boxes.read(index)
         boxes = self.boxes.boxes[index]
         seed = np.random.SeedSequence([self.seed, 1, epoch, index]).generate_state(2)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator

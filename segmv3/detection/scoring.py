@@ -109,14 +109,13 @@ def count_boxes(
     """
     indices = range(len(boxes)) if indices is None else indices
     rows = torch.zeros(len(boxes), MOST, 6, dtype=torch.int64)
-    read: Any = boxes.areas.read if confusion and boxes.areas else boxes.read
-    samples = read_ahead(read, indices, threads=min(8, os.cpu_count() or 2))
+    samples = read_ahead(boxes.read, indices, threads=min(8, os.cpu_count() or 2))
     for done, (index, (image, truth)) in enumerate(zip(indices, samples, strict=True), 1):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             found = detect(net, image, size, device, most=MOST)
         values = torch.cat([found["boxes"], found["scores"][:, None]], 1).double() * torch.from_numpy(_SCALE)
         rows[index, : len(values)] = torch.cat([values, found["labels"][:, None].double() + 1], 1).round().long()
-        if confusion:
+        if confusion and truth is not None:
             confusion.update(found["areas"], truth)
         if progress:
             progress(done, len(indices))

@@ -65,6 +65,8 @@ class Detection(Experiment):
              "is missing: where are the labels for model.areas?"),
             (self.data.areas is None or self.model.areas is not None, "model.areas",
              "is missing: no head of the net learns the labels of data.areas"),
+            (self.model.areas is not None or self.loss == Loss(), "loss",
+             "is for model.areas, which this net does not have: SSD's loss of the boxes has no settings"),
             (not self.loss.auxiliary, "loss.auxiliary", "must be 0: detectors have no auxiliary heads"),
             *under("loss", self.loss.rules()),
             (self.compile == "off", "compile", "must be off: matching boxes takes as many steps as there are boxes"),

@@ -2,25 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segmv3.data.check import class_pixels, contents, problems_in, refuse
+from segmv3.data.check import class_fault, class_pixels, contents, problems_in, refuse
 from segmv3.data.facts import read_pairs
 from segmv3.detection.coco import check_images, check_same_classes, describe, open_boxes
 from segmv3.detection.drawing import draw_found
 from segmv3.detection.samples import BoxesAndLabels, BoxSamples
 from segmv3.detection.scoring import MOST, area_scores, average_precisions, count_boxes, found_in, import_coco
 from segmv3.detection.settings import Detection
-from segmv3.errors import ModelError
+from segmv3.errors import DataError, ModelError
 from segmv3.images import UInt8Array
 from segmv3.metrics import ConfusionMatrix
 from segmv3.models.detector import ObjectDetector
 from segmv3.models.zoo import net_name
 from segmv3.report.page import write_detection_report
+from segmv3.settings import refuse as refuse_settings
+from segmv3.training.experiment import under
 from segmv3.training.losses import Seen, Term
 from segmv3.training.manifest import read_manifest
 from segmv3.training.run import Run
@@ -39,8 +41,7 @@ class DetectionTask(Task):
         recorded=("dataset", "split", "images", "map", "map50", "map75"),
     )
     entry = "forward"
-    loss: ClassVar[str] = "cross-entropy, with three hard negatives for each box, and smooth L1 of the offsets"
-    """In words."""
+    _loss = "cross-entropy, with three hard negatives for each box, and smooth L1 of the offsets"
 
     def __init__(self, config: Detection) -> None:
         super().__init__()
@@ -52,13 +53,20 @@ class DetectionTask(Task):
 
     def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
         for boxes in (self.train_set, self.val_set):
-            with progress_of(f"check {boxes.split}") as progress:
-                self.seen[boxes.split] = {"images": check_images(boxes, progress)}
-            if boxes.areas:
+            self.seen[boxes.split] = {}
+            if boxes.areas:  # first: it names all faults of labels at once
                 with progress_of(f"check labels of {boxes.split}") as progress:
                     refuse(problems_in(boxes.areas, progress), boxes.split)
-                found = contents(boxes.areas, read_pairs(boxes.areas))
-                self.seen[boxes.split] = found | {"boxes": self.seen[boxes.split]["images"]}
+                found = read_pairs(boxes.areas)
+                self.seen[boxes.split] = contents(boxes.areas, found)
+                kind, fault = class_fault(boxes.areas, found) or ("", "")
+                if kind == "error":
+                    raise DataError(f"{self.config.data.root}: {fault}")
+                if fault:
+                    say(f"data: labels of '{boxes.split}': {fault}")
+            with progress_of(f"check {boxes.split}") as progress:
+                pixels = check_images(boxes, progress)
+            self.seen[boxes.split] |= {"boxes" if boxes.areas else "images": pixels}
             for line in describe(boxes):
                 say(f"data: {line}")
 
@@ -93,9 +101,8 @@ class DetectionTask(Task):
         """Some images of val with their boxes, and with those that the net finds."""
         pairs = []
         for index in evenly_spaced(len(self.val_set)):
-            image, truth = self.val_set.read(index)
-            labels = self.val_set.areas.read(index)[1] if self.val_set.areas else None
-            truth = truth[:, :6] * np.array([1, 1, 1, 1, 1, 0], np.float32)  # without a score none is written
+            image, labels = self.val_set.read(index)
+            truth = self.val_set.boxes[index] * np.array([1, 1, 1, 1, 1, 0], np.float32)  # no score to show
             rows, areas = found_in(net, image, self.config.data.crop_size, device)
             shown = draw_found(image, truth, labels, self.classes), draw_found(image, rows, areas, self.classes)
             pairs.append(shown)
@@ -103,10 +110,12 @@ class DetectionTask(Task):
 
     def report(self, run: Run, log: list[dict[str, Any]], device: torch.device, progress: Progress) -> None:
         metrics, (net, _) = run.metrics(self.metric.key), open_detector(run.best)
+        facts = facts_of(read_manifest(run))
+        of_areas = f"; of the areas {facts['loss']}" if self.config.model.areas else ""
         write_detection_report(
             run.folder,
             title=f"{metrics['net']} on {metrics['dataset']}",
-            facts=facts_of(read_manifest(run)) | {"loss": self.loss},
+            facts=facts | {"loss": self._loss + of_areas},
             log=log,
             metric=(self.metric.key, self.metric.name),
             scores=metrics,
@@ -123,7 +132,10 @@ class AreasTask(DetectionTask):
         logged=("mean", "map", "map50", "miou"),
         recorded=("dataset", "split", "images", "mean", "map", "map50", "map75", "miou"),
     )
-    loss = f"{DetectionTask.loss}; of the areas cross-entropy"
+
+    def __init__(self, config: Detection) -> None:
+        super().__init__(config)
+        refuse_settings(*under("loss", config.loss.rules(len(self.classes))))
 
     def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
         super().prepare(device, first=first, everywhere=everywhere)

@@ -55,8 +55,7 @@ def net_name(model: Net) -> str:
     if named:
         return named
     backbone, head = model.backbone, type(model.head).__name__ if isinstance(model, Model) else _KINDS[type(model)]
-    if isinstance(model, Detector) and model.areas:
-        head += f" and {type(model.areas).__name__}"
+    head += f" and {type(model.areas).__name__}" if isinstance(model, Detector) and model.areas else ""
     details = {name: getattr(backbone, name, None) for name in ("width", "tail", "output_stride")}
     shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value is not None)
     return f"{head} on {backbone.title} ({shown})"

@@ -117,7 +117,8 @@ def _copy_rows(source: Imported, model: AnyNet, names: tuple[str, ...], kept: li
         for name, own in model.state_dict().items():
             given = source.tensors.get(name)
             if name.startswith(model.config.classifiers) and given is not None and given.shape[1:] == own.shape[1:]:
-                if isinstance(model.config, Detector):  # the background and the classes of one anchor box after another
+                boxes = isinstance(model.config, Detector) and name.startswith("head.")
+                if boxes:  # the background and the classes of one anchor box after another
                     ours_of, theirs_of = (
                         each.unflatten(0, (-1, count + 1))
                         for each, count in ((own, len(names)), (given, len(source.names)))
