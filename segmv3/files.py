@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -159,6 +160,15 @@ def alone(lock: Path, in_use: Callable[[], None]) -> Iterator[None]:
             except OSError:
                 pass
         yield
+
+
+def sha256(path: Path) -> str:
+    """Of the bytes of a file, in hexadecimal. Raises: DataError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
 def expanded(path: str) -> Path:

@@ -28,7 +28,7 @@ from segmv3.data.listing import only, warn_of
 from segmv3.data.loader import read_ahead
 from segmv3.data.sources import source_of
 from segmv3.errors import DataError, OutputError, Segmv3Warning, shortened
-from segmv3.files import append_line, make_folder, write_bytes
+from segmv3.files import append_line, make_folder, sha256, write_bytes
 from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import IGNORE, cityscapes_label_ids
 from segmv3.metrics import ConfusionMatrix
@@ -143,7 +143,7 @@ def write_predictions(
     images = read_ahead(lambda index: read_image(target.images[todo[index]]), range(len(todo)))
     for number, (name, image) in enumerate(zip(todo, images, strict=True), 1):
         path = write_prediction(folder / _city(name), name, predict(image))
-        facts = {"name": name, "sha256": _sha256(path), "image_bytes": target.images[name].stat().st_size}
+        facts = {"name": name, "sha256": sha256(path), "image_bytes": target.images[name].stat().st_size}
         append_line(record, json.dumps(facts))
         if progress:
             progress(len(kept) + number, len(target.images))
@@ -185,11 +185,7 @@ def _is_finished(folder: Path, name: str, target: Target, facts: Mapping[str, An
     if name not in target.images or facts.get("image_bytes") != target.images[name].stat().st_size:
         return False
     path = prediction_file(folder / _city(name), name)
-    return path.is_file() and facts.get("sha256") == _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.is_file() and facts.get("sha256") == sha256(path)
 
 
 def write_zip(folder: Path, path: Path, *, overwrite: bool = False) -> str:
@@ -207,7 +203,7 @@ def write_zip(folder: Path, path: Path, *, overwrite: bool = False) -> str:
             archive.writestr(entry, (folder / name).read_bytes())
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    if path.is_file() and not overwrite and _sha256(path) != digest:
+    if path.is_file() and not overwrite and sha256(path) != digest:
         raise OutputError(f"{path} exists and is another one; choose another --output or add --overwrite")
     write_bytes(path, data)
     with zipfile.ZipFile(path) as archive:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import paint
+from PIL import Image
 
 import segmv3
 from segmv3 import checkpoint
@@ -19,9 +20,11 @@ from segmv3.adaptation.settings import Adaptation
 from segmv3.cli import main
 from segmv3.config import Data
 from segmv3.data.datasets import open_dataset, open_extra
-from segmv3.errors import ConfigError, DataError
+from segmv3.errors import ConfigError, DataError, Segmv3Warning
 from segmv3.images import read_ids, read_image, write_png
+from segmv3.media.encoding import VideoWriter
 from segmv3.models.zoo import NETS, create_model
+from segmv3.prediction.sources import VideoSource
 
 SHORT = Adaptation(rounds=2, steps=2, batch_size=2, crop_size=(32, 32), scales=(1.0,))
 
@@ -116,8 +119,75 @@ def test_it_writes_an_ordinary_weight_file_that_says_where_it_comes_from(
     assert second.data.extra_share == 0.5 and second.data.extra_labels == work / "round-2" / "labels"
 
 
+def moved(old: Path, new: Path) -> Path:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    return old.rename(new)
+
+
+def test_image_files_are_read_where_they_lie_also_once_they_and_the_folder_were_moved(
+    weights: Path, frames: Path, tmp_path: Path, trained: list[Any]
+):
+    photo = Image.new("RGB", (64, 48), "red")
+    photo.save(frames / "z.jpg")  # beside z.png
+    photo.save(frames / "photo.avif")  # which no data set reads
+    work, new, once = tmp_path / "work", tmp_path / "new.safetensors", replace(SHORT, rounds=1)
+    told = r"^frames: copied 1 of 7 into .*/work/images \(0\.0 MB\)$"
+    with pytest.warns(Segmv3Warning, match=told):
+        segmv3.adapt(weights, frames, new, run=work, settings=once)
+    links = {path.relative_to(work / "images").as_posix(): path for path in (work / "images").rglob("*.png")}
+    assert links["z.jpg.png"].resolve() == frames / "z.jpg" and links["a/x.png"].resolve() == frames / "a" / "x.png"
+    assert [name for name, path in links.items() if not path.is_symlink()] == ["photo.png"]
+    assert np.array_equal(read_image(links["photo.png"]), read_image(frames / "photo.avif"))
+
+    frames, work = moved(frames, tmp_path / "disk" / "streets"), moved(work, tmp_path / "far" / "work")
+    with pytest.warns(Segmv3Warning, match=told):
+        segmv3.adapt(weights, frames, new, run=work, settings=once)
+    assert (work / "images" / "z.jpg.png").resolve() == frames / "z.jpg" and len(trained) == 2
+
+    started = "work was started with other settings: "
+    (frames / "z.jpg").write_bytes((frames / "z.jpg").read_bytes() + b"1")
+    with pytest.raises(ConfigError, match=f'{started}SHA-256 of the frames "[^ ]+" -> "[^ ]+". Use another --run.$'):
+        segmv3.adapt(weights, frames, new, run=work, settings=once)
+    (frames / "z.jpg").rename(frames / "w.jpg")
+    with pytest.raises(ConfigError, match=rf'{started}frames \["a/x", .* -> \["a/x", .* Use another --run.$'):
+        segmv3.adapt(weights, frames, new, run=work, settings=once)
+    (frames / "w.jpg").unlink()
+    (frames / "w.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(DataError, match=r"w\.jpg cannot be read \(No such file or directory\)$"):
+        segmv3.adapt(weights, frames, new, run=work, settings=once)
+
+
+def test_frames_of_a_video_are_copied_and_must_stay(weights: Path, tmp_path: Path):
+    images, folder = tmp_path / "images", tmp_path / "round-1"
+    with VideoWriter(tmp_path / "drive.mp4", 5, (48, 64)) as writer:
+        for number in range(3):
+            writer.write(paint(100 + number, (48, 64), 4)[0])
+    net, card = checkpoint.load(weights)
+    video = VideoSource(tmp_path / "drive.mp4")
+    with pytest.warns(Segmv3Warning, match=r"^frames: copied 3 of 3 into .*/images \(0\.0 MB\)$"):
+        pseudo.label_frames(video, net.eval(), card.classes, folder, images, SHORT, lambda *_: None)
+    (gone := images / "drive" / "000001.png").unlink()
+    with pytest.raises(DataError) as caught:
+        pseudo.link_frames(video, images, folder / "best")
+    assert str(caught.value) == f"data: {gone} is gone, which was copied from a video; start again with another --run"
+
+
+def test_where_links_cannot_be_made_frames_are_copied(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any) -> None:
+        raise OSError(1, "a required privilege is not held")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    found = run._streets(str(frames), tmp_path / "work")[0]
+    with pytest.warns(Segmv3Warning, match=r"^frames: copied 5 of 5 into "):
+        pseudo.link_frames(found, tmp_path / "images", frames)  # labels of these names
+    copy = tmp_path / "images" / "b_labels" / "x.png"
+    assert not copy.is_symlink() and np.array_equal(read_image(copy), read_image(frames / "b_labels" / "x.png"))
+
+
 @pytest.mark.slow
-def test_a_stopped_adaptation_goes_on_and_ends_in_the_same_weights(weights: Path, frames: Path, tmp_path: Path):
+def test_a_stopped_adaptation_goes_on_also_elsewhere_and_ends_in_the_same_weights(
+    weights: Path, frames: Path, tmp_path: Path
+):
     whole = tmp_path / "whole.safetensors"
     segmv3.adapt(weights, frames, whole, run=tmp_path / "whole", settings=SHORT)
 
@@ -129,6 +199,7 @@ def test_a_stopped_adaptation_goes_on_and_ends_in_the_same_weights(weights: Path
     with pytest.raises(KeyboardInterrupt):
         segmv3.adapt(weights, frames, output, run=cut, settings=SHORT, progress=stop)
     assert not output.exists()
+    cut, frames, weights = (moved(each, tmp_path / "far" / each.name) for each in (cut, frames, weights))
     segmv3.adapt(weights, frames, output, run=cut, settings=SHORT)
     mine, theirs, before = (checkpoint.read(path).tensors for path in (whole, output, weights))
     assert any(not torch.equal(mine[name], before[name]) for name in mine)

@@ -14,7 +14,7 @@ import pytest
 from conftest import locked_elsewhere
 
 from segmv3 import files
-from segmv3.errors import CheckpointError, OutputError, ResourceError
+from segmv3.errors import CheckpointError, DataError, OutputError, ResourceError
 from segmv3.weights import download
 from segmv3.weights.download import Published, fetch
 
@@ -341,3 +341,10 @@ def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(OutputError, match="cache"):
         fetch(published(server))
+
+
+def test_the_digest_of_a_file_and_of_one_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")  # FIPS 180-4, its first example
+    with pytest.raises(DataError, match=r"/b cannot be read \(No such file or directory\)$"):
+        files.sha256(tmp_path / "b")

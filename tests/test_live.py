@@ -584,13 +584,39 @@ def test_what_is_piped_in(here: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     piped(frames[:-10], monkeypatch, tmp_path)
     with pytest.raises(PartialVideoError, match=r"ends within a frame of 66x48; result holds 4 frames$"):
         predict_source(find_source("-", raw=(66, 48)), predict, CLASSES, Path("cut"))
-    with pytest.raises(ConfigError, match=r"^config: --raw is for frames on standard input; name - as the source$"):
-        find_source("v.mp4", raw=(66, 48))
+    told = "^config: --raw is width and height, at least 1, of frames on standard input; name - as the source$"
+    for name, raw in (("v.mp4", (66, 48)), ("-", (0, 48)), ("-", (-66, -48))):
+        with pytest.raises(ConfigError, match=told):
+            find_source(name, raw=raw)
+    told = r"^config: --fps is .*; it is the rate of --raw, 0\.5 to 480 \(videos have their own, images none\)$"
+    for name, raw, fps in (
+        *(("v.mp4", None, 30), ("frame_%04d.png", None, 30), ("-", None, 30)),
+        *(("-", (66, 48), fps) for fps in (0, 0.4, 481, -25, float("nan"), float("inf"))),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            find_source(name, raw=raw, fps=fps)
     for data, told in ((b"", "data: standard input holds nothing"), (b"text" * 99, "video: standard input cannot be")):
         piped(data, monkeypatch, tmp_path)
         with pytest.raises((DataError, VideoError)) as caught:
             predict_source("-", predict, CLASSES, Path("none"))
         assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("fps", [0.5, 12.5, 29.97, 480])
+def test_bare_frames_come_at_the_rate_that_is_named(
+    fps: float, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(b"".join(plain(index).tobytes() for index in range(5)), monkeypatch, tmp_path)
+    source = find_source("-", raw=(64, 48), fps=fps)
+    predict_source(source, predict, CLASSES, Path("out"), save=["overlay", "csv"], video="mp4")
+    with VideoReader("out/stdin_overlay.mp4") as read:
+        times = [time for _, time in read.timed()]
+        assert read.fps == pytest.approx(fps, rel=1e-3)
+    wanted = [index / fps for index in range(5)]
+    assert times == pytest.approx(wanted, abs=1e-3)
+    (table,) = Path("out").glob("*.csv")
+    said = [float(line.split(",")[2]) for line in table.read_text().splitlines()[1:]]
+    assert said == pytest.approx(wanted, abs=1e-5)
 
 
 def test_sound_that_comes_once_is_told(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from segmv3.config import Data
 from segmv3.data.datasets import find_split
 from segmv3.data.listing import Split, visible_files
 from segmv3.data.sources import Source
-from segmv3.errors import PartialVideoError, Segmv3Warning
+from segmv3.errors import DataError, PartialVideoError, Segmv3Warning
 from segmv3.files import make_folder, write_bytes
-from segmv3.images import UInt8Array, read_ids, write_png
+from segmv3.images import SUFFIXES, UInt8Array, read_ids, read_image, write_png
 from segmv3.inference import multi_scale_flip
 from segmv3.labels import IGNORE, Classes
 from segmv3.models.segmenter import Segmenter
 from segmv3.prediction import PartialResultError, predict_source
+from segmv3.prediction.listing import ImageSource
 from segmv3.prediction.results import Confidence
 from segmv3.training.summary import evenly_spaced
 
@@ -107,12 +109,12 @@ def label_frames(
         net: on the device that it runs on.
         classes: those of the net.
         folder: of the round.
-        images: where the frames are kept.
+        images: where the frames are found from then on.
         settings: which labels are kept.
         progress: called with what is being done, how much of it is done, and how much there is.
     """
     made, places = folder / "made", {"labels": folder / "best", "confidence": folder / "confidence"}
-    if frames is not None:
+    if frames is not None and not isinstance(frames, ImageSource):
         places["image"] = images
     try:
         predict_source(
@@ -134,7 +136,33 @@ def label_frames(
                 make_folder((place / f"{name}{end}").parent)
                 file.replace(place / f"{name}{end}")
                 break
+    if frames is not None:
+        link_frames(frames, images, folder / "best")
     _keep_the_surest(folder, images, classes, settings)
+
+
+def link_frames(frames: Any, images: Path, labels: Path) -> None:
+    """Link each labelled frame in `images` to its file, where that lies now, and say what had to be copied.
+
+    Raises: DataError where the copy of a frame of a video is gone.
+    """
+    where = dict(zip(frames.names, frames.paths, strict=True)) if isinstance(frames, ImageSource) else {}
+    names, copies = [file.relative_to(labels) for file in visible_files(labels)], []
+    for link, file in ((images / name, where.get(name.as_posix().removesuffix(".png"))) for name in names):
+        make_folder(link.parent)
+        if link.is_symlink():
+            link.unlink()
+        with suppress(OSError, NotImplementedError):  # Windows asks for a privilege; or it was copied before
+            if file and file.suffix.lower() in SUFFIXES:  # no data set reads those of phones
+                link.symlink_to(file.resolve())
+        if file and not link.is_file():
+            write_png(link, read_image(file))
+        if not link.is_file():
+            raise DataError(f"{link} is gone, which was copied from a video; start again with another --run")
+        copies += [] if link.is_symlink() else [link.stat().st_size]
+    if copies:
+        text = f"frames: copied {len(copies):,} of {len(names):,} into {images} ({sum(copies) / 1e6:,.1f} MB)"
+        warnings.warn(Segmv3Warning(text), stacklevel=2)
 
 
 def _keep_the_surest(folder: Path, images: Path, classes: Classes, settings: Adaptation) -> None:

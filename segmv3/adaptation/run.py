@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,23 @@ from typing import Any
 import numpy as np
 
 from segmv3 import checkpoint
-from segmv3.adaptation.pseudo import Progress, Streets, label_frames, teacher
+from segmv3.adaptation.pseudo import Progress, Streets, label_frames, link_frames, teacher
 from segmv3.adaptation.settings import Adaptation
 from segmv3.checkpoint import Card
-from segmv3.config import Data, Device, Loss
+from segmv3.config import Config, Data, Device, Loss
 from segmv3.data.datasets import find_split, open_dataset
-from segmv3.data.facts import Facts, read_files
+from segmv3.data.facts import Facts, checksum, read_files
 from segmv3.data.listing import visible_files
 from segmv3.data.sources import SOURCES, data_in
 from segmv3.errors import DataError, PartialOutputError, Segmv3Warning
 from segmv3.evaluation.run import evaluate
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder, sha256, write_bytes
 from segmv3.images import read_image
 from segmv3.models.segmenter import Segmenter
 from segmv3.prediction.listing import ImageSource
 from segmv3.prediction.sources import VideoSource, find_source
 from segmv3.prediction.steady import Steady
+from segmv3.records import read_json
 from segmv3.runtime import Predictor, use_device
 from segmv3.runtime.backends import TorchBackend
 from segmv3.settings import to_dict
@@ -89,23 +91,24 @@ def adapt(
         PartialOutputError: the labelled part got worse; `output` is not written, the work lies in `run`.
     """
     settings, output = settings or Adaptation(), Path(output)
-    if Path(frames).suffix.lower() in SUFFIXES or str(frames).startswith(PREFIX) or str(frames) in published():
-        raise DataError(f"{frames} is a net, not frames; the order is: segmv3 adapt WEIGHTS FRAMES -o NEW")
     run, on = Path(run or Path("runs") / f"adapt-{output.stem}"), use_device(device, threads)
-    net, card = open_segmenter(weights)
     streets, own = _streets(str(frames), run)
+    net, card = open_segmenter(weights)
     source, labelled = (data_in(Path(each)) if isinstance(each, Path | str) else each for each in (source, labelled))
     card, known = _check_source(source, streets, net, card, Path(weights)) if source else (card, None)
     scored = _scored_parts(labelled or own, source, streets)
     how: dict[str, Any] = {"device": device, "threads": threads}
+    asked = to_dict(settings) | {"weights": card.sha256, "source": known} | _contents(streets)
+    if (claim := run / "adapt.json").is_file():
+        refuse_others(claim, asked, (), "--run")
     before = {name: evaluate(data, weights, progress=progress, **how).miou for name, data in scored.items()}
     make_folder(output.parent)
     work = _Work(make_folder(run), settings, card, source, progress)
-    files = [[str(path), path.stat().st_size] for path in streets.paths]
-    work.claim(to_dict(settings) | {"weights": card.sha256, "source": known, "frames": files})
+    write_bytes(claim, json.dumps(asked).encode())
     old, student = net.to(on), Path(weights)
     for number in range(1, settings.rounds + 1):
         config, place = work.config(number, streets, net, student), run / f"round-{number}" / "run"
+        _renew_paths(place / "config.json", config)
         student = train(config, place, quiet=quiet, **how).weights
         net = checkpoint.load(student)[0].to(on)
     after = {name: evaluate(data, student, progress=progress, **how).miou for name, data in scored.items()}
@@ -113,8 +116,7 @@ def adapt(
         before, after = before | work.look(old), after | work.look(net)
     found = Adapted(output, len(visible_files(work.images)), before, after)
     _refuse_worse(found, student)
-    _write(net, card, Path(weights), found, to_dict(settings) | {"source": source.root.name if source else None})
-    return found
+    return _write(net, card, Path(weights), found, to_dict(settings) | {"source": source.root.name if source else None})
 
 
 def _refuse_worse(found: Adapted, student: Path) -> None:
@@ -152,12 +154,13 @@ def _scored_parts(labelled: Data | None, source: Data | None, streets: ImageSour
     return scored
 
 
-def _write(net: Segmenter, card: Card, weights: Path, found: Adapted, settings: dict[str, Any]) -> None:
+def _write(net: Segmenter, card: Card, weights: Path, found: Adapted, settings: dict[str, Any]) -> Adapted:
     origin = {"file": weights.name, "sha256": card.sha256} | origins(card.facts)
     measured = {"frames": found.frames, "before": found.before, "after": found.after}
     facts: dict[str, Any] = {"adapted_from": origin, "adaptation": settings | measured}
     facts |= {name: card.facts[name] for name in ("net", "config") if name in card.facts}
     checkpoint.save(net, found.weights, classes=card.classes, **facts)
+    return found
 
 
 @dataclass(frozen=True)
@@ -174,18 +177,14 @@ class _Work:
     def images(self) -> Path:
         return self.run / "images"
 
-    def claim(self, asked: dict[str, Any]) -> None:
-        """Raises: ConfigError where the folder holds another adaptation."""
-        if (file := self.run / "adapt.json").is_file():
-            refuse_others(file, asked, (), "--run")
-        write_bytes(file, json.dumps(asked).encode())
-
-    def config(self, number: int, streets: Any, net: Segmenter, weights: Path) -> Any:
+    def config(self, number: int, streets: Any, net: Segmenter, weights: Path) -> Config:
         """A round as an ordinary experiment, once its frames are labelled by a net, whose weights it starts from."""
         folder, settings = self.run / f"round-{number}", self.settings
         if not (folder / "thresholds.json").is_file():
             shown = streets if number == 1 else None
             label_frames(shown, net.eval(), self.card.classes, folder, self.images, settings, self.progress)
+        elif number == 1:
+            link_frames(streets, self.images, folder / "best")
         labels, size = folder / "labels", read_image(visible_files(self.images)[0]).shape
         data = Data(
             dataset=Streets(self.card.classes, self.images, labels, self.source),
@@ -221,6 +220,8 @@ def _streets(frames: str, run: Path) -> tuple[ImageSource | VideoSource, Data | 
 
     Raises: DataError for what cannot be read again and again.
     """
+    if Path(frames).suffix.lower() in SUFFIXES or frames.startswith(PREFIX) or frames in published():
+        raise DataError(f"{frames} is a net, not frames; the order is: segmv3 adapt WEIGHTS FRAMES -o NEW")
     root = Path(frames)
     if root.is_dir() and any((root / mark).exists() for source in SOURCES.values() for mark in source.marks):
         data = data_in(root)
@@ -232,6 +233,20 @@ def _streets(frames: str, run: Path) -> tuple[ImageSource | VideoSource, Data | 
     if not isinstance(found, ImageSource | VideoSource):
         raise DataError(f"{frames} cannot be read again and again; record it to a file first")
     return found, None
+
+
+def _contents(streets: ImageSource | VideoSource) -> dict[str, Any]:
+    """What frames are the same by, wherever they lie. Raises: DataError for a file that cannot be read."""
+    names = list(streets.names) if isinstance(streets, ImageSource) else [streets.name]
+    return {"frames": names, "SHA-256 of the frames": checksum("".join(map(sha256, streets.paths)))}
+
+
+def _renew_paths(file: Path, config: Config) -> None:
+    """Say where the files of a round lie now, where it began elsewhere: their contents are compared."""
+    with suppress(ValueError, KeyError, TypeError):  # training says what is wrong with it
+        was, now = read_json(file), to_dict(config)
+        was["data"]["dataset"], was["model"]["pretrained"] = now["data"]["dataset"], now["model"]["pretrained"]
+        write_bytes(file, json.dumps(was, indent=2).encode())
 
 
 def _overlap(streets: ImageSource | VideoSource, dataset: Any) -> str:

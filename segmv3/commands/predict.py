@@ -70,6 +70,8 @@ class Predict(OnDevice, Trusting, OwnParts):
     or camera as many frames. What was chosen, and what it changes, is said."""
     raw: tuple[int, int] | None = None
     """Width and height of bare RGB frames on standard input."""
+    fps: float | None = None
+    """Frames a second of --raw, from 0.5 to 480. [25]"""
     video: Literal["webm", "mp4", "av1"] = "webm"
     """How videos are written: VP9 in WebM; H.264 in MP4, which every phone plays; or AV1 in MP4."""
     backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
@@ -84,16 +86,14 @@ def run(arguments: list[str]) -> None:
     from segmv3.media.draw import Style
     from segmv3.prediction import chosen_kinds, predict_source, refuse_own_folder
     from segmv3.prediction.merging import read_merge
-    from segmv3.prediction.sources import FrameSource, Source, find_source
+    from segmv3.prediction.sources import FrameSource, find_source
     from segmv3.screen import Screen
 
     kinds = chosen_kinds(_names(options.save))
     merge = read_merge(options.merge) if options.merge else None
     _refuse_odd(options, kinds, merge)
-    source: str | Source = options.source
-    if options.raw or options.budget_ms:  # a budget has to know whether these are frames
-        refuse_own_folder(options.source, options.output)
-        source = find_source(options.source, leave_out=options.output, raw=options.raw)
+    refuse_own_folder(options.source, options.output)
+    source = find_source(options.source, leave_out=options.output, raw=options.raw, fps=options.fps)
     console = Screen()
     seconds: list[float] = []  # of the net, per image or frame
     start, together = 0.0, [1]

@@ -10,6 +10,7 @@ from segmv3.convert.base import Target
 from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.convert.targets import target_of
 from segmv3.errors import CheckpointError
+from segmv3.files import sha256
 from segmv3.records import read_json, typed
 
 _FORMAT = 1
@@ -51,7 +52,7 @@ def to_text(path: Path, facts: dict[str, Any], target: Target | None = None) -> 
         facts: JSON types, kept as they are.
         target: as in `files_of`.
     """
-    files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files_of(path, target)]
+    files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files_of(path, target)]
     return json.dumps({"format": _FORMAT, "files": files} | facts, indent=2) + "\n"
 
 
@@ -106,7 +107,7 @@ def verify_receipt(path: Path, *, trust: bool = False, target: Target | None = N
     for file in files_of(path, target):
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist; {path.name} needs it beside itself")
-        if proved.get(file.suffix.lower()) != _sha256(file):
+        if proved.get(file.suffix.lower()) != sha256(file):
             raise CheckpointError(
                 f"{file} is not the file that {receipt.name} was written for: it was changed, or the receipt is of "
                 "another; export again"
@@ -115,9 +116,4 @@ def verify_receipt(path: Path, *, trust: bool = False, target: Target | None = N
 
 def digest_of(path: Path, target: Target | None = None) -> str:
     """One SHA-256 over all files of an export."""
-    return hashlib.sha256("".join(_sha256(file) for file in files_of(path, target)).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256("".join(sha256(file) for file in files_of(path, target)).encode()).hexdigest()

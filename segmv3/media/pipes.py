@@ -106,7 +106,7 @@ class RawReader:
     sound = None
     announced_frames = None
 
-    def __init__(self, pipe: BufferedReader, size: tuple[int, int], fps: float = 25.0) -> None:
+    def __init__(self, pipe: BufferedReader, size: tuple[int, int], fps: float) -> None:
         self._pipe, self.size, self.fps = _OneWay(pipe), size[::-1], fps
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:

@@ -123,13 +123,16 @@ class _Asked:
     path: Path
     leave_out: Path | None
     raw: tuple[int, int] | None
+    fps: float | None
 
     @property
     def is_device(self) -> bool:
         return bool(re.fullmatch(r"/dev/video\d+", self.text))
 
 
-def find_source(source: str, *, leave_out: Path | None = None, raw: tuple[int, int] | None = None) -> Source:
+def find_source(
+    source: str, *, leave_out: Path | None = None, raw: tuple[int, int] | None = None, fps: float | None = None
+) -> Source:
     """Find what SOURCE stands for; nothing is decoded. What exists as a file or folder is that.
 
     Args:
@@ -140,6 +143,7 @@ def find_source(source: str, *, leave_out: Path | None = None, raw: tuple[int, i
         leave_out: a folder below the searched one that is not entered: where results go, so that a second
             run does not take the results of the first for images.
         raw: width and height of bare RGB frames on standard input.
+        fps: how many of them come in a second, 0.5 to 480; 25 by default.
 
     Raises: DataError when there is nothing there or nothing that can be read.
     Warns: Segmv3Warning when a folder or pattern also holds pictures or videos that are left out.
@@ -151,9 +155,11 @@ def find_source(source: str, *, leave_out: Path | None = None, raw: tuple[int, i
         path.exists()
     except OSError as error:
         raise DataError(f"{source[:60]}... cannot be looked up ({error.strerror})") from None
-    asked = _Asked(source, path, leave_out, raw)
-    if raw and source != "-":
-        raise ConfigError("--raw is for frames on standard input; name - as the source")
+    asked = _Asked(source, path, leave_out, raw, fps)
+    if raw and (source != "-" or min(raw) < 1):
+        raise ConfigError("--raw is width and height, at least 1, of frames on standard input; name - as the source")
+    if fps is not None and not (raw and 0.5 <= fps <= 480):
+        raise ConfigError(f"--fps is {fps:g}; it is the rate of --raw, 0.5 to 480 (videos have their own, images none)")
     return next(opener for matches, opener in _OPENERS if matches(asked))(asked)
 
 
@@ -224,7 +230,7 @@ def _from_input(asked: _Asked) -> Source:
     """A picture is read at once, an MP4 kept in a file: its index may come last. Other videos are read as they come."""
     pipe, name = pipes.standard_input(), "stdin"
     if size := asked.raw:
-        return OpenedSource(name, lambda: pipes.RawReader(pipe, size))
+        return OpenedSource(name, lambda: pipes.RawReader(pipe, size, asked.fps or 25))
     head = pipe.peek(64)
     if is_image(head):
         return HeldImage(name, pipe.read(MAX_BYTES), pipes.INPUT)

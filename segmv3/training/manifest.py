@@ -3,7 +3,6 @@
 docs/files.md lists its keys.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ import torch
 
 from segmv3.checkpoint import source_commit
 from segmv3.errors import Interrupted
-from segmv3.files import write_bytes
+from segmv3.files import sha256, write_bytes
 from segmv3.models.count import gmacs, parameters
 from segmv3.models.nets import Model
 from segmv3.records import read_json, typed
@@ -158,10 +157,9 @@ def _best(setup: Setup) -> dict[str, Any] | None:
     if not (run.best.is_file() and run.metrics_file.is_file()):
         return None
     metrics = run.metrics(key)
-    digest = hashlib.sha256(run.best.read_bytes()).hexdigest()
     return {"score": metrics[key], "step": metrics["step"], "split": metrics["split"], "images": metrics["images"]} | {
         "file": run.best.name,
-        "sha256": digest,
+        "sha256": sha256(run.best),
     }
 
 

@@ -8,7 +8,6 @@ The library pooch was looked at. It neither continues a download nor knows diges
 again after a 404 as after a cut connection.
 """
 
-import hashlib
 import http.client
 import os
 import re
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from segmv3.errors import CheckpointError, ResourceError
-from segmv3.files import alone, append, cache_folder, make_folder, write_bytes
+from segmv3.files import alone, append, cache_folder, make_folder, sha256, write_bytes
 from segmv3.screen import print_line
 
 _MAX_BYTES = 500_000_000
@@ -96,9 +95,9 @@ def _is_intact(path: Path, published: Published) -> bool:
     if not path.is_file():
         return False
     if published.sha256:
-        return _digest(path).startswith(published.sha256)
+        return sha256(path).startswith(published.sha256)
     kept = _kept_digest(path)
-    return kept.is_file() and kept.read_text() == _digest(path)
+    return kept.is_file() and kept.read_text() == sha256(path)
 
 
 def _kept_digest(path: Path) -> Path:
@@ -106,19 +105,11 @@ def _kept_digest(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
-
-
 def _download(published: Published, path: Path, progress: Progress | None, say: Callable[[str], None]) -> None:
     url, part = _address(published), path.with_name(path.name + ".part")
     if not _is_intact(part, published):
         _transfer(_Transfer(url, part, progress), say)
-    found = _digest(part)
+    found = sha256(part)
     if not found.startswith(published.sha256):
         part.unlink()
         raise CheckpointError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from segmv3.checkpoint import Card, no_file, package_version
 from segmv3.errors import CheckpointError, ModelError
+from segmv3.files import sha256
 from segmv3.labels import class_name, numbered_classes
 from segmv3.models.layers import Normalize
 from segmv3.models.nets import Model
@@ -113,8 +114,7 @@ def open_library_net(folder: Path) -> tuple[LibraryNet, Card]:
         ) from None
     digest = hashlib.sha256(text)
     for file in weights:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(file)))
     classes = colored(names) if names else numbered_classes(net.num_classes)
     facts = {"version": package_version(), "commit": "", "origin": {"name": folder.name}}
     return net.eval().requires_grad_(False), Card(classes.names, classes.colors, facts, digest.hexdigest())
