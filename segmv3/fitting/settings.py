@@ -24,9 +24,9 @@ class Fitting:
     """Height and width of the image. [512 1024; a classifier's crop]"""
     runtime: Runtime = "openvino"
     """What runs the net, in fp32 on the CPU."""
-    step_share: float = 0.05
+    step_share: float = 0.025
     """Share of the latency at the start that each step saves; the paper takes 0.01."""
-    shortlist: int = 4
+    shortlist: int = 2
     """Proposals of a step that are fine-tuned: those with the best ratio as they are cut. 0 takes all, as the paper."""
     short_steps: int = 100
     """Optimiser steps that a proposal is fine-tuned for; the paper takes 10,000."""
