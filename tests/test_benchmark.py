@@ -67,7 +67,8 @@ def write_result(path, *, weights=NAME, flip=False, images=500, **facts):
     path.write_text(json.dumps(content | facts))
 
 
-def test_without_results_all_is_counted_and_nothing_is_measured(tmp_path, capsys):
+def test_without_results_all_is_counted_and_nothing_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # in a pipe a table is as wide as its words
     output = tmp_path / "table.md"
     assert main(["benchmark", "table", "--results", str(tmp_path / "none"), "--output", str(output)]) == 0
     shown = capsys.readouterr().out
