@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from segmv3.errors import DataError, OutputError, ResourceError
+from segmv3.errors import DataError, OutputError, ResourceError, Segmv3Error
 
 if sys.platform != "win32":
     import fcntl
@@ -162,13 +162,13 @@ def alone(lock: Path, in_use: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def sha256(path: Path) -> str:
-    """Of the bytes of a file, in hexadecimal. Raises: DataError where it cannot be read."""
+def sha256(path: Path, error_of: type[Segmv3Error] = DataError) -> str:
+    """Of the bytes of a file, in hexadecimal. Raises: `error_of` where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+        raise error_of(f"{path} cannot be read ({error.strerror or error})") from None
 
 
 def expanded(path: str) -> Path:

@@ -23,8 +23,6 @@ from segmv3.labels import cityscapes_classes
 from segmv3.metrics import ConfusionMatrix
 from segmv3.mini_city import write_mini_city
 from segmv3.models.zoo import build, net_name
-from segmv3.states import load_state
-from segmv3.training.loop import train
 from segmv3.weights.transfer import start_from
 
 BACKBONE = MobileNetV3(size="small", width=0.35)
@@ -298,21 +296,3 @@ def test_nets_with_and_without_areas_are_told_apart(config, city, tmp_path, caps
         error = capsys.readouterr().err
         assert text in error and error.count("\n") == 1, error
     assert not (tmp_path / "o").exists()
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_ends_as_an_unbroken_one(config, tmp_path):
-    settings = load_config(config, kind=Detection)
-    options = {"device": "cpu", "threads": 1, "quiet": True}
-
-    def stop(step: int, score: float) -> None:
-        raise KeyboardInterrupt
-
-    train(settings, tmp_path / "whole", **options)
-    with pytest.raises(BaseException):  # noqa: B017
-        train(settings, tmp_path / "parts", on_evaluation=stop, **options)
-    train(settings, tmp_path / "parts", **options)
-    whole, parts = (load_state(tmp_path / name / "state") for name in ("whole", "parts"))
-    assert whole["step"] == parts["step"] == 4
-    for name, tensor in whole["model"].items():
-        assert torch.equal(tensor, parts["model"][name]), name

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from segmv3 import checkpoint
 from segmv3.cli import main
-from segmv3.config import BoxData, Detector, MobileNetV3, Model, load_config
+from segmv3.config import LRASPP, BoxData, Detector, MobileNetV3, Model, load_config
 from segmv3.detection.coco import open_boxes
 from segmv3.detection.drawing import draw_boxes
 from segmv3.detection.predictor import load_detector
@@ -278,8 +279,11 @@ def test_train_evaluate_predict(config, city, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_as_an_unbroken_one(config, tmp_path):
+@pytest.mark.parametrize("areas", [None, LRASPP(channels=16)])
+def test_an_interrupted_run_ends_as_an_unbroken_one(config, tmp_path, areas):
     settings = load_config(config, kind=Detection)
+    data = replace(settings.data, areas=areas and "cityscapes")
+    settings = replace(settings, model=replace(settings.model, areas=areas), data=data)
 
     def stop(step: int, score: float) -> None:
         raise KeyboardInterrupt

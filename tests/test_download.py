@@ -348,3 +348,5 @@ def test_the_digest_of_a_file_and_of_one_that_cannot_be_read(tmp_path: Path) -> 
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")  # FIPS 180-4, its first example
     with pytest.raises(DataError, match=r"/b cannot be read \(No such file or directory\)$"):
         files.sha256(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="cannot be read"):  # what finetune goes on without
+        files.sha256(tmp_path / "b", CheckpointError)

@@ -107,7 +107,7 @@ def verify_receipt(path: Path, *, trust: bool = False, target: Target | None = N
     for file in files_of(path, target):
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist; {path.name} needs it beside itself")
-        if proved.get(file.suffix.lower()) != sha256(file):
+        if proved.get(file.suffix.lower()) != sha256(file, CheckpointError):
             raise CheckpointError(
                 f"{file} is not the file that {receipt.name} was written for: it was changed, or the receipt is of "
                 "another; export again"

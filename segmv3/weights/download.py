@@ -95,9 +95,9 @@ def _is_intact(path: Path, published: Published) -> bool:
     if not path.is_file():
         return False
     if published.sha256:
-        return sha256(path).startswith(published.sha256)
+        return sha256(path, CheckpointError).startswith(published.sha256)
     kept = _kept_digest(path)
-    return kept.is_file() and kept.read_text() == sha256(path)
+    return kept.is_file() and kept.read_text() == sha256(path, CheckpointError)
 
 
 def _kept_digest(path: Path) -> Path:
@@ -109,7 +109,7 @@ def _download(published: Published, path: Path, progress: Progress | None, say: 
     url, part = _address(published), path.with_name(path.name + ".part")
     if not _is_intact(part, published):
         _transfer(_Transfer(url, part, progress), say)
-    found = sha256(part)
+    found = sha256(part, CheckpointError)
     if not found.startswith(published.sha256):
         part.unlink()
         raise CheckpointError(

@@ -114,7 +114,7 @@ def open_library_net(folder: Path) -> tuple[LibraryNet, Card]:
         ) from None
     digest = hashlib.sha256(text)
     for file in weights:
-        digest.update(bytes.fromhex(sha256(file)))
+        digest.update(bytes.fromhex(sha256(file, CheckpointError)))
     classes = colored(names) if names else numbered_classes(net.num_classes)
     facts = {"version": package_version(), "commit": "", "origin": {"name": folder.name}}
     return net.eval().requires_grad_(False), Card(classes.names, classes.colors, facts, digest.hexdigest())
