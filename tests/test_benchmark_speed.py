@@ -351,6 +351,7 @@ __version__ = "0.0"
 """
 
 
+@pytest.mark.slow
 def test_a_clip_is_timed_beside_another_project(tmp_path, monkeypatch):
     pytest.importorskip("av")
 

@@ -339,6 +339,7 @@ def test_segmentation_averages_and_drops_out_exactly_too(config, tmp_path):
     assert crash.digest(tmp_path / "run") == crash.digest(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_the_check_did_not_see_stops_the_run_with_its_state(experiment, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(class_folders, "_CHECKED", 1)
@@ -445,6 +446,7 @@ def config_file(folder: Path, experiment: Classification) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_train_evaluate_predict_and_reuse(experiment, folder, tmp_path, capsys):
     file, run = config_file(tmp_path, experiment), tmp_path / "run"
     root = experiment.data.root

@@ -137,6 +137,7 @@ def test_runs_on_other_classes_or_images_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_of_runs_with_other_classes_the_common_ones_are_compared(runs, tmp_path):
     def swap(name, content):
         if name == "metrics.json":
@@ -160,12 +161,14 @@ def test_of_runs_with_other_classes_the_common_ones_are_compared(runs, tmp_path)
     assert found.notes[1] == "no pictures and no intervals: the runs have other classes"
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_run_is_told(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "copy")
     found = segmv3.compare([runs[0], runs[1], tmp_path / "copy"], tmp_path / "out", dpi=50, images=0, score=0)
     assert found.notes == ["C copy is a copy of A first: both have the same log, so nothing differs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, None])
 def test_no_name_is_broken_on_a_narrow_terminal(width, runs, tmp_path, capsys, monkeypatch):
     if width:

@@ -119,6 +119,7 @@ def test_frozen_layers_stay_to_the_bit_and_the_others_move(config, tmp_path, cha
         assert not any(name.startswith("head.") and name.endswith("weight") for name in same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", [SGD(lr=0.01), AdamW(), RMSProp(lr=0.01)], ids=str)
 def test_every_optimiser_takes_parameters_that_thaw(config, tmp_path, optim):
     """In the middle of a group: the deepest stage has the head's rate."""
@@ -184,6 +185,7 @@ def test_stages_nearer_to_the_image_learn_slower(config):
     assert rates[id(net.backbone.stem[0].weight)] == pytest.approx(0.1 * 0.5**4)
 
 
+@pytest.mark.slow
 def test_the_linear_rule_multiplies_the_whole_curve(config, tmp_path):
     schedule = Schedule(steps=4, warmup_steps=2, warmup_from=1e-4, min_lr=1e-5, eval_every=4, log_every=1)
     rates = []
@@ -212,6 +214,7 @@ def test_a_run_ends_when_its_patience_does(config, tmp_path, monkeypatch, capsys
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_patience_and_tells_the_end_once(config, tmp_path, monkeypatch):
     config = replace(config, schedule=Schedule(steps=12, min_lr=0, eval_every=2, log_every=2, patience=2))
     scored_as(monkeypatch, [30.0, 20.0, 10.0])
@@ -229,6 +232,7 @@ def test_an_interrupted_run_keeps_its_patience_and_tells_the_end_once(config, tm
     assert [e["event"] for e in Run(tmp_path / "run").log.entries()].count("stop") == 1
 
 
+@pytest.mark.slow
 def test_more_steps_give_new_patience(config, tmp_path, monkeypatch):
     schedule = Schedule(steps=12, min_lr=0, eval_every=2, log_every=2, patience=2)
     scored_as(monkeypatch, [30.0, 20.0, 10.0, 10.0, 40.0, 1.0, 1.0])
@@ -238,6 +242,7 @@ def test_more_steps_give_new_patience(config, tmp_path, monkeypatch):
     assert (done.score, done.step, done.stopped) == (40.0, 10, None), "its last evaluation is that of the last step"
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(config, tmp_path):
     """Its settings know nothing of what came later; tests/settings_of_0.1.txt has all that the first version wrote."""
     known = (Path(__file__).parent / "settings_of_0.1.txt").read_text().split()

@@ -270,7 +270,8 @@ def frozen(monkeypatch):
     monkeypatch.setattr(SegmentationTask, "wrap", trained)
 
 
-@pytest.mark.parametrize("weights", ["none", pytest.param("balanced", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, tmp_path, frozen, weights):
     hide_labels(config.data.root)
     teach(tmp_path / "teacher.safetensors")
@@ -291,6 +292,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, tmp_path, froze
     assert a == pytest.approx(b, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_mined_parts_are_averaged(config, tmp_path):
     mined = replace(
         config,

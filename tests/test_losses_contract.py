@@ -215,6 +215,7 @@ def test_a_loss_of_ones_own_trains_in_parts_too_and_its_settings_are_flags(confi
     assert load_config(file, ["--loss.gamma", "0.5"]).loss == Focal(gamma=0.5)
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path):
     command = [sys.executable, EXAMPLES / "own_loss.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

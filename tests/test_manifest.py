@@ -72,6 +72,7 @@ def test_a_run_says_what_it_was(config, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_so_do_its_resumption_and_extension(config, tmp_path, monkeypatch):
     def stop(step, score):
         raise Interrupted("a test", 15)

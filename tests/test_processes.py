@@ -38,6 +38,7 @@ def in_child(work):
         child.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 @pytest.mark.parametrize("backend", ["torch", "onnxruntime", "openvino"])
 def test_a_forked_process_labels_as_its_parent(backend, weights):

@@ -241,6 +241,7 @@ def outcome(reader: Reader, capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::segmv3.errors.Segmv3Warning")
 @pytest.mark.parametrize("reader", READERS, indirect=True)
 def test_a_changed_file_is_refused_in_one_line_or_read_right(reader, capsys):

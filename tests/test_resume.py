@@ -185,6 +185,7 @@ def state_files(run):
     return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_first_evaluation_is_gone_on_from(config, tmp_path, monkeypatch):
     config = replace(config, schedule=replace(config.schedule, eval_every=4, save_every=4))
 
@@ -199,6 +200,7 @@ def test_a_full_disk_at_the_first_evaluation_is_gone_on_from(config, tmp_path, m
     train(config, tmp_path / "run", device="cpu", threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 def test_a_second_signal_leaves_while_the_main_thread_calculates():
     script = (
@@ -292,6 +294,7 @@ def longer(config, steps):
     return replace(config, schedule=replace(config.schedule, steps=steps))
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_more_steps(config, tmp_path, capsys):
     run = tmp_path / "run"
     train(config, run, device="cpu", threads=1)
@@ -313,6 +316,7 @@ def test_a_finished_run_gets_more_steps(config, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_extended_run_that_is_killed_ends_in_the_same_bits(config, tmp_path):
     """Killed at once after the settings were written, and again on its way."""
     train(config, tmp_path / "a", device="cpu", threads=1)
@@ -403,6 +407,7 @@ def infinite_moment(state):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [

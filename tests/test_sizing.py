@@ -44,6 +44,7 @@ class Trial:
         return 10**9 + 10**8 * batch
 
 
+@pytest.mark.slow
 def test_the_number_is_found_and_kept(automatic, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     own = replace(automatic, optim=SGD(lr=0.01, reference_batch=12))

@@ -33,6 +33,7 @@ def _registered():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", _MODELS)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_its_decoders_take_our_encoders(name, model):

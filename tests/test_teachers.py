@@ -65,6 +65,7 @@ def normalised(image: torch.Tensor, mean: float = 0.0, std: float = 1.0) -> torc
     return (image / 255 - mean) / std
 
 
+@pytest.mark.slow
 def test_segformer_gives_what_transformers_gives(tmp_path):
     pytest.importorskip("transformers")
     net, image = save_transformers(tmp_path / "net", "segformer"), pixels(50, 70)
