@@ -46,4 +46,4 @@ def _write_csv(nets: "Sequence[Counted]") -> None:
     rows.writerow(("net", "parameters", "mmacs_224", "gmacs_1024x2048", "published"))
     for net in nets:
         cost = (net.parameters, f"{net.mmacs:.3f}", f"{net.gmacs:.3f}")
-        rows.writerow((net.member.name, *cost, net.member.published))
+        rows.writerow((net.name, *cost, net.published))

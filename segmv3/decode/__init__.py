@@ -81,28 +81,16 @@ def _decode(
     table = _table(merge, logits.shape[1])
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")
-    if not is_tensor:
-        return _on_cpu(np.asarray(logits, np.float32), (height, width), table, threads, confidence=confidence)
-    logits = logits.detach()
-    if logits.device.type == "cpu":
-        found = _on_cpu(logits.float().numpy(), (height, width), table, threads, confidence=confidence)
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-    if logits.device.type == "cuda" and importlib.util.find_spec("triton"):
+    if is_tensor and logits.device.type == "cuda" and importlib.util.find_spec("triton"):
         from segmv3.decode import cuda
 
-        return cuda.label_map(logits, (height, width), table, confidence=confidence)
-    return reference_label_map(logits, (height, width), table)
-
-
-def _on_cpu(
-    logits: NDArray[np.float32],
-    size: tuple[int, int],
-    table: NDArray[np.int32],
-    threads: int | None,
-    *,
-    confidence: bool,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    return cpu.label_map(logits, size, table, confidence=confidence, threads=threads or torch.get_num_threads())
+        return cuda.label_map(logits.detach(), (height, width), table, confidence=confidence)
+    if is_tensor and logits.device.type != "cpu":
+        return reference_label_map(logits, (height, width), table)
+    array = logits.detach().float().numpy() if is_tensor else np.asarray(logits, np.float32)
+    threads = threads or torch.get_num_threads()
+    labels, sure = cpu.label_map(array, (height, width), table, confidence=confidence, threads=threads)
+    return (torch.from_numpy(labels), torch.from_numpy(sure)) if is_tensor else (labels, sure)
 
 
 def _table(merge: Merge | None, classes: int) -> NDArray[np.int32]:

@@ -20,33 +20,23 @@ _SMALL_SIZE, _LARGE_SIZE = (224, 224), (1024, 2048)
 
 
 @dataclass(frozen=True)
-class Member:
-    """One net of the family."""
+class Counted:
+    """One net with its size and cost: 1000 classes for a classifier, 19 for a segmentation net."""
 
     name: str
-    net: Model | Classifier
-    published: str = ""
-    """Accuracy and who gives it; empty where nobody does."""
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A member with its size and cost: 1000 classes for a classifier, 19 for a segmentation net."""
-
-    member: Member
     parameters: int
     mmacs: float
     """Multiply-adds at 224 x 224, in millions."""
     gmacs: float
     """Multiply-adds at 1024 x 2048, in billions."""
+    published: str
+    """Accuracy and who gives it; empty where nobody does."""
 
 
 def count_family() -> Iterator[Counted]:
-    """All members, in the order of the table."""
-    rows = packaged("segmv3.models", "family.toml")
-    for name, row in rows.items():
+    """All nets, in the order of the table."""
+    for name, row in packaged("segmv3.models", "family.toml").items():
         settings = cast(Model | Classifier, net_from_dict(row["net"])) if "net" in row else net(name)
-        member = Member(name, settings, row.get("published", ""))
         with torch.device("meta"):
             model = build(settings, 1000 if isinstance(settings, Classifier) else 19).eval()
         size = parameters(model)
@@ -54,4 +44,5 @@ def count_family() -> Iterator[Counted]:
             for place, child in module.named_children():
                 if isinstance(child, nn.BatchNorm2d | nn.Hardswish | nn.ReLU | nn.ReLU6):
                     setattr(module, place, nn.Identity())
-        yield Counted(member, size, 1e3 * gmacs(model, _SMALL_SIZE), gmacs(model, _LARGE_SIZE))
+        costs = 1e3 * gmacs(model, _SMALL_SIZE), gmacs(model, _LARGE_SIZE)
+        yield Counted(name, size, *costs, row.get("published", ""))

@@ -1,6 +1,5 @@
 """Small parts that several nets share."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -47,7 +46,7 @@ class TappedMaps(FeatureMaps):
     last: nn.Module
 
     def tap(self, taps: tuple[Tap, ...], strides: list[int], widths: list[int], expanded: list[int], deep: int) -> None:
-        """Choose the maps to return before the deep one.
+        """Choose the maps to return before the deep one. Called once the blocks are there.
 
         Args:
             taps: the maps, in this order.
@@ -55,6 +54,9 @@ class TappedMaps(FeatureMaps):
             widths: channels of the layers, the stem first.
             expanded: channels of the expanded maps of the blocks.
             deep: channels of the deep map.
+
+        Raises:
+            ModelError: the net has no such map.
         """
         self._strides = strides
         self._channels: dict[Place, int] = {(i, ""): width for i, width in enumerate(widths)}
@@ -63,20 +65,17 @@ class TappedMaps(FeatureMaps):
         located = [self.locate(tap) for tap in taps]
         self.taps = tuple(place for place, _ in located)
         self.channels = (*(channels for _, channels in located), deep)
+        for number, at in self.taps:
+            if at == "expansion":
+                block = cast(Any, self.blocks[number - 1])
+                if not getattr(block, "has_expansion", False):
+                    raise ModelError(f"block {number} has no expansion before its depthwise convolution to be tapped")
+                block.gives_expansion = True
 
     def locate(self, tap: Tap) -> tuple[Place, int]:
         """Where a feature map is, and its channels."""
         place: Place = (tap.layer(self._strides), tap.at if tap.at in ("expanded", "expansion") else "")
         return place, self._channels[place]
-
-    def give_expansions(self) -> None:
-        """Have the blocks return their expansions that are tapped. Called once the blocks are there."""
-        for number, at in self.taps:
-            if at == "expansion":
-                block = self.blocks[number - 1]
-                if not getattr(block, "has_expansion", False):
-                    raise ModelError(f"block {number} has no expansion before its depthwise convolution to be tapped")
-                cast(Any, block).gives_expansion = True
 
     def layers_by_stride(self) -> dict[int, list[nn.Module]]:
         """Its layers by their stride in the undilated net."""
@@ -200,9 +199,6 @@ def dilated(strides: list[int], output_stride: int, *, dilate_first: bool = True
             reached *= stride
             result.append((stride, dilation))
     return result
-
-
-Pool = Callable[[Tensor], Tensor]
 
 
 def global_pool(x: Tensor) -> Tensor:

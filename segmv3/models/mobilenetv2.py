@@ -59,5 +59,4 @@ class MobileNetV2Backbone(TappedMaps):
         widths = [layers[0][0].out_channels, *(b.out_channels for b in blocks)]
         expanded = [cast(nn.Conv2d, b.conv[-2]).in_channels for b in blocks]
         self.tap(taps, strides, widths, expanded, widths[-1])
-        self.give_expansions()
         self.last = nn.Identity()

@@ -45,7 +45,7 @@ class Block:
     stride: int
     dilation: int = 1
     shortcut: bool = True
-    """Whether input and output are added where their shapes agree."""
+    """Whether the input is added to the output."""
     squeeze_first: bool = False
     """Whether squeeze-and-excite comes before the depthwise convolution's activation."""
     expands: bool = True
@@ -118,28 +118,25 @@ def layout(net: MobileNetV3) -> tuple[Block, ...]:
 
     Raises: ModelError for exact widths that cannot be: a shortcut joins two, or a block without an expansion does.
     """
-    return _exactly(net, _scaled(net)) if net.widths else _scaled(net)
-
-
-def _exactly(net: MobileNetV3, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-    """The blocks with the exact widths of the net. Which layers and shortcuts there are stays as it is."""
+    blocks = _scaled(net)
+    if not net.widths:
+        return blocks
     for one, other in joined(net):
         if net.widths[one] != net.widths[other]:
             raise ModelError(
                 f"backbone.widths: numbers {one + 1} and {other + 1} are joined and must be equal, not "
                 f"{net.widths[one]} and {net.widths[other]}"
             )
-    sizes = zip(blocks, net.widths[1::2], net.widths[2::2], has_shortcut(net, blocks), strict=False)
     return tuple(
-        replace(b, expanded=expanded, out=out, squeeze=_squeezed(net, expanded) if b.squeeze else 0, shortcut=shortcut)
-        for b, expanded, out, shortcut in sizes
+        replace(block, expanded=expanded, out=out, squeeze=_squeezed(net, expanded) if block.squeeze else 0)
+        for block, expanded, out in zip(blocks, net.widths[1::2], net.widths[2::2], strict=False)
     )
 
 
 def joined(net: MobileNetV3) -> list[tuple[int, int]]:
     """Pairs of places in `widths` that have the same number, by a shortcut or where a block does not expand."""
     blocks = _scaled(net)
-    pairs = [(2 * i, 2 * i + 2) for i, shortcut in enumerate(has_shortcut(net, blocks)) if shortcut]
+    pairs = [(2 * i, 2 * i + 2) for i, block in enumerate(blocks) if block.shortcut]
     return pairs + [(2 * i, 2 * i + 1) for i, block in enumerate(blocks) if not block.expands]
 
 
@@ -147,12 +144,6 @@ def exact_widths(net: MobileNetV3) -> tuple[int, ...]:
     """The channels of a net, as its `widths` would name them."""
     pairs = [width for block in layout(net) for width in (block.expanded, block.out)]
     return (stem_channels(net), *pairs, *([deep_channels(net)] if net.last else []))
-
-
-def has_shortcut(net: MobileNetV3, blocks: tuple[Block, ...]) -> list[bool]:
-    """Whether each block of a net, as `width` makes it, adds its input to its output."""
-    inputs = [stem_channels(replace(net, widths=())), *(block.out for block in blocks)]
-    return [b.shortcut and b.stride == 1 and channels == b.out for channels, b in zip(inputs, blocks, strict=False)]
 
 
 def _squeezed(net: MobileNetV3, expanded: int) -> int:
@@ -163,6 +154,7 @@ def _squeezed(net: MobileNetV3, expanded: int) -> int:
 
 
 def _scaled(net: MobileNetV3) -> tuple[Block, ...]:
+    """The blocks as `width` makes them, whatever the exact widths are."""
     family = FAMILIES[net.family]
     rows = rows_of(net)
     places = dilated([row.stride for row in rows], net.output_stride, dilate_first=net.dilate_first)
@@ -179,20 +171,24 @@ def _scaled(net: MobileNetV3) -> tuple[Block, ...]:
         ratio, table_in, channels_in = expanded / table_in, out, channels
         expanded = multiple_of_8(channels * ratio if family.expansion_follows_input else expanded * net.width)
         channels = multiple_of_8(out * net.width)
-        block = replace(row, expanded=expanded, out=channels, stride=stride, dilation=dilation)
-        block = replace(
-            block,
-            squeeze=_squeezed(net, expanded) if row.squeeze and not net.minimal else 0,
+        allowed = family.first_shortcut if i == 0 else family.shortcut_after_lost_stride or row.stride == 1
+        skip: Skip = ""
+        if family.shortcut_convolutions and (row.stride == 2 or channels != channels_in):
+            skip = "pointwise" if row.stride == 1 else "depthwise" if channels == channels_in else "both"
+        block = Block(
             kernel=3 if net.minimal else row.kernel,
+            expanded=expanded,
+            out=channels,
+            squeeze=_squeezed(net, expanded) if row.squeeze and not net.minimal else 0,
             activation="relu" if net.minimal else row.activation,
-            shortcut=family.first_shortcut if i == 0 else family.shortcut_after_lost_stride or row.stride == 1,
+            stride=stride,
+            dilation=dilation,
+            shortcut=allowed and stride == 1 and channels == channels_in,
             squeeze_first=family.first_squeeze_first or (family.squeeze_first and i > 0),
             expands=family.always_expands or expanded != channels_in,
+            skip=skip,
             closing=family.shortcut_convolutions,
         )
-        if family.shortcut_convolutions and (row.stride == 2 or channels != channels_in):
-            skip: Skip = "pointwise" if row.stride == 1 else "depthwise" if channels == channels_in else "both"
-            block = replace(block, skip=skip)
         blocks.append(block)
     return tuple(blocks)
 
@@ -249,7 +245,7 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, channels_in: int, block: Block, norm: Norm, family: Family, *, same: bool) -> None:
         super().__init__()
-        self.shortcut = bool(block.skip) or (block.shortcut and block.stride == 1 and channels_in == block.out)
+        self.shortcut = block.shortcut or bool(block.skip)
         self.expand = (
             conv_bn(channels_in, block.expanded, norm=norm, activation=block.activation)
             if block.expands
@@ -320,13 +316,12 @@ class MobileNetV3Backbone(TappedMaps):
         blocks = layout(net)
         widths = [stem_channels(net), *(block.out for block in blocks)]
         strides = list(accumulate((row.stride for row in rows_of(net)), mul, initial=2))
-        self.tap(taps, strides, widths, [block.expanded for block in blocks], deep_channels(net))
         self.stem = conv_bn(3, widths[0], 3, norm=norm, activation=kind, stride=2, same=same)
         self.blocks = nn.ModuleList(
             InvertedResidual(width, block, norm, FAMILIES[net.family], same=same)
             for width, block in zip(widths, blocks, strict=False)
         )
-        self.give_expansions()
+        self.tap(taps, strides, widths, [block.expanded for block in blocks], deep_channels(net))
         self.last = conv_bn(widths[-1], self.channels[-1], norm=norm, activation=kind) if net.last else nn.Identity()
         if net.last and net.deep:
             self.last = nn.Sequential(

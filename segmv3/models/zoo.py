@@ -137,9 +137,9 @@ def state_shapes(net: Net, num_classes: int) -> Mapping[str, torch.Size]:
         return {name: tensor.shape for name, tensor in build(net, num_classes).state_dict().items()}
 
 
-_MOST_CLASSES = 100_000
+MOST_CLASSES = 100_000
 
 
 def _check_classes(number: int) -> None:
-    if not 1 <= number <= _MOST_CLASSES:
-        raise ModelError(f"num_classes is {number}; it must be at least 1 and at most {_MOST_CLASSES:,}")
+    if not 1 <= number <= MOST_CLASSES:
+        raise ModelError(f"num_classes is {number}; it must be at least 1 and at most {MOST_CLASSES:,}")

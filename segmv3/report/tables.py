@@ -178,13 +178,13 @@ def family_tables(nets: Sequence[Counted]) -> tuple[Table, Table]:
     for column in ("net", "parameters", "MMACs 224", "GMACs 1024x2048"):
         costs.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
     for net in nets:
-        costs.add_row(net.member.name, f"{net.parameters:,}", f"{net.mmacs:,.2f}", f"{net.gmacs:,.2f}")
+        costs.add_row(net.name, f"{net.parameters:,}", f"{net.mmacs:,.2f}", f"{net.gmacs:,.2f}")
     caption = "By the authors in brackets, not measured here: top-1 / top-5 on ImageNet val, mIoU on Cityscapes val."
     published = Table("net", "published", box=box.SIMPLE, caption=caption, caption_justify="left")
     published.columns[0].no_wrap = True
     for net in nets:
-        if net.member.published:
-            published.add_row(net.member.name, net.member.published)
+        if net.published:
+            published.add_row(net.name, net.published)
     return costs, published
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segmv3.models.backbones import MobileNetV3
-from segmv3.models.mobilenetv3 import layout, rows_of, stem_channels
+from segmv3.models.mobilenetv3 import layout, rows_of
 from segmv3.models.nets import Detector, Net, net_from_dict
 from segmv3.models.zoo import NETS, PAPER_NETS, state_shapes
 from segmv3.records import packaged
@@ -59,7 +59,6 @@ class Format:
         blocks, found = layout(net.backbone), dict[str, str]()
         stages = [list(s) for _, s in groupby(rows_of(net.backbone), key=lambda row: row.out)]
         places = [(stage, place) for stage, rows in enumerate(stages) for place in range(len(rows))]
-        channels = stem_channels(net.backbone)
         for i, (block, (stage, place)) in enumerate(zip(blocks, places, strict=True)):
             kind = self.table.get("expanding" if block.expands else "plain", {})
             numbers: dict[str, Any] = {
@@ -67,10 +66,11 @@ class Format:
                 "n": i + 1,
                 "end": len(blocks) + 1,
                 "before": 1 + block.expands + bool(block.squeeze),
+                "kept": ".lastBN" if block.shortcut else "",
+                "stage": stage,
+                "place": place,
+                "stages": len(stages),
             }
-            numbers |= {"stage": stage, "place": place, "stages": len(stages)}
-            numbers["kept"] = ".lastBN" if block.shortcut and block.stride == 1 and channels == block.out else ""
-            channels = block.out
             for ours, theirs in {**self.table["modules"], **kind}.items():
                 found[ours.format(**numbers)] = theirs.format(**numbers)
         if isinstance(net, Detector):  # behind the backbone the modules are torchvision's own

@@ -15,14 +15,12 @@ from segmv3.labels import cityscapes_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Classifier, Detector, Model, Net
 from segmv3.models.segmenter import Segmenter
-from segmv3.models.zoo import build, state_shapes
+from segmv3.models.zoo import MOST_CLASSES, build, state_shapes
 from segmv3.weights.foreign import read_foreign
 from segmv3.weights.formats import MMSEG, OURS, Format, Tensors, Variant, formats, recognise, reshaped
 
 if TYPE_CHECKING:
     from segmv3.models.detector import ObjectDetector
-
-_MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ class _Parts:
         self.backbone_only = classifier is None
         rows = 1 if classifier is None or classifier.ndim < 2 else classifier.shape[0]
         rows = net.classes_of(rows) if isinstance(net, Detector) else rows
-        self.num_classes = rows if 1 <= rows <= _MOST_CLASSES else 1
+        self.num_classes = rows if 1 <= rows <= MOST_CLASSES else 1
         self.shapes = state_shapes(net, self.num_classes)
         places = {name: _their_name(kind, modules, name) for name in self.shapes}
         self.head_names = {theirs for name, theirs in places.items() if not name.startswith("backbone.")}
