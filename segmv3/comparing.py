@@ -24,9 +24,10 @@ from segmv3.results.result import Result
 from segmv3.results.uncertainty import FEWEST_IMAGES
 from segmv3.results.uncertainty import compare as compare_results
 from segmv3.runtime import use_device
+from segmv3.training.claim import LATER
 from segmv3.training.manifest import read_manifest
 from segmv3.training.progress import duration
-from segmv3.training.run import LATER, Run, data_of
+from segmv3.training.run import Run, data_of
 from segmv3.training.summary import start_of
 
 if TYPE_CHECKING:

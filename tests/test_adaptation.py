@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import paint
+from conftest import locked_elsewhere, paint
 from PIL import Image
 
 import segmv3
@@ -20,7 +20,7 @@ from segmv3.adaptation.settings import Adaptation
 from segmv3.cli import main
 from segmv3.config import Data
 from segmv3.data.datasets import open_dataset, open_extra
-from segmv3.errors import ConfigError, DataError, Segmv3Warning
+from segmv3.errors import ConfigError, DataError, OutputError, Segmv3Warning
 from segmv3.images import read_ids, read_image, write_png
 from segmv3.media.encoding import VideoWriter
 from segmv3.models.zoo import NETS, create_model
@@ -151,10 +151,6 @@ def test_image_files_are_read_where_they_lie_also_once_they_and_the_folder_were_
     (frames / "z.jpg").rename(frames / "w.jpg")
     with pytest.raises(ConfigError, match=rf'{started}frames \["a/x", .* -> \["a/x", .* Use another --run.$'):
         segmv3.adapt(weights, frames, new, run=work, settings=once)
-    (frames / "w.jpg").unlink()
-    (frames / "w.jpg").symlink_to("nowhere.jpg")
-    with pytest.raises(DataError, match=r"w\.jpg cannot be read \(No such file or directory\)$"):
-        segmv3.adapt(weights, frames, new, run=work, settings=once)
 
 
 def test_frames_of_a_video_are_copied_and_must_stay(weights: Path, tmp_path: Path):
@@ -206,6 +202,33 @@ def test_a_stopped_adaptation_goes_on_also_elsewhere_and_ends_in_the_same_weight
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     with pytest.raises(ConfigError, match=r"other settings: rounds 2 -> 1"):
         segmv3.adapt(weights, frames, output, run=cut, settings=replace(SHORT, rounds=1))
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_with_a_line(
+    weights: Path, frames: Path, tmp_path: Path, trained: list[Any]
+):
+    whole = (frames / "z.png").read_bytes()
+    (frames / "z.png").write_bytes(whole[: len(whole) // 2])
+    (frames / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(Segmv3Warning, match=r"2 of 6 images could not be read \(first: .*gone.png"):
+        told = segmv3.adapt(weights, frames, tmp_path / "new.safetensors", run=tmp_path / "work", settings=SHORT)
+    assert told.frames == 4 and len(trained) == 2
+
+
+def test_a_folder_that_holds_something_else_or_that_another_process_works_in_is_refused(
+    weights: Path, frames: Path, folder: Path, tmp_path: Path, trained: list[Any]
+):
+    new, work = tmp_path / "new.safetensors", tmp_path / "work"
+    with pytest.raises(OutputError, match="data is not empty and holds no adaptation; choose another --run"):
+        segmv3.adapt(weights, frames, new, run=folder, settings=SHORT)
+    segmv3.adapt(weights, frames, new, run=work, settings=SHORT)
+    with (
+        locked_elsewhere(work / "adaptation.lock"),
+        pytest.raises(
+            OutputError, match="another process adapts a net in .*work; wait for it, stop it, or use another"
+        ),
+    ):
+        segmv3.adapt(weights, frames, new, run=work, settings=SHORT)
 
 
 def test_what_got_worse_is_not_written(

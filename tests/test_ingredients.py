@@ -21,6 +21,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from segmv3 import checkpoint
+from segmv3.checkpoint import Card
 from segmv3.config import SGD, AdamW, Classifier, Distill, Loss, RMSProp, Schedule
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import CheckpointError, ConfigError, ModelError, NumericsError, ResourceError
@@ -40,7 +41,7 @@ from segmv3.training.losses.functional import channel_distillation, cross_entrop
 from segmv3.training.optim import build_optimizer, set_lr
 from segmv3.training.segmentation import SegmentationTask
 from segmv3.training.sync_bn import synchronise
-from segmv3.weights.averaging import average
+from segmv3.weights.averaging import average, origin_of
 
 NAMES = ("road", "house", "tree", "sky")
 
@@ -596,6 +597,12 @@ def test_the_average_is_the_mean_and_names_its_sources(tmp_path):
     assert card.names == NAMES and "score" not in card.facts
     assert [each["sha256"] for each in card.facts["average_of"]] == [checkpoint.read(f).card.sha256 for f in files]
     assert card.facts["average_of"][0]["origin"] == {"licence": "X"}
+
+
+def test_what_is_made_of_weights_keeps_all_that_these_were_made_of():
+    made_of = {key: {"origin": {"licence": "X"}} for key in ("average_of", "adapted_from", "fitted_from")}
+    card = Card(NAMES, facts=made_of | {"score": {"miou": 50.0}}, sha256="5")
+    assert origin_of(Path("a/net.safetensors"), card) == {"file": "net.safetensors", "sha256": "5"} | made_of
 
 
 def test_weights_that_do_not_go_together_are_refused(tmp_path):

@@ -342,7 +342,7 @@ def test_two_processes_do_not_share_a_folder(config, tmp_path, pretence):
     run(config, space, tmp_path / "sweep")
     with (
         locked_elsewhere(tmp_path / "sweep" / "sweep.lock"),
-        pytest.raises(OutputError, match="in use by another sweep"),
+        pytest.raises(OutputError, match="another process sweeps in .*sweep; wait for it, stop it"),
     ):
         run(config, space, tmp_path / "sweep")
 

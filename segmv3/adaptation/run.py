@@ -31,9 +31,9 @@ from segmv3.records import read_json
 from segmv3.runtime import Predictor, use_device
 from segmv3.runtime.backends import TorchBackend
 from segmv3.settings import to_dict
+from segmv3.training.claim import Claim
 from segmv3.training.loop import train
-from segmv3.training.run import refuse_others
-from segmv3.weights.averaging import origins
+from segmv3.weights.averaging import origin_of
 from segmv3.weights.hub import PREFIX
 from segmv3.weights.names import published
 from segmv3.weights.opening import SUFFIXES, open_segmenter
@@ -99,18 +99,20 @@ def adapt(
     scored = _scored_parts(labelled or own, source, streets)
     how: dict[str, Any] = {"device": device, "threads": threads}
     asked = to_dict(settings) | {"weights": card.sha256, "source": known} | _contents(streets)
-    if (claim := run / "adapt.json").is_file():
-        refuse_others(claim, asked, (), "--run")
+    claim = Claim(run / "adapt.json", "adaptation", "adapts a net", free=())
+    claim.check(asked)
     before = {name: evaluate(data, weights, progress=progress, **how).miou for name, data in scored.items()}
     make_folder(output.parent)
-    work = _Work(make_folder(run), settings, card, source, progress)
-    write_bytes(claim, json.dumps(asked).encode())
+    work = _Work(run, settings, card, source, progress)
     old, student = net.to(on), Path(weights)
-    for number in range(1, settings.rounds + 1):
-        config, place = work.config(number, streets, net, student), run / f"round-{number}" / "run"
-        _renew_paths(place / "config.json", config)
-        student = train(config, place, quiet=quiet, **how).weights
-        net = checkpoint.load(student)[0].to(on)
+    with claim.held():
+        claim.check(asked)
+        claim.write(asked)
+        for number in range(1, settings.rounds + 1):
+            config, place = work.config(number, streets, net, student), run / f"round-{number}" / "run"
+            _renew_paths(place / "config.json", config)
+            student = train(config, place, quiet=quiet, **how).weights
+            net = checkpoint.load(student)[0].to(on)
     after = {name: evaluate(data, student, progress=progress, **how).miou for name, data in scored.items()}
     if "labelled" not in scored:
         before, after = before | work.look(old), after | work.look(net)
@@ -155,9 +157,8 @@ def _scored_parts(labelled: Data | None, source: Data | None, streets: ImageSour
 
 
 def _write(net: Segmenter, card: Card, weights: Path, found: Adapted, settings: dict[str, Any]) -> Adapted:
-    origin = {"file": weights.name, "sha256": card.sha256} | origins(card.facts)
     measured = {"frames": found.frames, "before": found.before, "after": found.after}
-    facts: dict[str, Any] = {"adapted_from": origin, "adaptation": settings | measured}
+    facts: dict[str, Any] = {"adapted_from": origin_of(weights, card), "adaptation": settings | measured}
     facts |= {name: card.facts[name] for name in ("net", "config") if name in card.facts}
     checkpoint.save(net, found.weights, classes=card.classes, **facts)
     return found
@@ -236,9 +237,12 @@ def _streets(frames: str, run: Path) -> tuple[ImageSource | VideoSource, Data | 
 
 
 def _contents(streets: ImageSource | VideoSource) -> dict[str, Any]:
-    """What frames are the same by, wherever they lie. Raises: DataError for a file that cannot be read."""
-    names = list(streets.names) if isinstance(streets, ImageSource) else [streets.name]
-    return {"frames": names, "SHA-256 of the frames": checksum("".join(map(sha256, streets.paths)))}
+    """What frames are the same by, wherever they lie."""
+    names, digests = list(streets.names) if isinstance(streets, ImageSource) else [streets.name], list[str]()
+    for path in streets.paths:
+        with suppress(DataError):  # labelling says that it is left out
+            digests.append(sha256(path))
+    return {"frames": names, "SHA-256 of the frames": checksum("".join(digests))}
 
 
 def _renew_paths(file: Path, config: Config) -> None:

@@ -24,8 +24,8 @@ from segmv3.benchmark.timing import Others, refuse_busy
 from segmv3.checkpoint import Card
 from segmv3.config import Classifier, Device, find_config, load_config
 from segmv3.convert.targets import target_of
-from segmv3.errors import CheckpointError, ConfigError, ModelError, OutputError
-from segmv3.files import alone, make_folder, write_bytes
+from segmv3.errors import CheckpointError, ConfigError, ModelError
+from segmv3.files import make_folder, write_bytes
 from segmv3.fitting.cut import Group, Widths, cut, groups_of
 from segmv3.fitting.latency import Meter, Table
 from segmv3.fitting.settings import Fitting, can_be_fitted
@@ -35,10 +35,11 @@ from segmv3.report.fitting import write_fitting_page
 from segmv3.runtime import use_device
 from segmv3.runtime.loading import refuse_missing_backend
 from segmv3.settings import to_dict
+from segmv3.training.claim import Claim
 from segmv3.training.experiment import Experiment
 from segmv3.training.loop import train
-from segmv3.training.run import refuse_others
-from segmv3.weights.averaging import origins
+from segmv3.training.run import FREE
+from segmv3.weights.averaging import origin_of
 from segmv3.weights.opening import open_net
 
 Progress = Callable[[str, int, int], None]
@@ -111,24 +112,15 @@ def fit(
     work.progress, work.say = progress, say
     asked = to_dict(settings) | {"weights": card.sha256, "config": to_dict(config), "threads": meter.threads}
     asked.pop("force")
-    if (file := folder / "fit.json").is_file():
-        refuse_others(file, asked, _FREE, "--run")
-    elif folder.exists() and (not folder.is_dir() or any(each.name != "fit.lock" for each in folder.iterdir())):
-        raise OutputError(f"{folder} is not empty and holds no fit; choose another --run")
+    claim = Claim(folder / "fit.json", "fit", "fits a net", ["long_steps", *(f"config.{name}" for name in FREE)])
+    claim.check(asked)
     table = work.table()
     make_folder(output.parent)
-    make_folder(folder)
-    with alone(folder / "fit.lock", partial(_refuse_company, folder)):
-        write_bytes(file, json.dumps(asked, indent=2).encode())
+    with claim.held():
+        claim.check(asked)
+        claim.write(asked)
         write_bytes(folder / "latency.json", json.dumps(_plain(table), indent=1).encode())
         return work.complete(table, Path(weights), output)
-
-
-_FREE = ("long_steps", "config.data.root", "config.data.cache", "config.data.workers", "config.recompute")
-
-
-def _refuse_company(folder: Path) -> None:
-    raise OutputError(f"another process fits a net in {folder}; wait for it, stop it, or use another --run")
 
 
 def _open(weights: Path | str, config: Experiment) -> tuple[Any, Card]:
@@ -238,7 +230,8 @@ class _Work:
             widths, score = tuple(step["widths"]), step["score"]
             model, _ = open_net(self._place(len(steps)) / "best.safetensors")
         narrow = self.folder / "narrow.safetensors"
-        checkpoint.save(model, narrow, classes=self._classes, **self._origin(weights))
+        fitted_from = origin_of(weights, self.card)
+        checkpoint.save(model, narrow, classes=self._classes, fitted_from=fitted_from)
         trained = train(
             self.settings.long(self.config, model.config, narrow), self.folder / "final", **self.how, quiet=False
         )
@@ -251,9 +244,8 @@ class _Work:
         facts |= {"latency_before_ms": times[0], "latency_ms": times[1], "table_ms": table.predict(widths)}
         facts |= {"budget_ms": self.settings.budget_ms, "runtime": _described(self.meter), "error": table.error}
         facts["cores_of_others"] = others.cores()
-        fitted = {"fitted_from": self._origin(weights)["fitted_from"], "fit": facts}
         kept = {name: value for name, value in card.facts.items() if name != "pretrained"}
-        checkpoint.save(final, output, classes=self._classes, **kept | fitted)
+        checkpoint.save(final, output, classes=self._classes, **kept | {"fitted_from": fitted_from, "fit": facts})
         groups = [
             [group.name, group.width(self.meter.full), group.width(widths)]
             for group in groups_of(self.start.config.backbone)
@@ -347,9 +339,6 @@ class _Work:
     @property
     def _classes(self) -> Any:
         return self.card.classes if isinstance(self.start.config, Model) else self.card.names
-
-    def _origin(self, weights: Path) -> dict[str, Any]:
-        return {"fitted_from": {"file": weights.name, "sha256": self.card.sha256} | origins(self.card.facts)}
 
 
 def _plain(table: Table) -> dict[str, Any]:

@@ -29,17 +29,17 @@ from segmv3.errors import (
     ModelError,
     NumericsError,
     OutOfMemoryError,
-    OutputError,
     ResourceError,
     is_out_of_memory,
 )
-from segmv3.files import alone, is_temporary, make_folder, write_bytes
+from segmv3.files import write_bytes
 from segmv3.report.sweep import PAGE, headline, write_sweep_page
 from segmv3.sweep.space import Space, as_text, flags, with_values
 from segmv3.sweep.study import FrozenTrial, Trial, TrialPruned, TrialState, next_trial, open_study, values_of
+from segmv3.training.claim import Claim
 from segmv3.training.loop import train
 from segmv3.training.progress import RunConsole
-from segmv3.training.run import FREE, Run, Trained, refuse_others
+from segmv3.training.run import FREE, Run, Trained
 
 _MOST_FAILURES = 3
 """So many failed trials in a row end the command: what they have in common is not the values."""
@@ -84,14 +84,13 @@ def sweep(
     refuse_workers_beyond_memory(config.data)  # else every trial would fail by it
     task = config.task()
     settings = _settings(config, space, task)
-    _check(folder, settings)
-    make_folder(folder)
-    with alone(folder / "sweep.lock", partial(_refuse_company, folder)), RunConsole(space.trials) as console:
+    claim = Claim(folder / "settings.json", "sweep", "sweeps", [f"config.{name}" for name in FREE], "--output")
+    claim.check(settings)
+    with claim.held(), RunConsole(space.trials) as console:
         task.check(console.task, console.say)  # what is remembered of it starts every trial at once
         settings["contents"] = task.contents()
-        _check(folder, settings)
-        if not (folder / "settings.json").is_file():
-            write_bytes(folder / "settings.json", as_text(settings, indent=2).encode())
+        claim.check(settings)
+        claim.write(settings)
         facts = {"net": task.net_name, "dataset": task.val_set.title, "split": task.val_set.split}
         facts |= {"metric": task.metric.key, "metric_name": task.metric.name}
         facts |= {name: settings[name] for name in ("space", "pruner", "seed")}
@@ -295,18 +294,3 @@ def _best(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _command(file: Path, base: Config, best: Config, run: Path) -> str:
     """What trains the best trial again."""
     return shlex.join(["segmv3", "train", str(file), *flags(best, base), "--run", str(run)])
-
-
-def _check(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else, or a sweep of another config or space."""
-    file = folder / "settings.json"
-    if not file.is_file():
-        own = folder.is_dir() and all(path.name == "sweep.lock" or is_temporary(path) for path in folder.iterdir())
-        if folder.exists() and not own:
-            raise OutputError(f"{folder} is not empty and holds no sweep; choose another --output")
-        return
-    refuse_others(file, settings, [f"config.{name}" for name in FREE], "--output")
-
-
-def _refuse_company(folder: Path) -> None:
-    raise OutputError(f"{folder} is in use by another sweep; wait for it or stop it")

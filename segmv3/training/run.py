@@ -10,33 +10,24 @@ report.html       the page about the run, with its pictures in figures/
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-from segmv3.checkpoint import differences, saved_steps
+from segmv3.checkpoint import saved_steps
 from segmv3.data.settings import Data, Layout
-from segmv3.errors import ConfigError, DataError, OutputError, shortened
-from segmv3.files import alone, append_line, is_temporary, make_folder, remove_leftovers, write_bytes
-from segmv3.records import from_json, read_json, read_regular, typed
-from segmv3.settings import to_dict
-from segmv3.training.freezing import Freeze
+from segmv3.errors import ConfigError, DataError
+from segmv3.files import append_line, remove_leftovers, write_bytes
+from segmv3.records import from_json, read_regular, typed
+from segmv3.training.claim import Claim, read_object
 
 # these settings change no result: places of files (their contents are compared), number of workers, recomputing
 FREE = (
     *("data.root", "data.cache", "data.extra_images", "data.extra_labels", "distill.teacher", "distill.features"),
     *("data.workers", "recompute", "extended"),
 )
-_STEPS = "schedule.steps"
-LATER = {
-    **{"schedule.patience": 0, "optim.layer_decay": 1.0, "optim.reference_batch": 0, "freeze": to_dict(Freeze())},
-    **{"loss.cross_entropy": 1.0, "loss.dice": 0.0, "loss.focal": 0.0, "loss.focal_gamma": 2.0, "loss.lovasz": 0.0},
-    **{"distill.features_weight": 1.0, "model.backbone.deep": False, "model.backbone.widths": []},
-}
-"""Settings that earlier versions did not have, and what their runs did."""
 
 
 class RunLog:
@@ -98,8 +89,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.lock_file = folder / "run.lock"
         self.settings_file = folder / "config.json"
+        self.claim = Claim(self.settings_file, "run", "trains", FREE)
         self.log = RunLog(folder / "log.jsonl")
         self.states = folder / "state"
         self.best = folder / "best.safetensors"
@@ -120,27 +111,25 @@ class Run:
         Raises:
             OutputError, ConfigError: nothing is written.
         """
-        if self.settings_file.is_file():
-            steps = self._extended_from(settings)
-            if extend and steps:
-                settings = settings | {"schedule": settings["schedule"] | {"steps": steps}}
-            refuse_others(self.settings_file, settings, FREE, "--run")
-            if self.best.is_file() and not self.finished() and not saved_steps(self.states):
-                raise ConfigError(f"{self.folder} holds weights but no training state to go on from; use another --run")
-            return steps
-        if self.folder.exists() and (not self.folder.is_dir() or any(map(_is_foreign, self.folder.iterdir()))):
-            raise OutputError(f"{self.folder} is not empty and holds no run; choose another --run")
-        return None
+        steps = self._extended_from(settings)
+        if extend and steps:
+            settings = settings | {"schedule": settings["schedule"] | {"steps": steps}}
+        self.claim.check(settings)
+        if self.best.is_file() and not self.finished() and not saved_steps(self.states):
+            raise ConfigError(f"{self.folder} holds weights but no training state to go on from; use another --run")
+        return steps
 
     def _extended_from(self, settings: dict[str, Any]) -> int | None:
         """The steps of the run in the folder where fewer than now."""
-        schedule = _read_json(self.settings_file).get("schedule")
+        if not self.settings_file.is_file():
+            return None
+        schedule = read_object(self.settings_file).get("schedule")
         steps = schedule.get("steps") if isinstance(schedule, dict) else None
         return steps if isinstance(steps, int) and steps < settings["schedule"]["steps"] else None
 
     @contextmanager
     def claimed(self, settings: dict[str, Any], *, extend: bool = False) -> Iterator[None]:
-        """Hold the folder: two processes that train in it would spoil each other's files.
+        """Hold the folder.
 
         What `check` saw before may have changed: it looks again.
 
@@ -148,13 +137,11 @@ class Run:
             OutputError: another process holds it.
             ConfigError: another process has started a run with other settings meanwhile.
         """
-        make_folder(self.folder)
-        with alone(self.lock_file, self._refuse_company):
+        with self.claim.held():
             self.check(settings, extend=extend)
             for folder in (self.folder, self.states):
                 remove_leftovers(folder)
-            if not self.settings_file.is_file():
-                write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
+            self.claim.write(settings)
             yield
 
     def extend(self, settings: dict[str, Any], before: int, step: int) -> None:
@@ -176,19 +163,16 @@ class Run:
         if not self.settings_file.is_file():
             return 0
         try:
-            return typed(typed(_read_json(self.settings_file).get("data"), dict)["batch_size"], int)
+            return typed(typed(read_object(self.settings_file).get("data"), dict)["batch_size"], int)
         except (ValueError, KeyError):
             raise ConfigError(f"{self.settings_file} names no batch; start again with another --run") from None
 
     def extensions(self) -> list[dict[str, int]]:
         """`{"from": 12, "to": 24, "at_step": 12}` of each time that the run got more steps."""
         try:
-            return typed(_read_json(self.settings_file).get("extended", []), list[dict[str, int]])
+            return typed(read_object(self.settings_file).get("extended", []), list[dict[str, int]])
         except ValueError as error:
             raise ConfigError(f"{self.settings_file}: extended{error}; start again with another --run") from None
-
-    def _refuse_company(self) -> None:
-        raise OutputError(f"another process trains in {self.folder}; wait for it, stop it, or use another --run")
 
     def finished(self) -> bool:
         """Whether the run came to its end: the report is what it writes last."""
@@ -206,7 +190,7 @@ class Run:
 
     def metrics(self, key: str) -> dict[str, Any]:
         """The scores of the best weights, `key` and what belongs to it among them."""
-        found = _read_json(self.metrics_file)
+        found = read_object(self.metrics_file)
         try:
             for name, kind in ((key, float), ("step", int), ("split", str)):
                 typed(found.get(name), kind, name)
@@ -233,57 +217,3 @@ def data_of(run: Run, settings: dict[str, Any], root: Path | None = None) -> Dat
     beside = run.folder.resolve().parent.parent / named
     found = beside if beside.is_dir() and not named.is_dir() else named
     return Data(dataset=cast(Layout, layout), root=root or found)
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a file shows that a folder without settings is not the folder of a run."""
-    return path.name != "run.lock" and not is_temporary(path)
-
-
-def refuse_others(file: Path, settings: dict[str, Any], free: Collection[str], flag: str) -> None:
-    """Compare with the settings that a folder was started with.
-
-    Args: file: where they are. free: names (dotted) that may differ. flag: the one that names the folder.
-    Raises: ConfigError.
-    """
-    was = _read_json(file, flag)
-    if "contents" not in was or "contents" not in settings:  # of an earlier version; before the files were looked at
-        was, settings = ({k: v for k, v in each.items() if k != "contents"} for each in (was, settings))
-    changed = {k: v for k, v in differences(was, settings).items() if k not in free and v != (None, LATER.get(k))}
-    for name in changed.keys() & {"train_set", "val_set"}:
-        raise ConfigError(f"the images of {name[:-4]} are not those {file.parent} was started with")
-    if other := _other_data({k[9:]: v for k, v in changed.items() if k.startswith("contents.")}):
-        raise ConfigError(f"{file.parent} was started with {other}. Use another {flag}, or the data it began with.")
-    if changed:
-        text = ", ".join(f"{name} {_shown(a)} -> {_shown(b)}" for name, (a, b) in changed.items())
-        more = (
-            list(changed) == [_STEPS]
-            and isinstance(changed[_STEPS][0], int)
-            and changed[_STEPS][0] < changed[_STEPS][1]
-        )
-        remedy = f"Add --extend to train on, or use another {flag}." if more else f"Use another {flag}."
-        raise ConfigError(f"{file.parent} was started with other settings: {text}. {remedy}")
-
-
-def _other_data(changed: dict[str, tuple[Any, Any]]) -> str:
-    """What differs between the contents of two data sets, as (was, now) by name; empty where nothing does."""
-    ids = {name.rpartition(".")[2]: values for name, values in changed.items() if ".ids." in name}
-    shown = [f"id {number} {_shown(a)} -> {_shown(b)}" for number, (a, b) in ids.items()]
-    if "classes" in changed:
-        names = (a if isinstance(a, list) else [] for a in changed["classes"])
-        shown += [f"class {i} {_shown(a)} -> {_shown(b)}" for i, (a, b) in enumerate(zip_longest(*names)) if a != b]
-    if shown:
-        return f"other classes/ids: {', '.join(shown[:4])}{', ...' if len(shown) > 4 else ''}"
-    parts = [" of ".join(reversed(name.split("."))) for name in changed]
-    return f"other pixels in files of the same names: {', '.join(parts)}" if parts else ""
-
-
-def _read_json(path: Path, flag: str = "--run") -> dict[str, Any]:
-    try:
-        return typed(read_json(path), dict)
-    except ValueError as error:
-        raise ConfigError(f"{path} {error}; start again with another {flag}") from None
-
-
-def _shown(value: Any) -> str:
-    return shortened(json.dumps(value) if value is None or isinstance(value, list | dict | str) else value, 120)

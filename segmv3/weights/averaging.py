@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segmv3 import checkpoint
-from segmv3.checkpoint import Weights
+from segmv3.checkpoint import Card, Weights
 from segmv3.errors import CheckpointError
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Classifier
@@ -37,10 +37,7 @@ def average(sources: Sequence[Path], output: Path) -> "Segmenter | ImageClassifi
         _check_same(sources[0], first, path, weights)
     tensors = {name: _mean([weights.tensors[name] for weights in read]) for name in first.tensors}
     facts: dict[str, Any] = {
-        "average_of": [
-            {"file": path.name, "sha256": weights.card.sha256} | origins(weights.card.facts)
-            for path, weights in zip(sources, read, strict=True)
-        ]
+        "average_of": [origin_of(path, weights.card) for path, weights in zip(sources, read, strict=True)]
     }
     model = build(first.net, len(first.card.names))
     model.load_state_dict(tensors)
@@ -49,9 +46,10 @@ def average(sources: Sequence[Path], output: Path) -> "Segmenter | ImageClassifi
     return model
 
 
-def origins(facts: dict[str, Any]) -> dict[str, Any]:
-    """Where weights came from themselves, by the facts of their file: the licence must not get lost."""
-    return {key: facts[key] for key in ("origin", "pretrained", "adapted_from") if key in facts}
+def origin_of(path: Path, card: Card) -> dict[str, Any]:
+    """A weight file for the facts of what was made of it, with its own origins: the licence must not get lost."""
+    own = ("origin", "pretrained", "average_of", "adapted_from", "fitted_from")
+    return {"file": path.name, "sha256": card.sha256} | {key: card.facts[key] for key in own if key in card.facts}
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
