@@ -4,9 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socketserver import BaseServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,9 @@ from segmv3.config import AdamW, Config, Data, Schedule
 from segmv3.data.check import problems_in, refuse
 from segmv3.images import write_png
 from segmv3.models.zoo import NETS
+
+LIMIT = 120
+"""Seconds that a test waits for what should come at once: then it fails, and never hangs."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,17 +33,54 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @contextmanager
+def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process whose standard output is read as text. It is killed when the block is left, or when it hangs."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+        killer = threading.Timer(LIMIT, process.kill)
+        killer.start()
+        try:
+            yield process
+        finally:
+            killer.cancel()
+            killer.join()
+            process.kill()
+
+
+def stopped(command: list[str], number: int, count: int) -> tuple[int, int, str]:
+    """Send a signal to a program that counts on its standard output, once it has come this far.
+
+    Returns: its exit code, the last number that it told, and its standard error.
+    """
+    with running(command, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        told = next((line for line in process.stdout if int(line) >= count), "-1")
+        process.send_signal(number)
+        rest, errors = process.stdout.read(), process.stderr.read()
+        return process.wait(), int((told + rest).split()[-1]), errors
+
+
+@contextmanager
+def serving(server: BaseServer) -> Iterator[None]:
+    """A server that answers in a thread while the block runs."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join(LIMIT)
+
+
+@contextmanager
 def locked_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process holds a lock until it ends; within one process POSIX locks keep nobody out."""
     pytest.importorskip("fcntl")
     code = f"import fcntl, sys; f = open({str(path)!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
     command = [sys.executable, "-c", f"{code}; sys.stdin.read()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with running(command, stdin=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == "1\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+        yield process
 
 
 def paint(seed: int, size: tuple[int, int], classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import LIMIT, serving, stopped
 from PIL import Image
 
 from segmv3.cli import main
@@ -297,13 +298,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for index in range(12):
             video.write(plain(index // 4))
     Handler.clip = path.read_bytes()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.daemon_threads = True
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(http):
         yield f"http://127.0.0.1:{http.server_address[1]}"
-        http.shutdown()
-        thread.join()
 
 
 def test_a_picture_at_an_address(here: Path, server: str) -> None:
@@ -410,14 +407,10 @@ def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
         pytest.skip("needs openssl")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "c.pem", key)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.socket = context.wrap_socket(http.socket, server_side=True)
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        with pytest.raises(DataError, match=r"is not trusted \(self-signed certificate\)$"):
-            find_source(f"https://localhost:{http.server_address[1]}/photo")
-        http.shutdown()
-        thread.join()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.socket = context.wrap_socket(http.socket, server_side=True)
+    with serving(http), pytest.raises(DataError, match=r"is not trusted \(self-signed certificate\)$"):
+        find_source(f"https://localhost:{http.server_address[1]}/photo")
 
 
 def test_a_camera_in_the_net_is_lost_found_and_lost(here: Path, server: str) -> None:
@@ -506,7 +499,7 @@ def test_ctrl_c_is_obeyed_while_nothing_comes(
     kind: str, here: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(addresses, "PATIENCE", 60)
-    over, done, pressed = threading.Event(), list[int](), list[float]()
+    over, ended, done, pressed = threading.Event(), threading.Event(), list[int](), list[float]()
     whole = transport_stream("part.ts", 40)
 
     def stalls() -> Iterator[bytes]:
@@ -528,33 +521,39 @@ def test_ctrl_c_is_obeyed_while_nothing_comes(
 
     def press() -> None:
         late = time.monotonic() + 20
-        while not (done or begins) and time.monotonic() < late:
-            time.sleep(0.02)
-        time.sleep(0.3)
-        pressed.append(time.monotonic())
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while not (done or begins) and time.monotonic() < late and not ended.wait(0.02):
+            pass
+        if not ended.wait(0.3):
+            pressed.append(time.monotonic())
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        ended.wait(20)
+        over.set()  # what has not obeyed by now comes to its end
+        os.close(other)
 
     def run() -> None:
-        finger.start()
         with pytest.raises(KeyboardInterrupt):
             source = STALLS[kind](server)
             predict_source(
                 source, predict, CLASSES, Path("out"), save=["color", "csv"], progress=lambda n, _: done.append(n)
             )
 
-    finger = threading.Thread(target=press)
-    said(run)
-    assert time.monotonic() - pressed[0] < 2
-    over.set()
-    os.close(other)
+    finger = threading.Thread(target=press, daemon=True)
+    finger.start()
+    try:
+        said(run)
+        assert time.monotonic() - pressed[0] < 2
+    finally:
+        ended.set()
+        finger.join(LIMIT)
     if begins:
         assert not Path("out").exists()
         return
     with VideoReader(next(Path("out").glob("*.webm"))) as video:
         assert len(list(video)) >= done[-1]
     assert len(next(Path("out").glob("*.csv")).read_text().splitlines()) > done[-1]
-    if kind == "a camera":
-        next(each for each in threading.enumerate() if each.name == "segmv3 camera").join()  # it is left to itself
+    for thread in threading.enumerate():
+        if thread.name == "segmv3 camera":  # it is left to itself
+            thread.join(LIMIT)
 
 
 # ---- standard input ----
@@ -665,16 +664,10 @@ def test_ctrl_c_ends_a_live_run_with_a_video_that_plays(here: Path, server: str)
             time.sleep(0.01)
 
     Handler.mjpeg = staticmethod(mjpeg)
-    command = [sys.executable, "-c", STOPPED, f"{server}/cam"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        while int(process.stdout.readline() or "99") < 8:
-            pass
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=20)
-    assert process.returncode == 130 and " dropped: only the newest is taken" in errors and "Traceback" not in errors
+    code, told, errors = stopped([sys.executable, "-c", STOPPED, f"{server}/cam"], signal.SIGINT, 8)
+    assert code == 130 and " dropped: only the newest is taken" in errors and "Traceback" not in errors
     with VideoReader("out/cam_overlay.webm") as video:
-        assert len(list(video)) >= int(("8\n" + rest).split()[-1])
+        assert len(list(video)) >= told
     assert [path.name for path in Path("out").iterdir()] == ["cam_overlay.webm"]
 
 

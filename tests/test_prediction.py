@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import runpy
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import stopped
 from PIL import Image
 
 import segmv3
@@ -377,26 +377,12 @@ except KeyboardInterrupt:
 """
 
 
-def stopped(source: str, number: int) -> tuple[int, int]:
-    """Stop a job by a signal once it has done five; (its exit code, how many it said were done)."""
-    command = [sys.executable, "-c", STOPPED, source]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stderr
-        told = 0
-        while told < 5:
-            told = int(process.stdout.readline() or "99")
-        process.send_signal(number)
-        rest, errors = process.communicate(timeout=SOON)
-        assert errors == ""
-    return process.returncode, int((f"{told}\n" + rest).split()[-1])
-
-
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129)])
 def test_a_signal_leaves_complete_images(here: Path, number: int, code: int) -> None:
     put(*names(400))
-    exit_code, told = stopped("in", number)
-    assert exit_code == code
+    exit_code, told, errors = stopped([sys.executable, "-c", STOPPED, "in"], number, 5)
+    assert (exit_code, errors) == (code, "")
     done = sorted(contents(Path("out")))
     count = len(done) // 2
     assert told <= count <= told + 4
@@ -609,8 +595,8 @@ def test_frames_are_read_and_written_while_others_are_predicted(here: Path, monk
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129)])
 def test_a_signal_leaves_a_video_that_plays(here: Path, number: int, code: int) -> None:
     drive("d.mp4", 400)
-    exit_code, told = stopped("d.mp4", number)
-    assert exit_code == code
+    exit_code, told, errors = stopped([sys.executable, "-c", STOPPED, "d.mp4"], number, 5)
+    assert (exit_code, errors) == (code, "")
     assert sorted(path.name for path in Path("out").iterdir()) == ["classes.json", "d_labels", "d_overlay.webm"]
     count = len(frames_of(Path("out/d_overlay.webm")))
     assert told <= count <= told + 4

@@ -61,7 +61,7 @@ def sealed(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
     """Run Python code in a folder, which is its home too, without the internet."""
     command = [sys.executable, str(SEALED), sys.executable, "-c", code]
     home = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "PATH": "", **environment}
-    done = subprocess.run(command, cwd=folder, env=home, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=home, capture_output=True, text=True, check=False, timeout=400)
     if done.returncode == NO_FILTER:
         pytest.skip("this system has no seccomp listeners, which watch for it")
     return done

@@ -5,7 +5,6 @@ import errno
 import os
 import signal
 import struct
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import stopped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -261,12 +261,7 @@ def test_ctrl_c_and_a_hard_kill(tmp_path: Path, suffix: str, codec: str, sound: 
         heard = [str(with_sound(tmp_path / "in/s.mkv", 1, name, sound)), name.removeprefix("lib")]
     for number, left in ((signal.SIGINT, f"v{suffix}"), (signal.SIGKILL, f".v.*.partial{suffix}")):
         command = [sys.executable, "-c", script, str(tmp_path / f"v{suffix}"), *heard]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            assert process.stdout
-            while int(process.stdout.readline()) < 60:
-                pass
-            process.send_signal(number)
-            written = int(("60\n" + process.stdout.read()).split()[-1])
+        _, written, _ = stopped(command, number, 60)
         (path,) = tmp_path.glob(left)
         assert read_what_there_is(path) >= (written if number == signal.SIGINT else written - 2 - bool(sound))
         path.unlink()

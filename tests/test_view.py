@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 import urllib.request
 from contextlib import contextmanager
 from fractions import Fraction
@@ -12,6 +11,7 @@ from urllib.error import HTTPError
 import cv2
 import numpy as np
 import pytest
+from conftest import LIMIT, serving
 
 import segmv3
 from segmv3.cli import main
@@ -39,18 +39,13 @@ def net(tmp_path_factory):
 
 @contextmanager
 def served(shown):
-    with Server(shown) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Server(shown)
+    with serving(server):
+        yield server.url
 
 
 def get(url, **headers):
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=LIMIT) as answer:
         return answer.read()
 
 
@@ -94,7 +89,7 @@ def test_nobody_else_can_ask(city):
             with pytest.raises(HTTPError, match="404"):
                 get(url + nothing)
         with pytest.raises(HTTPError, match="501"):
-            urllib.request.urlopen(url + "about", data=b"")
+            urllib.request.urlopen(url + "about", data=b"", timeout=LIMIT)
 
 
 def test_images_are_labelled_when_they_are_looked_at(city, net):
