@@ -118,26 +118,20 @@ def load(path: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter, Card]
     Returns: the net in eval mode on the CPU, and what the file says of itself.
     Raises: CheckpointError when the file is missing, damaged, not segmv3's, or does not fit the net it names.
     """
-    return _loaded(path, Model, parts)
+    return load_net(path, Model, parts)
 
 
-def load_classifier(path: Path | str) -> tuple[ImageClassifier, Card]:
-    """Read the weight file of a classification net, as `load` does.
+def load_net(path: Path | str, kind: Any, parts: Iterable[Part] = ()) -> Any:
+    """Read the weight file of any net, as `load` does.
 
-    Raises: CheckpointError, as `load`.
+    Args:
+        path: the file.
+        kind: the class of the net's settings, or several: `Model`, `Classifier`, `Detector`.
+        parts: as for `load`.
+
+    Raises:
+        CheckpointError: as `load`, and for a net of another kind.
     """
-    return _loaded(path, Classifier)
-
-
-def load_detector(path: Path | str) -> "tuple[ObjectDetector, Card]":
-    """Read the weight file of a detection net, as `load` does.
-
-    Raises: CheckpointError, as `load`.
-    """
-    return _loaded(path, Detector)
-
-
-def _loaded(path: Path | str, kind: type[Net], parts: Iterable[Part] = ()) -> Any:
     weights = read(path, parts)
     check_kind(weights.net, kind, path)
     model = build(weights.net, len(weights.card.names))
@@ -340,9 +334,8 @@ def in_order(card: Card, model: Segmenter, classes: Classes, path: Path) -> Card
         for name, tensor in model.state_dict().items():
             if name.startswith(model.config.classifiers):
                 tensor.copy_(tensor[places])
-    warnings.warn(
-        Segmv3Warning(f"{path} has the same classes in another order; they are taken by their names"), stacklevel=2
-    )
+    text = f"{path} has the same classes in another order; they are taken by their names"
+    warnings.warn(text, Segmv3Warning, stacklevel=2)
     return replace(card, names=classes.names, colors=tuple(card.colors[place] for place in places))
 
 
@@ -351,19 +344,17 @@ def check_classes(card: Card, classes: Classes, path: Path) -> None:
 
     Raises: CheckpointError saying what differs.
     """
-    if card.names != classes.names and are_numbered(card.names) and len(card.names) == len(classes):
-        warnings.warn(
-            Segmv3Warning(f"{path} names no classes; its n-th is taken for the data's n-th ({classes.names[0]} first)"),
-            stacklevel=2,
+    if card.names == classes.names:
+        return
+    if len(card.names) != len(classes):
+        raise CheckpointError(
+            f"{path}: {len(card.names)} classes stored, {len(classes)} requested; "
+            "use the config it was trained with, or give it a new head: segmv3 weights import --into NET --new-head"
         )
-    elif card.names != classes.names:
-        if len(card.names) != len(classes):
-            raise CheckpointError(
-                f"{path}: {len(card.names)} classes stored, {len(classes)} requested; "
-                "use the config it was trained with, or give it a new head: segmv3 weights import --into NET --new-head"
-            )
-        pair = next((a, b) for a, b in zip(card.names, classes.names, strict=True) if a != b)
-        raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")
+    if not are_numbered(card.names):
+        raise _other_classes(path, card.names, classes.names)
+    text = f"{path} names no classes; its n-th is taken for the data's n-th ({classes.names[0]} first)"
+    warnings.warn(text, Segmv3Warning, stacklevel=2)
 
 
 def check_folders(card: Card, classes: tuple[str, ...], path: Path | str) -> None:
@@ -381,19 +372,17 @@ def check_folders(card: Card, classes: tuple[str, ...], path: Path | str) -> Non
     if card.names == classes:
         return
     if are_numbered(card.names):
-        warnings.warn(
-            Segmv3Warning(f"{path} names no classes; the n-th class folder ({classes[0]} first) is taken for the n-th"),
-            stacklevel=2,
+        text = f"{path} names no classes; the n-th class folder ({classes[0]} first) is taken for the n-th"
+    elif len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        text = (
+            f"{path}: the class folders are WordNet ids; the n-th of them is taken for the n-th class "
+            f"({classes[0]} for {card.names[0]!r})"
         )
-        return
-    if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
-        warnings.warn(
-            Segmv3Warning(
-                f"{path}: the class folders are WordNet ids; the n-th of them is taken for the n-th class "
-                f"({classes[0]} for {card.names[0]!r})"
-            ),
-            stacklevel=2,
-        )
-        return
-    pair = next((a, b) for a, b in zip(card.names, classes, strict=True) if a != b)
-    raise CheckpointError(f"{path} was trained for other classes ({pair[0]!r} where the data has {pair[1]!r})")
+    else:
+        raise _other_classes(path, card.names, classes)
+    warnings.warn(text, Segmv3Warning, stacklevel=2)
+
+
+def _other_classes(path: Path | str, names: tuple[str, ...], wanted: tuple[str, ...]) -> CheckpointError:
+    own, other = next((a, b) for a, b in zip(names, wanted, strict=True) if a != b)
+    return CheckpointError(f"{path} was trained for other classes ({own!r} where the data has {other!r})")

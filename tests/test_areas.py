@@ -81,7 +81,7 @@ def test_one_pass_gives_what_two_nets_give(head, tail):
 def test_a_net_with_both_heads_is_read_as_it_was_saved(tmp_path):
     net = build(BOTH, 19)
     checkpoint.save(net, tmp_path / "both.safetensors")
-    again, card = checkpoint.load_detector(tmp_path / "both.safetensors")
+    again, card = checkpoint.load_net(tmp_path / "both.safetensors", Detector)
     assert net_name(again.config).startswith("SSDLite and LRASPP on MobileNetV3-small")
     assert again.config == BOTH and card.classes == cityscapes_classes()
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)

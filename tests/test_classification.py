@@ -302,7 +302,7 @@ def test_a_net_learns_colours_and_leaves_what_it_promises(experiment, tmp_path):
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log if e["event"] == "eval"] == [30, 60]
     assert best["top1"] == max(e["top1"] for e in log if e["event"] == "eval")
-    model, card = checkpoint.load_classifier(run / "best.safetensors")
+    model, card = checkpoint.load_net(run / "best.safetensors", Classifier)
     assert card.names == tuple(COLORS) and card.facts["score"]["top1"] == best["top1"]
     assert card.facts["config"]["kind"] == "Classification" and card.facts["step"] == best["step"]
     val = open_pictures(longer.data.root, "val")
@@ -492,7 +492,7 @@ def test_train_evaluate_predict_and_reuse(experiment, folder, tmp_path, capsys):
     assert main([*start, "--threads", "1"]) == 0
     assert "pretrained" in capsys.readouterr().out
     model, card = checkpoint.load(tmp_path / "streets" / "best.safetensors")
-    backbone = checkpoint.load_classifier(best)[0].backbone.state_dict()
+    backbone = checkpoint.load_net(best, Classifier)[0].backbone.state_dict()
     taken = dict(model.backbone.named_parameters())
     assert taken and all(torch.allclose(value, backbone[name], atol=1e-6) for name, value in taken.items())
     assert card.facts["config"]["model"]["pretrained"] == str(best)

@@ -18,7 +18,7 @@ from segmv3.config import Classifier, MobileNetV3
 from segmv3.errors import CheckpointError, ResourceError
 from segmv3.models.zoo import NETS, create_classifier, create_model
 from segmv3.weights import hub as room
-from segmv3.weights.opening import open_segmenter, open_weights
+from segmv3.weights.opening import open_net, open_segmenter, open_weights
 
 NAMES = ("road", "a|b", "<b>sky</b>", "x_y")
 SCORE = {"dataset": "own", "split": "val", "images": 3, "scales": [1.0], "flip": False, "miou": 61.234}
@@ -71,6 +71,7 @@ def test_a_net_goes_up_and_comes_back_as_the_same_file(hub, run, tmp_path, capsy
     assert [method for method, *_ in hub.asked] == ["HEAD", "GET"]
     assert all("torch" not in agent and "agent/" not in agent for *_, agent in hub.asked), "nothing of the machine"
     assert open_segmenter("hub:me/net")[1].names == NAMES
+    assert open_net("hub:me/net")[1] == net.origin[1], "with its colours and its score"
     assert open_weights(Path("hub:me/net@main")).origin["sha256"] == net.origin[1].sha256
     assert len([0 for method, *_ in hub.asked if method == "GET"]) == 1, "the cache has it"
     assert main(["weights", "import", "hub:me/net", "-o", str(tmp_path / "mine.safetensors")]) == 0

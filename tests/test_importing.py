@@ -236,7 +236,7 @@ def test_foreign_weights_predict_at_once(mmseg, tmp_path):
 def test_a_classifier_is_kept_with_its_names(tmp_path):
     net = create_backbone("small", num_classes=3).eval()
     checkpoint.save(net, tmp_path / "c.safetensors", classes=("cat", "dog", "tram"))
-    model, card = checkpoint.load_classifier(tmp_path / "c.safetensors")
+    model, card = checkpoint.load_net(tmp_path / "c.safetensors", Classifier)
     assert card.names == ("cat", "dog", "tram") and isinstance(model.config, Classifier)
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():

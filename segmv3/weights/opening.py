@@ -43,56 +43,43 @@ def open_segmenter(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segm
     """A segmentation net in eval mode on the CPU, and what its file says of itself.
 
     Args:
-        source: a weight file or a published name.
+        source: a weight file, a published name or `hub:USER/NAME`.
         parts: classes of heads and backbones that are not segmv3's own.
 
-    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
+    Raises:
+        CheckpointError: as `open_weights`, and for weights of another kind.
+
+    Warns:
+        Segmv3Warning: a part of the net was never trained, or the file leaves something open.
     """
-    source = _local(source)
-    if _is_ours(source):
-        segmenter, card = checkpoint.load(source, parts)
-        if new := card.facts.get("untrained"):
-            warnings.warn(
-                Segmv3Warning(f"{source} is a start for training: {new} was never trained, so its labels mean nothing"),
-                stacklevel=2,
-            )
-        return segmenter, card
-    return _imported(source, Model)
+    return _opened(source, Model, parts)
 
 
 def open_classifier(source: Path | str) -> tuple[ImageClassifier, Card]:
-    """A classification net, as `open_segmenter`.
-
-    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
-    """
-    source = _local(source)
-    if _is_ours(source):
-        return checkpoint.load_classifier(source)
-    return _imported(source, Classifier)
+    """A classification net, as `open_segmenter`."""
+    return _opened(source, Classifier)
 
 
 def open_detector(source: Path | str) -> "tuple[ObjectDetector, Card]":
-    """A detection net, as `open_segmenter`.
-
-    Raises: CheckpointError, as `open_weights`, and for weights of another kind.
-    """
-    source = _local(source)
-    if _is_ours(source):
-        return checkpoint.load_detector(source)
-    return _imported(source, Detector)
+    """A detection net, as `open_segmenter`."""
+    return _opened(source, Detector)
 
 
 def open_net(source: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter | ImageClassifier, Card]:
     """A net that labels pixels or whole pictures, as `open_segmenter`."""
-    if not _is_ours(source):
-        return _imported(source, Model | Classifier)
-    if isinstance(checkpoint.read(source, parts).net, Classifier):
-        return checkpoint.load_classifier(source)
-    return open_segmenter(source, parts)
+    return _opened(source, Model | Classifier, parts)
 
 
-def _imported(source: Path | str, kind: Any) -> Any:
-    """A net of this kind from a file of another project, and its card."""
+def _opened(source: Path | str, kind: Any, parts: Iterable[Part] = ()) -> Any:
+    """A net of this kind, or of one of these, and its card."""
+    source = _local(source)
+    path = Path(source)
+    if path.is_file() and checkpoint.is_ours(path):
+        model, card = checkpoint.load_net(path, kind, parts)
+        if new := card.facts.get("untrained"):
+            text = f"{source} is a start for training: {new} was never trained, so its labels mean nothing"
+            warnings.warn(Segmv3Warning(text), stacklevel=3)
+        return model, card
     imported = open_weights(source)
     checkpoint.check_kind(imported.net, kind, source)
     model = imported.model()
@@ -112,8 +99,3 @@ def colored(names: tuple[str, ...]) -> Classes:
 def _local(source: Path | str, *, offline: bool = False) -> Path | str:
     """The file of a net on the Hub; anything else as it is."""
     return pull(str(source), offline=offline) if str(source).startswith(PREFIX) else source
-
-
-def _is_ours(source: Path | str) -> bool:
-    path = Path(source)
-    return path.is_file() and checkpoint.is_ours(path)
