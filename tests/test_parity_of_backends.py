@@ -34,11 +34,16 @@ def picture(size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
+def bare(images):
+    """Images without a truth."""
+    return [(image, None) for image in images]
+
+
 @pytest.mark.parametrize("output", ["low-logits", "logits", "labels"])
 @pytest.mark.parametrize("numpy", [False, True])
 def test_a_net_agrees_with_itself(output, numpy):
     images = [picture((40, 56)), picture((33, 17), 1), picture((40, 56), 2)]
-    agreement = compare(Fake(), Fake(output, numpy=numpy), images)
+    agreement = compare(Fake(), Fake(output, numpy=numpy), bare(images))
     assert [(found.size, found.images) for found in agreement.sizes] == [((40, 56), 2), ((33, 17), 1)]
     for found in agreement.sizes:
         assert found.label_agreement == 100
@@ -53,7 +58,7 @@ def test_the_relative_difference_is_what_was_added(share, seed):
     """Logits that are all larger by a share: that is their relative RMS, at every output kind and size."""
     image = picture((24, 41), seed)
     for output in ("low-logits", "logits"):
-        found = compare(Fake(), Fake(output, lambda logits: logits * (1 + share)), [image]).sizes[0]
+        found = compare(Fake(), Fake(output, lambda logits: logits * (1 + share)), bare([image])).sizes[0]
         assert found.relative_rms == pytest.approx(abs(share), abs=1e-6)
         assert found.label_agreement == 100
 
@@ -65,7 +70,7 @@ def test_what_is_no_number_never_agrees(value, precision):
         logits[0, 2, -1, -1] = value
         return logits
 
-    agreement = compare(Fake(), Fake(spoil=spoil), [picture((80, 80)), picture((80, 80), 1)])
+    agreement = compare(Fake(), Fake(spoil=spoil), bare([picture((80, 80)), picture((80, 80), 1)]))
     with pytest.raises(DisagreementError, match=r"at 80x80: the logits are off"):
         refuse(agreement, precision, "it")
 
@@ -74,11 +79,13 @@ def test_scores_are_over_all_images_with_a_truth():
     images = [picture((32, 32), seed) for seed in range(3)]
     truth = np.asarray(compare_labels(images[0]))
     void = np.full((32, 32), 255, np.uint8)
-    agreement = compare(Fake(), Fake(spoil=lambda logits: logits.roll(1, 1)), images, [truth, None, void])
+    agreement = compare(
+        Fake(), Fake(spoil=lambda logits: logits.roll(1, 1)), zip(images, [truth, None, void], strict=True)
+    )
     assert agreement.scored_images == 2 and agreement.miou_reference == 100 and agreement.miou_candidate < 50
     assert agreement.miou_loss == 100 - agreement.miou_candidate
     assert agreement.to_dict()["sizes"][0]["size"] == [32, 32]
-    assert compare(Fake(), Fake(), images[:1], [void]).miou_reference is None
+    assert compare(Fake(), Fake(), [(images[0], void)]).miou_reference is None
 
 
 def compare_labels(image):
@@ -110,6 +117,6 @@ def test_each_limit_refuses_by_its_own_number():
 
 def test_other_shapes_and_no_images_are_refused():
     with pytest.raises(DisagreementError, match="logits of shape"):
-        compare(Fake(), Fake(spoil=lambda logits: logits[:, :2]), [picture((32, 32))])
+        compare(Fake(), Fake(spoil=lambda logits: logits[:, :2]), bare([picture((32, 32))]))
     with pytest.raises(ModelError, match="no image"):
         compare(Fake(), Fake(), [])

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,9 @@ def _shown(
     """The pictures as the net sees them, and what the file will say of itself."""
     view = None
     if isinstance(model, ImageClassifier):
-        view, kind = _view(card, size), _class_logits(kind)
+        if kind == "labels":
+            raise ModelError("a classifier gives one logit for each class; leave --output-kind out")
+        view, kind = _view(card, size), "class-logits"
         pictures = pictures.seen_as(view)
     _refuse_other_classes(pictures, model, card, weights)
     stated = asdict(view) if view else None
@@ -139,12 +140,6 @@ def _view(card: Card, size: Size | None) -> View:
         return view
     resize = max(*size, round(view.resize * max(size) / max(view.crop_size)))
     return replace(view, crop_size=size, resize=resize)
-
-
-def _class_logits(kind: Output) -> Output:
-    if kind == "labels":
-        raise ModelError("a classifier gives one logit for each class; leave --output-kind out")
-    return "class-logits"
 
 
 def _refuse_other_classes(pictures: Pictures, model: Net, card: Card, weights: Path) -> None:
@@ -194,10 +189,8 @@ class _Work:
         self.write(path)
         self.say("compare with PyTorch")
         backend = _open(target, path, metadata, metadata.precision)
-        images, truths = tee(
-            _at_sizes(self.pictures, metadata.size, self.other_sizes(), self.say)
-        )  # in step: one pair is kept at a time
-        agreement = compare(reference, backend, (image for image, _ in images), (truth for _, truth in truths))
+        images = _at_sizes(self.pictures, metadata.size, self.other_sizes(), self.say)
+        agreement = compare(reference, backend, images)
         refuse(agreement, metadata.precision, f"the {target.name} export of {source}")
         facts = self.facts(source, command, agreement)
         if target.baseline:
@@ -304,13 +297,10 @@ def _at_sizes(
     for place, read in enumerate(pictures.read):
         say(f"compare with PyTorch: image {place + 1} of {len(pictures.read)}")
         image, truth = read()
-        if size is None:
-            yield image, truth
-        else:
-            yield (
-                _resized(image, size),
-                _resized(truth, size, cv2.INTER_NEAREST) if isinstance(truth, np.ndarray) else truth,
-            )
+        if size:
+            image = _resized(image, size)
+            truth = _resized(truth, size, cv2.INTER_NEAREST) if isinstance(truth, np.ndarray) else truth
+        yield image, truth
     if size is None:
         for read in pictures.read[:_AT_OTHER_SIZES]:
             image, _ = read()

@@ -113,44 +113,43 @@ class Agreement:
         return {k: v for k, v in asdict(self).items() if not k.startswith(left_out)} | {"sizes": sizes}
 
 
-def compare(
-    reference: Backend,
-    candidate: Backend,
-    images: Iterable[UInt8Array],
-    truths: Iterable[Truth] | None = None,
-) -> Agreement:
+def compare(reference: Backend, candidate: Backend, images: Iterable[tuple[UInt8Array, Truth]]) -> Agreement:
     """Run both on the same images.
 
-    Args: reference: gives low logits, or class logits as the candidate does.
+    Args:
+        reference: gives low logits, or class logits as the candidate does.
         candidate: gives any kind of output.
-        images: uint8 H x W x 3, RGB, of any sizes.
-        truths: for each image its train ids, 255 = ignore, or of a classifier its class; None where there are none.
-    Raises: ModelError when there is no image, or a size that one of them does not take.
+        images: uint8 H x W x 3, RGB, of any sizes, each with its truth: train ids, 255 = ignore, or of a classifier its
+            class; None where there is none.
+
+    Raises:
+        ModelError: there is no image, or a size that one of them does not take.
     """
     counts: dict[Size, _Counts] = {}
-    scores: list[tuple[ConfusionMatrix, ConfusionMatrix]] = []
-    hits: list[tuple[bool, bool]] = []
-    given = iter(truths) if truths is not None else None
-    for image in images:
+    hits: list[list[bool]] = []
+    matrices: list[ConfusionMatrix] = []
+    scored = 0
+    for image, truth in images:
         size = (image.shape[0], image.shape[1])
         batch = np.ascontiguousarray(image[None])
         expected = torch.as_tensor(reference.run(batch)).cpu().float()
         labels = counts.setdefault(size, _Counts()).add(expected, _of(candidate, batch), size)
-        truth = next(given) if given else None
+        scored += truth is not None
         if isinstance(truth, int):
-            hits.append((int(labels[0]) == truth, int(labels[1]) == truth))
+            hits.append([int(each) == truth for each in labels])
         elif truth is not None:
-            scores.append((_score(labels[0], truth, expected.shape[1]), _score(labels[1], truth, expected.shape[1])))
+            matrices = matrices or [ConfusionMatrix(expected.shape[1]) for _ in labels]
+            for matrix, each in zip(matrices, labels, strict=True):
+                matrix.update(each, truth)
     if not counts:
         raise ModelError("there is no image to compare with")
     sizes = tuple(count.result(size) for size, count in counts.items())
-    if candidate.output == "class-logits":
-        first = [100 * sum(each) / len(hits) for each in zip(*hits, strict=True)] if hits else [None, None]
-        return Agreement(sizes, len(hits), "class-logits", top1_reference=first[0], top1_candidate=first[1])
-    if not any(score.matrix.any() for score, _ in scores):
-        return Agreement(sizes)
-    reference_score, candidate_score = (_sum(each) for each in zip(*scores, strict=True))
-    return Agreement(sizes, len(scores), candidate.output, reference_score.miou, candidate_score.miou)
+    if hits:
+        first, second = (100 * sum(each) / len(hits) for each in zip(*hits, strict=True))
+        return Agreement(sizes, scored, candidate.output, top1_reference=first, top1_candidate=second)
+    if any(matrix.matrix.any() for matrix in matrices):
+        return Agreement(sizes, scored, candidate.output, *(matrix.miou for matrix in matrices))
+    return Agreement(sizes, output=candidate.output)
 
 
 def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
@@ -182,19 +181,6 @@ def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
             raise DisagreementError(
                 f"{title} falls behind PyTorch: {score} {now:.2f} instead of {was:.2f} (limit {most:.1f} points)"
             )
-
-
-def _score(labels: UInt8Array, truth: UInt8Array, classes: int) -> ConfusionMatrix:
-    score = ConfusionMatrix(classes)
-    score.update(labels, truth)
-    return score
-
-
-def _sum(scores: Iterable[ConfusionMatrix]) -> ConfusionMatrix:
-    total, *rest = scores
-    for score in rest:
-        total.merge(score)
-    return total
 
 
 def _of(backend: Backend, batch: UInt8Array) -> tuple[Output, Tensor]:
