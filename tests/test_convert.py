@@ -18,6 +18,7 @@ from segmv3.convert.extras import openvino_core, scratch_folder
 from segmv3.convert.graph import Graph, needs_fixed_size
 from segmv3.convert.metadata import KEY, describe, from_text
 from segmv3.convert.receipt import files_of, receipt_path, to_text, verify_receipt
+from segmv3.convert.targets import find_target
 from segmv3.errors import CheckpointError, ResourceError
 from segmv3.labels import numbered_classes
 from segmv3.models.zoo import NETS, create_model, net
@@ -117,21 +118,21 @@ def test_onnx_inputs_and_outputs_have_names(onnx_graph):
 
 
 def test_onnx_keeps_its_metadata(model, onnx_data, tmp_path):
-    from segmv3.convert.onnx import metadata_of, with_metadata
+    from segmv3.convert.onnx import Onnx, with_metadata
 
     path = tmp_path / "net.onnx"
     path.write_bytes(onnx_data)
-    assert metadata_of(path) == said(model)
+    assert Onnx().read(path) == said(model)
     changed = replace(said(model), precision="int8")
     path.write_bytes(with_metadata(onnx_data, changed))
-    assert metadata_of(path) == changed
+    assert Onnx().read(path) == changed
 
 
 def test_onnx_with_weights_elsewhere_is_refused(onnx_data, tmp_path):
     import onnx
     from onnx.external_data_helper import set_external_data
 
-    from segmv3.convert.onnx import metadata_of
+    from segmv3.convert.onnx import Onnx
 
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "w.bin").write_bytes(b"0" * 4096)
@@ -142,17 +143,17 @@ def test_onnx_with_weights_elsewhere_is_refused(onnx_data, tmp_path):
         set_external_data(graph.graph.initializer[3], location)
         path.write_bytes(graph.SerializeToString())
         if fine:
-            metadata_of(path)
+            Onnx().read(path)
         else:
             with pytest.raises(CheckpointError, match="from outside its folder"):
-                metadata_of(path)
+                Onnx().read(path)
 
 
 def test_external_weights_inside_layers_are_found(onnx_data, tmp_path):
     import onnx
     from onnx.external_data_helper import set_external_data
 
-    from segmv3.convert.onnx import metadata_of
+    from segmv3.convert.onnx import Onnx
 
     graph = onnx.load_from_string(onnx_data)
     constant = next(node for node in graph.graph.node if node.op_type == "Constant")
@@ -163,7 +164,7 @@ def test_external_weights_inside_layers_are_found(onnx_data, tmp_path):
     path = tmp_path / "net.onnx"
     path.write_bytes(graph.SerializeToString())
     with pytest.raises(CheckpointError, match=r"'\.\./secret'"):
-        metadata_of(path)
+        Onnx().read(path)
 
 
 def test_window_pooling_and_same_padding_convert_at_odd_sizes(tmp_path):
@@ -187,7 +188,7 @@ def test_window_pooling_and_same_padding_convert_at_odd_sizes(tmp_path):
 def test_openvino_converts_and_is_two_files(model, tmp_path):
     import openvino as ov
 
-    from segmv3.convert.openvino import metadata_of, to_openvino, write
+    from segmv3.convert.openvino import OpenVino, to_openvino, write
 
     converted = to_openvino(model, said(model))
     kinds = Counter(layer.get_type_name() for layer in converted.get_ops())
@@ -196,13 +197,13 @@ def test_openvino_converts_and_is_two_files(model, tmp_path):
     path = tmp_path / "net.xml"
     write(converted, path)
     assert files_of(path) == (path, tmp_path / "net.bin") and all(file.is_file() for file in files_of(path))
-    assert metadata_of(path) == said(model)
+    assert OpenVino().read(path) == said(model)
     read = openvino_core().read_model(path)
     assert read.input("image").get_partial_shape().to_string() == "[?,?,?,3]"
     assert read.output("low_logits").get_element_type() == ov.Type.f32
     (tmp_path / "net.bin").unlink()
     with pytest.raises(CheckpointError, match=r"no net\.bin beside it"):
-        metadata_of(path)
+        OpenVino().read(path)
 
 
 # --- torch.export ---
@@ -212,7 +213,7 @@ def test_openvino_converts_and_is_two_files(model, tmp_path):
 def test_torch_export_keeps_metadata_and_pickles_no_weight(model, tmp_path):
     path = tmp_path / "net.pt2"
     path.write_bytes(torch_export.to_torch_export(model, said(model, "labels")))
-    assert torch_export.metadata_of(path) == said(model, "labels")
+    assert torch_export.TorchExport().read(path) == said(model, "labels")
     with zipfile.ZipFile(path) as archive:
         name = next(n for n in archive.namelist() if n.endswith("weights_config.json"))
         entries = json.loads(archive.read(name))["config"].values()
@@ -261,24 +262,19 @@ def test_spoilt_metadata_is_one_line(model, change):
 
 
 def test_other_files_are_one_line(tmp_path):
-    from segmv3.convert import onnx, openvino
-
-    readers = {".onnx": onnx.metadata_of, ".xml": openvino.metadata_of, ".pt2": torch_export.metadata_of}
     (tmp_path / "net.bin").touch()
     foreign = b'<net><rt_info><other value="1"/></rt_info></net>'
     bomb = b'<!DOCTYPE net [<!ENTITY a "aaaa">]><net>&a;</net>'
-    for suffix, reader in readers.items():
-        path = tmp_path / f"net{suffix}"
-        with pytest.raises(CheckpointError, match="does not exist"):
-            reader(path)
+    for target in map(find_target, ("onnx", "openvino", "torch-export")):
+        path = tmp_path / f"net{target.suffix}"
         for data in (b"", b"\x00\x01nonsense" * 50, pickle.dumps({"a": 1}), foreign, bomb):
             path.write_bytes(data)
             with pytest.raises(CheckpointError, match=r"damaged|was not exported by segmv3|is no OpenVINO model"):
-                reader(path)
+                target.read(path)
     with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
         archive.writestr(f"archive/extra/{KEY}", "{}")
     with pytest.raises(CheckpointError, match="says nothing"):
-        torch_export.metadata_of(tmp_path / "net.pt2")
+        torch_export.TorchExport().read(tmp_path / "net.pt2")
 
 
 # --- receipts ---

@@ -18,9 +18,9 @@ from segmv3.convert import openvino as openvino_file
 from segmv3.convert.extras import openvino_core
 from segmv3.convert.int8 import (
     FEWEST_IMAGES,
+    OnnxInt8,
     _first_and_last,
     _pooled_layers,
-    is_safe,
     quantize_onnx,
     quantize_openvino,
 )
@@ -28,6 +28,7 @@ from segmv3.convert.metadata import KEY, Metadata, from_text
 from segmv3.convert.onnx import to_onnx
 from segmv3.convert.openvino import to_openvino
 from segmv3.convert.receipt import receipt_path, to_text
+from segmv3.convert.targets import target_of
 from segmv3.errors import DataError, ModelError, Segmv3Warning
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import create_model
@@ -210,7 +211,7 @@ def test_a_file_that_needs_vnni_is_named_where_there_is_none(
     with monkeypatch.context() as patch:
         full_range(patch)
         write()
-    assert not is_safe(path)
+    assert not target_of(path).is_safe(path)
     monkeypatch.setattr(loading, "saturates", lambda: True)
     words = "was written for processors with VNNI and this one has none: sums in it are cut off"
     with pytest.warns(Segmv3Warning, match=rf"{path.name} {words}, and its labels can be much worse; export it again"):
@@ -220,7 +221,7 @@ def test_a_file_that_needs_vnni_is_named_where_there_is_none(
     segmv3.load(path, threads=1)  # a warning would be an error
     monkeypatch.setattr(loading, "saturates", lambda: True)
     write()
-    assert is_safe(path)
+    assert target_of(path).is_safe(path)
     segmv3.load(path, threads=1)
 
 
@@ -233,7 +234,7 @@ def test_two_products_fit_into_16_bits_or_the_file_is_not_safe(weight: int, safe
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in (("w", values), ("d", depthwise))]
     graph = onnx.helper.make_graph([], "g", [], [], stored)
     (tmp_path / "net.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    assert is_safe(tmp_path / "net.onnx") is safe
+    assert OnnxInt8().is_safe(tmp_path / "net.onnx") is safe
 
 
 @pytest.mark.parametrize("count", [0, FEWEST_IMAGES - 1])

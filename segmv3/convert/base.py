@@ -4,13 +4,14 @@ A target of your own is a frozen dataclass that derives from `Target`; `examples
 `segmv3.export(..., target=MyTarget())` and to `segmv3.load(..., targets=[MyTarget()])`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,6 +33,9 @@ Run = Callable[[UInt8Array], Tensor | NDArray[Any]]
 
 Say = Callable[[str], None]
 """Is told what is done next."""
+
+_LARGEST_WEIGHT = 64
+"""Of int8: 2 * 255 * 64 fits into 16 signed bits, 2 * 255 * 65 does not."""
 
 
 class Target:
@@ -104,10 +108,10 @@ class Target:
         raise NotImplementedError
 
     def read(self, path: Path) -> Metadata:
-        """What a file says of itself. Nothing of the file is run.
+        """What a file says of itself. The file is there, and nothing of it is run.
 
         Raises:
-            CheckpointError: it is missing, damaged or no export of segmv3.
+            CheckpointError: it is damaged or no export of segmv3.
         """
         from segmv3.convert.receipt import metadata_of
 
@@ -153,6 +157,16 @@ def check_target(target: object) -> Target:
     if not target.suffix.startswith(".") or not target.runtimes:
         raise ModelError(f"{kind.__name__} is no export target: its suffix needs a dot, and it needs a runtime")
     return target
+
+
+def sums_fit(weights: Iterable[NDArray[np.int8]]) -> bool:
+    """Whether all sums of an int8 net fit into 16 bits. Then it is right on processors without VNNI too.
+
+    Args:
+        weights: of each layer; those of convolutions are ... x channels x height x width.
+    """
+    summed = (each.astype(np.int16) for each in weights if each.ndim > 3 and each.shape[-3] > 1)
+    return all(np.abs(each).max() <= _LARGEST_WEIGHT for each in summed)
 
 
 def refuse_missing(target: Target) -> None:

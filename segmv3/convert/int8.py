@@ -15,12 +15,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
-import numpy as np
 
 from segmv3.convert import onnx as onnx_file
 from segmv3.convert import openvino as openvino_file
 from segmv3.convert.base import Say, Target
-from segmv3.convert.extras import import_nncf, openvino_core, scratch_folder, silence
+from segmv3.convert.extras import import_nncf, scratch_folder, silence
 from segmv3.convert.graph import INPUT, Net
 from segmv3.convert.metadata import KEY, FilePrecision, Metadata, from_text
 from segmv3.errors import DataError, ModelError
@@ -35,9 +34,6 @@ FEWEST_IMAGES = 8
 
 ENOUGH_IMAGES = 100
 """More images changed no measured number."""
-
-_LARGEST_WEIGHT = 64
-"""2 * 255 * 64 fits into 16 signed bits, 2 * 255 * 65 does not."""
 
 _RIGHT_ON = ("AVX2", "AVX-512", "AVX-VNNI", "AVX512-VNNI", "AMX-INT8", "NEON")
 """A safe file is right on processors that cut off sums at 16 bits, and on those that do not."""
@@ -164,24 +160,6 @@ def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progre
             extra_options={"CalibMovingAverage": True},
         )
         return onnx_file.with_metadata(path.read_bytes(), replace(metadata, precision="int8"))
-
-
-def is_safe(path: Path) -> bool:
-    """Whether all sums of an int8 file fit into 16 bits. Then it is right on processors without VNNI too.
-
-    Args: path: FILE.xml or FILE.onnx, as `metadata_of` accepts it.
-    """
-    if path.suffix.lower() == ".xml":
-        operations = openvino_core().read_model(path).get_ops()
-        constants = [operation for operation in operations if operation.get_type_name() == "Constant"]
-        weights = [one.data for one in constants if one.get_element_type().to_string() == "i8"]
-    else:
-        import onnx
-
-        stored = onnx.load(path).graph.initializer
-        weights = [onnx.numpy_helper.to_array(one) for one in stored if one.data_type == onnx.TensorProto.INT8]
-    summed = (each.astype(np.int16) for each in weights if each.ndim > 3 and each.shape[-3] > 1)
-    return all(np.abs(each).max() <= _LARGEST_WEIGHT for each in summed)
 
 
 @dataclass(frozen=True)

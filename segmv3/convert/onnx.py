@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
+from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot, sums_fit
 from segmv3.convert.extras import scratch_folder, silence
 from segmv3.convert.graph import INPUT, Graph, Net, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
@@ -40,7 +40,30 @@ class Onnx(Target):
         write_bytes(path, to_onnx(model, metadata))
 
     def read(self, path: Path) -> Metadata:
-        return metadata_of(path)
+        """As `Target.read`. No other file is opened.
+
+        Raises:
+            CheckpointError: it is damaged, no export of segmv3, or wants weights from another folder.
+            ModelError: onnx is not installed.
+        """
+        try:
+            import onnx
+            from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        except ImportError:
+            raise ModelError('reading an onnx file needs onnx and onnxruntime; pip install "segmv3[export]"') from None
+        try:
+            if not 0 < path.stat().st_size <= _LARGEST:
+                raise DecodeError("it is empty" if path.stat().st_size == 0 else "it is too large")
+            model = onnx.load_from_string(path.read_bytes())
+        except (DecodeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged or no ONNX file ({error})") from None
+        folder = path.resolve().parent
+        for location in _locations(model):
+            if not (folder / location).resolve().is_relative_to(folder):
+                raise CheckpointError(
+                    f"{path} wants weights from outside its folder ({location!r:.80}); it is not opened"
+                )
+        return from_text(next((entry.value for entry in model.metadata_props if entry.key == KEY), None), path)
 
     def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
         if runtime == "openvino":
@@ -64,9 +87,10 @@ class Onnx(Target):
         return run
 
     def is_safe(self, path: Path) -> bool:
-        from segmv3.convert.int8 import is_safe
+        import onnx
 
-        return is_safe(path)
+        stored = onnx.load(path).graph.initializer
+        return sums_fit(onnx.numpy_helper.to_array(one) for one in stored if one.data_type == onnx.TensorProto.INT8)
 
 
 def to_onnx(model: Net, metadata: Metadata) -> bytes:
@@ -107,32 +131,6 @@ def with_metadata(data: bytes, metadata: Metadata) -> bytes:
     model.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=KEY, value=metadata.to_text())])
     onnx.checker.check_model(model)
     return model.SerializeToString()
-
-
-def metadata_of(path: Path) -> Metadata:
-    """Read the metadata of an ONNX file. No part of it is run, and no other file is opened.
-
-    Raises: CheckpointError when it is missing, damaged, no export of segmv3, or wants weights from another folder.
-        ModelError when onnx is not installed.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError:
-        raise ModelError('reading an onnx file needs onnx and onnxruntime; pip install "segmv3[export]"') from None
-    try:
-        if not 0 < path.stat().st_size <= _LARGEST:
-            raise DecodeError("it is empty" if path.stat().st_size == 0 else "it is too large")
-        model = onnx.load_from_string(path.read_bytes())
-    except (DecodeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or no ONNX file ({error})") from None
-    folder = path.resolve().parent
-    for location in _locations(model):
-        if not (folder / location).resolve().is_relative_to(folder):
-            raise CheckpointError(f"{path} wants weights from outside its folder ({location!r:.80}); it is not opened")
-    return from_text(next((entry.value for entry in model.metadata_props if entry.key == KEY), None), path)
 
 
 def _drop_identities(graph: "onnx.GraphProto") -> None:

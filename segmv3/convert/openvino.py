@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot
+from segmv3.convert.base import Arithmetic, Run, Say, Target, cannot, sums_fit
 from segmv3.convert.extras import import_openvino, openvino_core, scratch_folder, silence
 from segmv3.convert.graph import INPUT, Graph, Net, example
 from segmv3.convert.metadata import KEY, Metadata, from_text
@@ -45,15 +45,29 @@ class OpenVino(Target):
         write(to_openvino(model, metadata), path)
 
     def read(self, path: Path) -> Metadata:
-        return metadata_of(path)
+        """As `Target.read`, without OpenVINO.
+
+        Raises:
+            CheckpointError: the weights are missing, or it is no export of segmv3.
+        """
+        if not path.with_suffix(".bin").is_file():
+            raise CheckpointError(f"{path} has no {path.stem}.bin beside it; an OpenVINO model is both files")
+        data = path.read_bytes() if path.stat().st_size < _LARGEST_XML else b""
+        try:
+            if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # no IR has any, and they can make a small file huge
+                raise ElementTree.ParseError("it declares entities")
+            element = ElementTree.fromstring(data).find(f"rt_info/{KEY}")
+        except ElementTree.ParseError as error:
+            raise CheckpointError(f"{path} is no OpenVINO model ({error})") from None
+        return from_text(None if element is None else element.get("value", ""), path)
 
     def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
         return open_openvino(path, precision, threads)
 
     def is_safe(self, path: Path) -> bool:
-        from segmv3.convert.int8 import is_safe
-
-        return is_safe(path)
+        operations = openvino_core().read_model(path).get_ops()
+        constants = [operation for operation in operations if operation.get_type_name() == "Constant"]
+        return sums_fit(one.data for one in constants if one.get_element_type().to_string() == "i8")
 
 
 def open_openvino(path: Path, precision: Arithmetic, threads: int) -> Run:
@@ -129,22 +143,3 @@ def write(model: "openvino.Model", path: Path) -> None:
         graph, weights = (folder / "model.xml").read_bytes(), (folder / "model.bin").read_bytes()
     write_bytes(path.with_suffix(".bin"), weights)
     write_bytes(path, graph)
-
-
-def metadata_of(path: Path) -> Metadata:
-    """Read the metadata of an IR model, without OpenVINO.
-
-    Raises: CheckpointError when the file or its weights are missing, or it is no export of segmv3.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    if not path.with_suffix(".bin").is_file():
-        raise CheckpointError(f"{path} has no {path.stem}.bin beside it; an OpenVINO model is both files")
-    data = path.read_bytes() if path.stat().st_size < _LARGEST_XML else b""
-    try:
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # no IR has any, and they can make a small file huge
-            raise ElementTree.ParseError("it declares entities")
-        element = ElementTree.fromstring(data).find(f"rt_info/{KEY}")
-    except ElementTree.ParseError as error:
-        raise CheckpointError(f"{path} is no OpenVINO model ({error})") from None
-    return from_text(None if element is None else element.get("value", ""), path)

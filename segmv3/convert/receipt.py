@@ -62,8 +62,6 @@ def metadata_of(path: Path) -> Metadata:
     Raises:
         CheckpointError: there is no receipt, or it says nothing.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
     receipt = receipt_path(path)
     if not receipt.is_file():
         raise CheckpointError(f"{path} has no {receipt.name} beside it; the file cannot be opened without it")

@@ -3,7 +3,7 @@
 Reading one runs code: `torch.export.load` unpickles what is marked so (it falls back to `weights_only=False`), and
 evaluates expressions of the graph as Python. No check can make a stranger's .pt2 safe. segmv3's hold tensors as
 plain bytes; `segmv3.load` opens a .pt2 only beside a receipt with its SHA-256, which proves that it is whole and not
-who wrote it. `metadata_of` runs nothing.
+who wrote it. `TorchExport.read` runs nothing.
 """
 
 import io
@@ -42,7 +42,15 @@ class TorchExport(Target):
         write_bytes(path, to_torch_export(model, metadata))
 
     def read(self, path: Path) -> Metadata:
-        return metadata_of(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                name = next((name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")), None)
+                if name is not None and archive.getinfo(name).file_size > _LONGEST:
+                    name = None
+                text = archive.read(name).decode() if name else None
+        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            raise CheckpointError(f"{path} is damaged or no .pt2 file ({error})") from None
+        return from_text(text, path)
 
     def open(self, path: Path, metadata: Metadata, runtime: str, precision: Arithmetic, threads: int) -> Run:
         module = torch.export.load(path).module()
@@ -79,21 +87,3 @@ def to_torch_export(model: Net, metadata: Metadata) -> bytes:
         program = torch.export.export(Graph(model, metadata.output), (image,), dynamic_shapes=shapes)
         torch.export.save(program, buffer, extra_files={KEY: metadata.to_text()})
     return buffer.getvalue()
-
-
-def metadata_of(path: Path) -> Metadata:
-    """Read the metadata of a .pt2 file. No part of it is run.
-
-    Raises: CheckpointError when it is missing, damaged or no export of segmv3.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next((name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")), None)
-            if name is not None and archive.getinfo(name).file_size > _LONGEST:
-                name = None
-            text = archive.read(name).decode() if name else None
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged or no .pt2 file ({error})") from None
-    return from_text(text, path)
