@@ -44,7 +44,7 @@ def own_cache(tmp_path_factory):
     write_png(street, render_scene("val", 0, size=(64, 128), seed=0)[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGMV3_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(autotune, "_SIZE", (64, 128))
+        patch.setattr(loading, "STREET_SIZE", (64, 128))
         patch.setattr(autotune, "STREET", street)
         yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -117,12 +117,11 @@ def _pictures(options: Export) -> Pictures | Callable[[Net], Pictures] | None:
         return photographs(options.images, options.limit)
     if root := options.data.root:
         whole = options.to.endswith("int8")
-        how: dict[str, Any] = {"limit": options.limit, "whole": whole}
 
         def of(net: Net) -> Pictures:
             if isinstance(net, Segmenter):
-                return labelled(data_in(root, options.data.dataset), options.split, **how)
-            return in_folders(root, options.split, **how)
+                return labelled(data_in(root, options.data.dataset), options.split, options.limit, whole=whole)
+            return in_folders(root, options.split, options.limit, whole=whole)
 
         return of
     return None

@@ -9,6 +9,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead, _extra_block, _normal_init
+from torchvision.ops import box_iou
 
 from segmv3.models.backbones import Tap
 from segmv3.models.layers import Normalize, initialise
@@ -137,8 +138,6 @@ class ObjectDetector(nn.Module):
 
 def _matched(rules: Any, boxes: Tensor, anchors: Tensor) -> Tensor:
     """The box of each anchor, int64 A, -1 for none."""
-    from torchvision.ops import box_iou
-
     if not len(boxes):
         return torch.full((len(anchors),), -1, device=anchors.device)
     return rules.proposal_matcher(box_iou(boxes, anchors))

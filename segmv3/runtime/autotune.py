@@ -13,30 +13,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segmv3.checkpoint import Card, package_version, source_commit
+from segmv3.checkpoint import Card
 from segmv3.errors import ModelError, OutputError, ResourceError, Segmv3Error, Segmv3Warning
 from segmv3.files import cache_folder, make_folder, write_bytes
 from segmv3.images import UInt8Array, read_image
 from segmv3.models.segmenter import Segmenter
 from segmv3.records import read_json, typed
 from segmv3.runtime.backends import Arithmetic, Backend, Size, TorchBackend
-from segmv3.runtime.machine import cpu_flags, cpu_name, versions
+from segmv3.runtime.machine import cpu_flags, cpu_name, software
 from segmv3.runtime.parity import compare, refuse
 
 STREET = Path(__file__).with_name("street.png")
 """The street that candidates are proved and timed on: scene 0 of mini-city's val split, seed 0."""
-_SIZE: Size = (512, 1024)
+STREET_SIZE: Size = (512, 1024)
 """Size of that picture: half of Cityscapes'."""
 _ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backend that could run the net. `open` gets it ready for images of the size it is given."""
+    """A backend that could run the net. `open` gets it ready, for images of `STREET_SIZE` first."""
 
     title: str
     precision: Arithmetic
-    open: Callable[[Size], Backend]
+    open: Callable[[], Backend]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def choose(model: Segmenter, card: Card, candidates: Sequence[Candidate], place:
     Warns: Segmv3Warning when one cannot be opened now that could be another time, because of a full disk for example.
     """
     if [candidate.title for candidate in candidates] == ["torch fp32"]:  # it is the reference
-        return candidates[0].open(_SIZE)
+        return candidates[0].open()
     file = _file(card, place)
     known = _read(file)
     opened: dict[str, Backend] = {}
@@ -65,7 +65,7 @@ def choose(model: Segmenter, card: Card, candidates: Sequence[Candidate], place:
     agreeing = [one for one in candidates if one.title in known and not known[one.title].refusal]
     for candidate in sorted(agreeing, key=lambda one: known[one.title].milliseconds):
         try:
-            return opened.get(candidate.title) or candidate.open(_SIZE)
+            return opened.get(candidate.title) or candidate.open()
         except Segmv3Error as error:
             if len(candidates) == 1:
                 raise
@@ -83,8 +83,8 @@ def _prove(
     verdicts: dict[str, Verdict] = {}
     for candidate in candidates:
         try:
-            backend = candidate.open(_SIZE)
-            refuse(compare(reference, backend, [image]), candidate.precision, candidate.title)
+            backend = candidate.open()
+            refuse(compare(reference, backend, [(image, None)]), candidate.precision, candidate.title)
         except Exception as error:  # a package can be broken in any way; the others still run
             if len(candidates) == 1:
                 raise error if isinstance(error, Segmv3Error) else _cannot_run(candidate, error) from None
@@ -130,8 +130,7 @@ def _warn(candidate: Candidate, error: Segmv3Error) -> None:
 
 
 def _file(card: Card, place: torch.device) -> Path:
-    facts = [card.sha256, place.type, str(torch.get_num_threads()), cpu_name(), *cpu_flags()]
-    facts += [package_version(), source_commit(), *(f"{name} {version}" for name, version in versions().items())]
+    facts = [card.sha256, place.type, str(torch.get_num_threads()), cpu_name(), *cpu_flags(), *software()]
     if place.type == "cuda":
         facts.append(torch.cuda.get_device_name())
     return cache_folder() / "backends" / f"{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:32]}.json"

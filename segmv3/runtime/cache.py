@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from segmv3.checkpoint import package_version, source_commit
 from segmv3.convert.base import Target
 from segmv3.convert.metadata import Metadata
 from segmv3.errors import OutputError
 from segmv3.files import cache_folder, make_folder
 from segmv3.models.segmenter import Segmenter
-from segmv3.runtime.machine import versions
+from segmv3.runtime.machine import software
 
 _KEPT = 40
 """Conversions that stay, of 2 to 13 MB each."""
@@ -32,8 +31,8 @@ def converted(model: Segmenter, metadata: Metadata, target: Target, *, again: bo
         OutputError, ResourceError: the cache cannot be written.
     """
     name = f"net{target.suffix}"
-    made_by = "\n".join([package_version(), source_commit(), *(f"{k} {v}" for k, v in versions().items())])
-    key = hashlib.sha256(f"{metadata.source_sha256}\n{name}\n{metadata.size}\n{made_by}".encode()).hexdigest()[:32]
+    facts = "\n".join([metadata.source_sha256, name, str(metadata.size), *software()])
+    key = hashlib.sha256(facts.encode()).hexdigest()[:32]
     folder = cache_folder() / "converted" / key
     if again:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,8 @@ from segmv3.convert.targets import target_of
 from segmv3.data.view import View, center_crop, trained_view
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
-from segmv3.runtime.backends import Arithmetic, Backend, BackendName, OnBackend, TorchBackend
-from segmv3.runtime.device import use_device
-from segmv3.runtime.loading import open_export, refuse_unknown
+from segmv3.runtime.backends import Arithmetic, Backend, BackendName, OnBackend
+from segmv3.runtime.loading import Wish, open_export
 from segmv3.weights.opening import open_classifier
 
 
@@ -93,12 +92,11 @@ def load_classifier(
     """
     path = Path(source)
     target = target_of(path, targets)
-    refuse_unknown(backend, precision, device, target)
+    wish = Wish(backend, threads, device, precision)
+    wish.refuse_unknown(target)
     if target:
-        return ClassPredictor(*open_export(path, target, backend, threads, device, precision, trust, classifier=True))
+        return ClassPredictor(*open_export(path, target, wish, trust=trust, classifier=True))
     model, card = open_classifier(source)
     if backend not in ("auto", "torch"):
         raise ModelError(f"{source} runs with torch; segmv3 export {source} writes a file for {backend}")
-    place = use_device(device, threads)
-    arithmetic: Any = "fp32" if precision == "auto" else precision
-    return ClassPredictor(TorchBackend(model, device=place, precision=arithmetic, fold=False), card)
+    return ClassPredictor(wish.on_torch(model), card)

@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -19,7 +20,7 @@ from segmv3.convert.targets import find_target, target_of
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.models.nets import Classifier, Model, Part
 from segmv3.models.segmenter import Segmenter
-from segmv3.runtime.autotune import Candidate, choose
+from segmv3.runtime.autotune import STREET_SIZE, Candidate, choose
 from segmv3.runtime.backends import (
     Arithmetic,
     Backend,
@@ -36,6 +37,30 @@ from segmv3.runtime.predictor import Predictor
 from segmv3.weights.opening import open_segmenter
 
 _NEEDS = {"torch": (), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino",)}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a net is to be run; the fields are arguments of `load`."""
+
+    backend: Literal["auto"] | BackendName
+    threads: int | None
+    device: Device
+    precision: Literal["auto"] | Arithmetic
+
+    def refuse_unknown(self, target: Target | None) -> None:
+        """Raises: ModelError for a value that is none of the known ones, or of the runtimes of a target."""
+        backends = (*get_args(BackendName), *(target.runtimes if target else ()))
+        known = {"backend": backends, "precision": get_args(Arithmetic), "device": get_args(Device)}
+        for kind, names in known.items():
+            choices = list(dict.fromkeys(("auto", *names)))
+            if (value := getattr(self, kind)) not in choices:
+                raise ModelError(f"there is no {kind} {value!r}; choose from {', '.join(choices)}")
+
+    def on_torch(self, net: Any) -> TorchBackend:
+        """A net that runs on PyTorch alone."""
+        precision = "fp32" if self.precision == "auto" else self.precision
+        return TorchBackend(net, device=use_device(self.device, self.threads), precision=precision, fold=False)
 
 
 def is_export(path: Path) -> bool:
@@ -87,57 +112,49 @@ def load(
     """
     path = Path(source)
     target = target_of(path, targets)
-    refuse_unknown(backend, precision, device, target)
+    wish = Wish(backend, threads, device, precision)
+    wish.refuse_unknown(target)
     if path.is_dir():
-        return _open_library(path, backend, threads, device, precision)
+        return _open_library(path, wish)
     if target:
-        found, card = open_export(path, target, backend, threads, device, precision, trust)
+        found, card = open_export(path, target, wish, trust=trust)
         own = {"trust": trust} | ({"targets": tuple(targets)} if targets else {})
         return Predictor(found, card, _again(path, digest_of(path, target), found, threads, **own))
-    return _open_weights(source, backend, threads, device, precision, compile, parts)
+    return _open_weights(source, wish, compile, parts)
 
 
-def _open_library(folder: Path, backend: str, threads: int | None, device: Device, precision: str) -> Predictor:
+def _open_library(folder: Path, wish: Wish) -> Predictor:
     """A net of another library, which runs on PyTorch alone."""
     from segmv3.weights.libraries import open_library_net
 
     net, card = open_library_net(folder)
-    if backend not in ("auto", "torch"):
+    if wish.backend not in ("auto", "torch"):
         raise ModelError(f"{folder} is a net of another library; it runs with --backend torch")
-    place = use_device(device, threads)
-    arithmetic = cast(Arithmetic, "fp32" if precision == "auto" else precision)
-    found = TorchBackend(cast(Any, net), device=place, precision=arithmetic, fold=False)
-    settings: dict[str, Any] = {"backend": backend, "threads": threads, "device": device, "precision": precision}
-    return Predictor(found, card, (partial(load, str(folder.absolute()), **settings), ()))
+    return Predictor(wish.on_torch(net), card, (partial(load, str(folder.absolute()), **asdict(wish)), ()))
 
 
-def _open_weights(
-    source: Path | str,
-    backend: str,
-    threads: int | None,
-    device: Device,
-    precision: str,
-    compile: bool,
-    parts: Sequence[Part],
-) -> Predictor:
+def _open_weights(source: Path | str, wish: Wish, compile: bool, parts: Sequence[Part]) -> Predictor:
     model, card = open_segmenter(source, parts)
-    place = use_device("cpu" if backend in ("onnxruntime", "openvino") and device == "auto" else device, threads)
-    if place.type == "cuda" and backend in ("onnxruntime", "openvino"):
-        raise ModelError(f"{backend} runs on the CPU here; leave --device cuda out, or use --backend torch")
-    if precision == "int8":
+    on_cpu = wish.backend in ("onnxruntime", "openvino")
+    place = use_device("cpu" if on_cpu and wish.device == "auto" else wish.device, wish.threads)
+    if place.type == "cuda" and on_cpu:
+        raise ModelError(f"{wish.backend} runs on the CPU here; leave --device cuda out, or use --backend torch")
+    if wish.precision == "int8":
         raise ModelError(
             f"{source} is not calibrated for int8; write segmv3 export {source} --to openvino-int8 --images FOLDER "
             "and load the result"
         )
     candidates = [
-        Candidate(_title(name, arithmetic, compile), arithmetic, _opener(model, card, name, arithmetic, place, compile))
-        for name in _backends(backend, place)
-        for arithmetic in _precisions(name, precision, place)
+        _candidate(model, card, name, arithmetic, place, compile)
+        for name in _backends(wish.backend, place)
+        for arithmetic in _precisions(name, wish.precision, place)
     ]
     if not candidates:
-        raise ModelError(f"{backend} does not calculate in {precision}; use --backend openvino, or --precision fp32")
+        raise ModelError(
+            f"{wish.backend} does not calculate in {wish.precision}; use --backend openvino, or --precision fp32"
+        )
     found = choose(model, card, candidates, place)
-    return Predictor(found, card, _again(source, card.sha256, found, threads, compile=compile, parts=tuple(parts)))
+    return Predictor(found, card, _again(source, card.sha256, found, wish.threads, compile=compile, parts=tuple(parts)))
 
 
 def _again(
@@ -178,19 +195,6 @@ def _other_file(source: str) -> CheckpointError:
     return CheckpointError(f"{source} is not the file that this predictor was opened from; open it with segmv3.load")
 
 
-def refuse_unknown(backend: str, precision: str, device: str, target: Target | None) -> None:
-    backends = (*get_args(BackendName), *(target.runtimes if target else ()))
-    kinds = (("backend", backend, backends), ("precision", precision, get_args(Arithmetic)))
-    for kind, value, known in (*kinds, ("device", device, get_args(Device))):
-        choices = list(dict.fromkeys(("auto", *known)))
-        if value not in choices:
-            raise ModelError(f"there is no {kind} {value!r}; choose from {', '.join(choices)}")
-
-
-def _title(backend: BackendName, precision: Arithmetic, compile: bool) -> str:
-    return f"{backend} {precision}{' compiled' if compile and backend == 'torch' else ''}"
-
-
 def installed(backend: BackendName) -> bool:
     """Whether the packages of a backend are there."""
     return all(find_spec(package) for package in _NEEDS[backend])
@@ -203,32 +207,31 @@ def refuse_missing_backend(backend: BackendName) -> None:
         raise ModelError(f'the {backend} backend needs {" and ".join(missing)}; pip install "segmv3[export]"')
 
 
-def _backends(asked: str, place: torch.device) -> list[BackendName]:
+def _backends(asked: Literal["auto"] | BackendName, place: torch.device) -> list[BackendName]:
     if asked == "auto":
         return ["torch"] if place.type == "cuda" else [name for name in get_args(BackendName) if installed(name)]
-    name: BackendName = asked  # type: ignore[assignment]
-    refuse_missing_backend(name)
-    return [name]
+    refuse_missing_backend(asked)
+    return [asked]
 
 
-def _precisions(backend: BackendName, asked: str, place: torch.device) -> list[Arithmetic]:
+def _precisions(backend: BackendName, asked: Literal["auto"] | Arithmetic, place: torch.device) -> list[Arithmetic]:
     """Precisions to try. On a CPU only OpenVINO gains from bf16 (docs/performance.md)."""
     if asked != "auto":
-        arithmetic: Arithmetic = asked  # type: ignore[assignment]
-        refuse_precision(arithmetic, place.type)
-        return [arithmetic] if backend != "onnxruntime" or asked == "fp32" else []
+        refuse_precision(asked, place.type)
+        return [asked] if backend != "onnxruntime" or asked == "fp32" else []
     if place.type == "cuda":
         return ["fp16", "bf16", "fp32"]
     return ["bf16", "fp32"] if backend == "openvino" and has_bf16() else ["fp32"]
 
 
-def _opener(
+def _candidate(
     model: Segmenter, card: Card, name: BackendName, precision: Arithmetic, place: torch.device, compile: bool
-) -> Callable[[Size], Backend]:
-    """How to get a candidate ready. Args of the result: the size it will see first."""
+) -> Candidate:
     if name == "torch":
-        return lambda first: TorchBackend(model, device=place, precision=precision, compile=compile)
-
+        title = f"torch {precision}{' compiled' if compile else ''}"
+        return Candidate(
+            title, precision, lambda: TorchBackend(model, device=place, precision=precision, compile=compile)
+        )
     target = find_target("openvino" if name == "openvino" else "onnx")
 
     def at(size: Size | None) -> Backend:
@@ -242,30 +245,25 @@ def _opener(
         except CheckpointError:  # a file of the cache was damaged
             return ready(converted(model, metadata, target, again=True))
 
-    others = TorchBackend(model, device=place, precision="fp32")
-    return lambda first: BySize(at, first, fixed=needs_fixed_size(model), others=others)
+    def by_size() -> Backend:
+        others = TorchBackend(model, device=place, precision="fp32")
+        return BySize(at, STREET_SIZE, fixed=needs_fixed_size(model), others=others)
+
+    return Candidate(f"{name} {precision}", precision, by_size)
 
 
 def open_export(
-    path: Path,
-    target: Target,
-    backend: str,
-    threads: int | None,
-    device: Device,
-    precision: str,
-    trust: bool,
-    *,
-    classifier: bool = False,
+    path: Path, target: Target, wish: Wish, *, trust: bool, classifier: bool = False
 ) -> tuple[FileBackend, Card]:
     """An exported file, checked and ready to run, and what it says of itself.
 
     Raises: as `load`; CheckpointError for a file of the other kind of net.
     """
     runners = target.runtimes
-    name = runners[0] if backend == "auto" else backend
+    name = runners[0] if wish.backend == "auto" else wish.backend
     if name not in runners:
         raise ModelError(f"{path} is run by {' or '.join(runners)}, not by {name}; leave --backend out")
-    if device == "cuda":
+    if wish.device == "cuda":
         raise ModelError(f"{path} runs on the CPU; leave --device cuda out, or name the weights it was exported from")
     if name in _NEEDS:
         refuse_missing_backend(name)  # type: ignore[arg-type]
@@ -273,7 +271,7 @@ def open_export(
         refuse_missing(target)
     if not path.is_file():
         raise no_file(path)
-    use_device("cpu", threads)
+    use_device("cpu", wish.threads)
     metadata = target.read(path)
     verify_receipt(path, trust=trust, target=target)
     if (metadata.output == "class-logits") != classifier:
@@ -281,7 +279,7 @@ def open_export(
     facts = metadata.facts | ({"view": metadata.view} if metadata.view else {})
     card = Card(metadata.names, metadata.colors, facts, metadata.source_sha256)
     own = metadata.precision
-    asked: Arithmetic = own if precision == "auto" else precision  # type: ignore[assignment]
+    asked = own if wish.precision == "auto" else wish.precision
     if asked not in target.precisions(own, name):
         raise ModelError(f"{path} calculates in {own}, not in {asked}; leave --precision out")
     refuse_precision(asked, "cpu")

@@ -92,6 +92,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def software() -> list[str]:
+    """Everything installed that decides about a net in another runtime: segmv3 itself and `versions`."""
+    return [package_version(), source_commit(), *(f"{name} {version}" for name, version in versions().items())]
+
+
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []

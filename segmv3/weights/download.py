@@ -79,7 +79,7 @@ def fetch(
     path = cache_folder() / "weights" / f"{published.sha256[:8] or 'first'}-{published.file}"
     if _is_intact(path, published):
         return path
-    if offline or os.environ.get("SEGMV3_OFFLINE", "0") not in ("", "0"):
+    if is_offline(offline):
         what = "is damaged in the cache" if path.exists() else "is not in the cache"
         raise CheckpointError(f"{published.name} {what}; run without --offline, or put {published.url} at {path}")
     make_folder(path.parent)
@@ -89,6 +89,11 @@ def fetch(
                 say(f"checkpoint: {path} is damaged; fetching it again")
             _download(published, path, progress, say)
     return path
+
+
+def is_offline(asked: bool) -> bool:
+    """Whether the network is not to be used: it was asked for, or `SEGMV3_OFFLINE` says so."""
+    return asked or os.environ.get("SEGMV3_OFFLINE", "0") not in ("", "0")
 
 
 def _is_intact(path: Path, published: Published) -> bool:

@@ -45,7 +45,6 @@ class Foreign:
     meta: dict[str, Any]
     """What lay beside the tensors, as JSON types; "container" names the entry that the tensors were taken from."""
     sha256: str
-    bytes: int
 
 
 def read_foreign(path: Path | str) -> Foreign:
@@ -66,7 +65,7 @@ def read_foreign(path: Path | str) -> Foreign:
         raise CheckpointError(
             f"{path} is cut short or damaged (after {len(data):,} bytes); get it again, or compare its SHA-256"
         ) from error
-    return Foreign(tensors, meta, hashlib.sha256(data).hexdigest(), len(data))
+    return Foreign(tensors, meta, hashlib.sha256(data).hexdigest())
 
 
 def _content(data: bytes) -> Any:

@@ -5,7 +5,6 @@ huggingface_hub does the work. Its environment variables hold: `HF_ENDPOINT` (an
 """
 
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from segmv3.models.nets import Part
 from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import net_name
 from segmv3.records import read_json, typed
+from segmv3.weights.download import is_offline
 
 PREFIX = "hub:"
 """Begins the names of weights on the Hub, wherever weights are named."""
@@ -62,14 +62,13 @@ def pull(name: str, *, revision: str | None = None, token: str | bool | None = N
     """
     name, _, named = name.partition("@")
     repo = repository(name)
-    offline = offline or os.environ.get("SEGMV3_OFFLINE", "0") not in ("", "0")
     with _in_one_line(repo, revision or named) as hub:
         found = hub.hf_hub_download(
             repo,
             FILE,
             revision=revision or named or None,
             token=token,
-            local_files_only=offline,
+            local_files_only=is_offline(offline),
             library_name="segmv3",
             library_version=checkpoint.package_version(),
         )

@@ -133,11 +133,8 @@ def _without_prefixes(tensors: Tensors, path: Path) -> tuple[Tensors, list[str],
     plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema_")}
     averaged = {name.removeprefix("ema_"): tensor for name, tensor in tensors.items() if name.startswith("ema_")}
     if not plain and averaged:
-        return (
-            _with_dots({name.removeprefix("module_"): t for name, t in _unwrapped(averaged, path)[0].items()}),
-            [],
-            [],
-        )
+        weights, _, _ = _unwrapped(averaged, path)
+        return _with_dots({name.removeprefix("module_"): tensor for name, tensor in weights.items()}), [], []
     found, left, notes = _unwrapped(plain, path)
     if kept := [f"ema_{name}" for name in averaged]:
         notes.append(f"{_count(kept)} of averaged weights (ema_) left out")

@@ -116,17 +116,14 @@ def _copy_rows(source: Imported, model: AnyNet, names: tuple[str, ...], kept: li
     with torch.no_grad():
         for name, own in model.state_dict().items():
             given = source.tensors.get(name)
-            if name.startswith(model.config.classifiers) and given is not None and given.shape[1:] == own.shape[1:]:
-                boxes = isinstance(model.config, Detector) and name.startswith("head.")
-                if boxes:  # the background and the classes of one anchor box after another
-                    ours_of, theirs_of = (
-                        each.unflatten(0, (-1, count + 1))
-                        for each, count in ((own, len(names)), (given, len(source.names)))
-                    )
-                    places = [0, *(1 + place for place in ours)], [0, *(1 + place for place in theirs)]
-                    ours_of[:, places[0]] = theirs_of[:, places[1]]
-                else:
-                    own[ours] = given[theirs]
+            if not name.startswith(model.config.classifiers) or given is None or given.shape[1:] != own.shape[1:]:
+                continue
+            if isinstance(model.config, Detector) and name.startswith("head."):
+                # the background and the classes of one anchor box after another
+                boxes, known = own.unflatten(0, (-1, len(names) + 1)), given.unflatten(0, (-1, len(source.names) + 1))
+                boxes[:, [0, *(1 + place for place in ours)]] = known[:, [0, *(1 + place for place in theirs)]]
+            else:
+                own[ours] = given[theirs]
     new = [name for name in names if name not in kept]
     if not new:
         return f"all {len(kept)} classes are copied by their names"
