@@ -27,7 +27,7 @@ from segmv3.runtime import use_device
 from segmv3.training.claim import LATER
 from segmv3.training.manifest import read_manifest
 from segmv3.training.progress import duration
-from segmv3.training.run import Run, data_of
+from segmv3.training.run import Run, Score, data_of, score_of
 from segmv3.training.summary import start_of
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class _One:
     manifest: dict[str, Any]
 
     @property
-    def key(self) -> str:
-        return "miou" if self.settings.get("kind") == "Config" else "top1"
+    def score(self) -> Score:
+        return score_of(self.settings)
 
     @property
     def classes(self) -> list[str]:
@@ -115,7 +115,7 @@ def compare(
     opened = _open([Path(each) for each in runs])
     notes = _refuse_unlike(opened)
     tables = {"runs": _runs(opened), "settings": _settings(opened)}
-    scored = [each for each in opened if each.metrics.get("classes") and each.key == "miou"]
+    scored = [each for each in opened if each.metrics.get("classes") and each.score.key == "miou"]
     pictures: dict[str, Any] = {"samples": [], "captions": [], "classes": None}
     if scored:
         tables["classes"] = _classes(opened)
@@ -140,8 +140,8 @@ def compare(
 
 
 def _why_none(opened: list[_One], *, unlike: bool) -> str:
-    if opened[0].key != "miou":
-        return "classifiers have curves, settings and cost alone"
+    if opened[0].score.key != "miou":
+        return "classifiers and detectors have curves, settings and cost alone"
     return "the runs have other classes" if unlike else "not every run has scores yet"
 
 
@@ -171,7 +171,7 @@ def _open(folders: list[Path]) -> list[_One]:
             raise ConfigError(f"{run.settings_file} {error}") from None
         metrics = {}
         if run.metrics_file.is_file():
-            metrics = run.metrics("miou" if settings.get("kind") == "Config" else "top1")
+            metrics = run.metrics(score_of(settings).key)
         opened.append(_One(run, f"{letter} {name}", settings, run.log.entries(), metrics, read_manifest(run)))
     return opened
 
@@ -184,8 +184,8 @@ def _refuse_unlike(opened: list[_One]) -> list[str]:
     first, notes, shared, left = opened[0], [], _shared(opened), _left_out(opened)
     for other in opened[1:]:
         both = f"{first.run.folder} and {other.run.folder} cannot be compared"
-        if first.key != other.key:
-            raise DataError(f"{both}: one segments, the other classifies")
+        if first.score.key != other.score.key:
+            raise DataError(f"{both}: one {first.score.does}, the other {other.score.does}")
         if first.classes and other.classes and not shared:
             raise DataError(f"{both}: they share no class")
         seen = [dict((each.settings.get("contents") or {}).get("val") or {}) for each in (first, other)]
@@ -228,12 +228,12 @@ def _state(one: _One) -> str:
 
 def _runs(opened: list[_One]) -> Rows:
     """Score and cost of each run."""
-    name = "mIoU" if opened[0].key == "miou" else "top-1"
+    name = opened[0].score.name
     header = ["run", f"best {name} %", "at step", "steps", "parameters", "GMACs", "images seen", "training time"]
-    top = max((one.metrics[one.key] for one in opened if one.metrics), default=math.nan)
+    top = max((one.metrics[one.score.key] for one in opened if one.metrics), default=math.nan)
     rows = []
     for one in opened:
-        net, best = one.manifest.get("net", {}), one.metrics.get(one.key)
+        net, best = one.manifest.get("net", {}), one.metrics.get(one.score.key)
         points, seconds = _points(one), one.manifest.get("seconds")
         minutes, images = (points[-1]["minutes"], points[-1]["images"]) if points else (0, 0)
         cells = [_state(one), _count(net.get("parameters")), _percent(net.get("gmacs")), _count(images)]
@@ -333,7 +333,7 @@ def _result(evaluation: Evaluation, one: _One, progress: Progress | None) -> Res
 def _words(opened: list[_One]) -> dict[str, Any]:
     """What the page says of all runs."""
     names = ", ".join(each.run.folder.resolve().name for each in opened)
-    metric = "mIoU" if opened[0].key == "miou" else "top-1"
+    metric = opened[0].score.name
     return {"metric": metric, "title": f"Comparison of {names}", "conditions": _conditions(opened)}
 
 
@@ -371,7 +371,7 @@ def _points(one: _One) -> list[dict[str, float]]:
             point = {"loss": number(entry.get("loss"))}
         elif entry["event"] == "eval":
             seconds += max(number(entry.get("seconds", 0)), 0)
-            point = {"score": number(entry.get(one.key))}
+            point = {"score": number(entry.get(one.score.key))}
         if point:
             points.append({"step": step, "images": step * batch, "minutes": seconds / 60} | point)
     return points

@@ -68,23 +68,23 @@ class Screen(Console):
         return Progress(*shown, console=self, transient=True, **{"disable": not self.is_terminal} | options)
 
     @contextmanager
-    def bars(self, title: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    def bars(self, title: str = "") -> Iterator[Callable[[str, int, int | None], None]]:
         """A bar for each thing that is being done.
 
         Args:
             title: of a single bar for all of them.
 
         Yields:
-            A function of what is being done, how much of it is done, and how much there is.
+            A function of what is being done, how much of it is done, and how much there is (None or 0: not known).
         """
         with self.progress() as progress:
             tasks: dict[str, TaskID] = {}
 
-            def tell(what: str, done: int, total: int) -> None:
+            def tell(what: str, done: int, total: int | None) -> None:
                 name = title or what
                 if name not in tasks:
-                    tasks[name] = progress.add_task(name)
-                progress.update(tasks[name], completed=done, total=total)
+                    tasks[name] = progress.add_task(name, total=None)
+                progress.update(tasks[name], completed=done, total=total or None)
 
             yield tell
 

@@ -479,7 +479,9 @@ def test_train_evaluate_predict_and_reuse(experiment, folder, tmp_path, capsys):
     found = segmv3.compare([run, other], tmp_path / "page", dpi=50)
     table = [[text for text, _ in row] for row in found.tables["runs"].rows]
     assert table[0][1] == f"{trained['top1']:.2f}" and set(found.tables) == {"runs", "settings"}
-    assert found.notes == ["no pictures and no intervals: classifiers have curves, settings and cost alone"]
+    assert found.notes == [
+        "no pictures and no intervals: classifiers and detectors have curves, settings and cost alone"
+    ]
 
     streets = tmp_path / "streets.py"
     streets.write_text(

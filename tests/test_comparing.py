@@ -9,7 +9,7 @@ import pytest
 
 import segmv3
 from segmv3.cli import main
-from segmv3.config import Loss
+from segmv3.config import LRASPP, BoxData, Detection, Detector, Loss, to_dict
 from segmv3.errors import ConfigError, DataError, Interrupted
 from segmv3.report.comparison import Rows, write_tables
 from segmv3.training.loop import train
@@ -180,6 +180,32 @@ def test_no_name_is_broken_on_a_narrow_terminal(width, runs, tmp_path, capsys, m
     assert max(map(len, rows)) <= (width or 100)
     for words in ("parameters", "GMACs", "1 of 2,", "interrupted", "loss.label_smoothing", "house"):
         assert any(words in line for line in rows), words
+
+
+def written(folder, config, **scores):
+    """A run of a detector after two steps, without its weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    facts = {"dataset": "data", "split": "val", "images": 3, "step": 2, "classes": [{"name": "car", "map": 12.0}]}
+    (folder / "metrics.json").write_text(json.dumps(facts | scores))
+    (folder / "log.jsonl").write_text(json.dumps({"event": "eval", "step": 2, **scores}) + "\n")
+    return folder
+
+
+def test_runs_of_detectors_are_compared_by_their_own_score(runs, config, tmp_path):
+    settings = {"data": BoxData(root=tmp_path), "schedule": config.schedule}
+    boxes = Detection(model=Detector(), **settings)
+    areas = replace(boxes, model=Detector(areas=LRASPP()), data=BoxData(root=tmp_path, areas="cityscapes"))
+    folders = [written(tmp_path / str(score), boxes, map=score) for score in (12.0, 13.0)]
+    both = [written(tmp_path / f"both {score}", areas, map=12.0, miou=50.0, mean=score) for score in (31.0, 32.0)]
+    for some, name, scores in ((folders, "mAP", "12 13"), (both, "mean of mAP and mIoU", "31 32")):
+        found = segmv3.compare(some, tmp_path / "out")
+        assert found.tables["runs"].header[1] == f"best {name} %"
+        assert [row[1][0] for row in found.tables["runs"].rows] == [f"{score}.00" for score in scores.split()]
+        assert found.notes[-1].endswith("classifiers and detectors have curves, settings and cost alone")
+    for other, does in ((runs[0], "segments"), (both[0], "draws boxes and labels areas")):
+        with pytest.raises(DataError, match=f"cannot be compared: one draws boxes, the other {does}"):
+            segmv3.compare([folders[0], other], tmp_path / "none")
 
 
 def test_what_is_no_set_of_runs_is_refused(runs, tmp_path, capsys):

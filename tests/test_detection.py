@@ -252,6 +252,10 @@ def test_train_evaluate_predict(config, city, tmp_path, capsys):
     card = load_detector(weights, device="cpu")
     assert card.size == (64, 96) and card.card.facts["score"]["split"] == "val"
 
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["net"]["gmacs"] > 0 and manifest["net"]["gmacs_size"] == [320, 320]
+    assert manifest["config_file"] == config.name
+
     output = tmp_path / "scores.json"
     assert main(["detect", "evaluate", str(config), "--weights", weights, "--output", str(output)]) == 0
     best = max(entry["map"] for entry in log if entry["event"] == "eval")
@@ -307,6 +311,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(config, tmp_path, areas):
         (["train"], "needs a config file first"),
         (["predict", "a.png", "--weights", "x.safetensors", "--score", "1.5"], "--score is 1.5"),
         (["predict", "nowhere.png", "--weights", "x.safetensors"], "nowhere.png does not exist"),
+        (["predict", "a.png", "--weights", "x.safetensors", "--parts", "no.py"], "--parts no.py does not exist"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, text, capsys):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from segmv3.adaptation.settings import Adaptation
-from segmv3.commands.options import OnDevice, OwnParts, parse, refuse_existing
-from segmv3.errors import OutputError
+from segmv3.commands.options import OnDevice, OwnParts, given, parse, refuse_existing, refuse_itself, settings_among
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,9 @@ def run(arguments: list[str]) -> None:
         Segmv3Error: weights, frames or flags that cannot be used, and a net that got worse.
     """
     options = parse(Adapt, "segmv3 adapt", arguments)
-    settings = Adaptation(**{field.name: getattr(options, field.name) for field in fields(Adaptation)})
+    settings = settings_among(options, Adaptation)
     refuse_existing(options.output, options.overwrite)
-    if options.output.exists() and Path(options.weights).exists() and options.output.samefile(options.weights):
-        raise OutputError(f"{options.output} is the net itself; choose another --output")
+    refuse_itself(options.output, options.weights, "the net itself")
     options.import_parts()
     from segmv3.adaptation.run import adapt
     from segmv3.data.listing import count_of
@@ -63,14 +61,10 @@ def run(arguments: list[str]) -> None:
             options.weights,
             options.frames,
             options.output,
-            source=options.source,
-            labelled=options.labelled,
-            run=options.run,
             settings=settings,
-            device=options.device,
-            threads=options.threads,
-            progress=lambda what, done, total: progress(what, done, total or 0),
+            progress=progress,
             quiet=False,
+            **given(options, "source", "labelled", "run", "device", "threads"),
         )
     for name, now in adapted.after.items():
         if name in adapted.before:

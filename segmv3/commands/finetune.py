@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from segmv3.commands.options import parse
+from segmv3.commands.options import given, parse
 from segmv3.config import standalone
 from segmv3.finetuning import Wanted
 
@@ -39,9 +39,8 @@ def run(arguments: list[str]) -> None:
     from segmv3.finetuning.run import finetune, planned, run_folder
     from segmv3.screen import Screen
 
-    settings = {name: getattr(options, name) for name in ("start", "minutes", "dataset", "device", "threads")}
     if options.show_config:
         config = planned(options, run_folder(options, options.run), Screen(stderr=True))
         print(standalone(config, options.command), end="")
         return
-    finetune(options.data, options.run, **settings)
+    finetune(options.data, options.run, **given(options, "start", "minutes", "dataset", "device", "threads"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from segmv3.commands.options import OnDevice, parse, refuse_existing
-from segmv3.errors import OutputError
+from segmv3.commands.options import OnDevice, given, parse, refuse_existing, refuse_itself, settings_among
 from segmv3.fitting.settings import Fitting
 
 
@@ -43,10 +42,9 @@ def run(arguments: list[str]) -> None:
         Segmv3Error: a config, weights, a budget or flags that cannot be used, and a busy machine.
     """
     options = parse(Fit, "segmv3 fit", arguments)
-    settings = Fitting(**{field.name: getattr(options, field.name) for field in fields(Fitting)})
+    settings = settings_among(options, Fitting)
     refuse_existing(options.output, options.overwrite)
-    if options.output.exists() and Path(options.weights).exists() and options.output.samefile(options.weights):
-        raise OutputError(f"{options.output} is the net itself; choose another --output")
+    refuse_itself(options.output, options.weights, "the net itself")
     from segmv3.fitting.run import fit
     from segmv3.screen import Screen
 
@@ -57,11 +55,9 @@ def run(arguments: list[str]) -> None:
             options.weights,
             options.output,
             settings,
-            run=options.run,
-            device=options.device,
-            threads=options.threads,
             progress=progress,
             say=console.say,
+            **given(options, "run", "device", "threads"),
         )
     saved = 100 * (1 - fitted.latency / fitted.latency_before)
     console.say(f"score: {fitted.score_before:.2f} % before, {fitted.score:.2f} % now")

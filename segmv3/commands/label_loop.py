@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
+from segmv3.commands.options import OnDevice, OwnParts, Trusting, given, parse
 from segmv3.config import Config, Data, Layout, load_config
 from segmv3.selection.settings import Settings
 
@@ -67,7 +67,7 @@ def run_next(arguments: list[str]) -> None:
 
     console = Screen()
     with console.bars() as progress:
-        taken = _given(options, "output", "device", "threads")
+        taken = given(options, "output", "device", "threads")
         chosen = select_frames(options.pool, options.weights, options, labelled=labelled, progress=progress, **taken)
     if chosen.left_out:
         counts = ", ".join(f"{count:,} {what}" for what, count in chosen.left_out.items())
@@ -85,17 +85,13 @@ def run_suspects(arguments: list[str]) -> None:
 
     console = Screen()
     with console.bars() as progress:
-        taken = _given(options, "split", "count", "output", "overwrite", "device", "threads", "trust")
+        taken = given(options, "split", "count", "output", "overwrite", "device", "threads", "trust")
         suspects = find_suspects(data, options.weights, progress=progress, **taken)
     images = count_of(len({each.name for each in suspects}), "image", "images")
     found = count_of(len(suspects), "label", "labels")
     console.say(f"{options.output}: {found} in doubt in {images} of {options.split}")
     for each in suspects[:5]:
         console.say(f"  {each.name}: labelled {each.truth}, predicted {each.predicted} ({each.pixels:,} pixels)")
-
-
-def _given(options: Next | Suspects, *names: str) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names}
 
 
 def _data_of(path: Path, layout: Layout | None) -> Config | Data:

@@ -12,7 +12,18 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, UnsupportedTypeAnnotationError
 
 from segmv3.commands.help import Flag, asked_for_help, flags, metavar_of, show_help
-from segmv3.config import Config, Data, Device, Model, Schedule, flag_rules, load_config, load_parts, mistyped
+from segmv3.config import (
+    Config,
+    Data,
+    Device,
+    Experiment,
+    Model,
+    Schedule,
+    flag_rules,
+    load_config,
+    load_parts,
+    mistyped,
+)
 from segmv3.errors import ConfigError, OutputError
 
 Options = TypeVar("Options")
@@ -170,12 +181,52 @@ def refuse_limit(limit: int | None) -> None:
         raise ConfigError(f"--limit is {limit}; it must be at least 1")
 
 
-def config_file(command: str, arguments: list[str]) -> tuple[Path, Config, list[str]]:
-    """The config file of a command and the flags after it; plain defaults when only help is asked for."""
+def refuse_itself(output: Path, source: Path | str, what: str) -> None:
+    """Raises: OutputError when a result would replace what it is made of: `what`, for people."""
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise OutputError(f"{output} is {what}; choose another --output")
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Places in so many things, evenly spaced where there is a limit, so that no class is left out."""
+    some = min(limit or count, count)
+    return [place * count // some for place in range(some)]
+
+
+def given(options: Any, *names: str) -> dict[str, Any]:
+    """Some flags of a command, as arguments of the function that does it."""
+    return {name: getattr(options, name) for name in names}
+
+
+def settings_among(options: Any, kind: type[Options]) -> Options:
+    """The settings of one kind that a command has among its flags."""
+    return kind(**given(options, *(field.name for field in fields(kind))))  # type: ignore[arg-type]
+
+
+_STREETS = Config(
+    model=Model(),
+    data=Data(dataset="cityscapes", root=Path("data/cityscapes")),
+    schedule=Schedule(steps=320_000),
+)
+
+
+def config_file(
+    command: str, arguments: list[str], plain: Experiment = _STREETS, example: str = "configs/lraspp_small_d8.py"
+) -> tuple[Path, Any, list[str]]:
+    """The config file of a command, what is in it, and the flags after it.
+
+    Args:
+        command: what the user types before the file.
+        arguments: those of the command.
+        plain: an experiment of the right kind, which is taken when only help is asked for.
+        example: a config, for who forgot it.
+
+    Raises:
+        ConfigError: there is no file, or it holds no experiment of this kind.
+    """
     if arguments and not arguments[0].startswith("-"):
         path = Path(arguments[0])
-        return path, load_config(path), arguments[1:]
+        return path, load_config(path, kind=type(plain)), arguments[1:]
     if word := asked_for_help(arguments):
-        data = Data(dataset="cityscapes", root=Path("data/cityscapes"))
-        return Path("CONFIG"), Config(model=Model(), data=data, schedule=Schedule(steps=320_000)), [word]
-    raise ConfigError(f"segmv3 {command} needs a config file first, such as configs/lraspp_small_d8.py")
+        return Path("CONFIG"), plain, [word]
+    raise ConfigError(f"segmv3 {command} needs a config file first, such as {example}")

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from segmv3.commands.options import parse, refuse_existing, run_one_of
-from segmv3.errors import CheckpointError, OutputError
+from segmv3.commands.options import parse, refuse_existing, refuse_itself, run_one_of
+from segmv3.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +135,7 @@ def _average(options: Average) -> None:
     """Raises: CheckpointError, OutputError; nothing is written then."""
     refuse_existing(options.output, options.overwrite)
     for source in options.sources:
-        if options.output.exists() and source.exists() and options.output.samefile(source):
-            raise OutputError(f"{options.output} is one of the sources; choose another --output")
+        refuse_itself(options.output, source, "one of the sources")
     from segmv3.screen import print_line
     from segmv3.weights.averaging import average
 
@@ -152,8 +151,7 @@ def _import(options: Import) -> None:
     source = Path(options.source)
     output = options.output or Path(f"{source.stem if source.is_file() else source.name}.safetensors")
     refuse_existing(output, options.overwrite)
-    if output.exists() and source.exists() and output.samefile(source):
-        raise OutputError(f"{output} is the source itself; choose another --output")
+    refuse_itself(output, source, "the source itself")
     if options.into is None and (options.num_classes is not None or options.new_head):
         raise CheckpointError("--num-classes and --new-head belong to --into NET")
 

@@ -12,19 +12,17 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segmv3.data.check import digest_some
 from segmv3.data.listing import images_below, is_image, told, warn_of
 from segmv3.errors import DataError
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import class_name
-
-_CHECKED = 1000  # files of a split that are decoded before a run; all of ImageNet would take hours
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,32 +106,18 @@ def check_same_classes(train: Pictures, val: Pictures) -> None:
         raise DataError(f"{train.folder.parent}: train and val must have the same class folders; {'; '.join(parts)}")
 
 
-def check_pictures(pictures: Pictures, progress: Callable[[int, int], None] | None = None) -> str:
-    """Decode up to 1,000 evenly spaced files of a split.
-
-    That finds a wrong format, missing rights or a copy that broke off. A damaged file among the others ends the
-    run where it is met, with the state saved.
+def check_pictures(pictures: Pictures, progress: Callable[[int, int], None] = lambda done, total: None) -> str:
+    """Decode some files of a split, as `digest_some` does.
 
     Returns: a digest of their pixels, by which a run knows its data again.
     Raises: DataError naming the first file that cannot be decoded.
     """
-    count = min(len(pictures), _CHECKED)
-    chosen = np.linspace(0, len(pictures) - 1, count).round().astype(int)
-    seen = hashlib.sha256()
 
     def digest(index: int) -> bytes:  # the pixels themselves are not kept
         pixels = pictures.read(index)[0]
         return hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for done, each in enumerate(pool.map(digest, chosen), 1):
-                seen.update(each)
-                if progress:
-                    progress(done, count)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return seen.hexdigest()
+    return digest_some(len(pictures), digest, progress)
 
 
 def _folders(place: Path) -> list[str]:

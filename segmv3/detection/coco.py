@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segmv3.data.check import digest_some
 from segmv3.data.datasets import Dataset
 from segmv3.data.listing import warn_of
 from segmv3.detection.areas import with_areas
@@ -22,7 +22,6 @@ from segmv3.labels import Classes, cityscapes_classes, class_name, named_classes
 from segmv3.records import read_json, typed
 
 _OVER = 1.0  # pixels by which a box may reach over the edge of its image: tools round
-_CHECKED = 1000  # images of a split that are decoded before a run
 
 Faults = dict[str, list[str]]
 """What is wrong with the annotations, and which they are."""
@@ -248,21 +247,11 @@ def check_images(boxes: BoxSet, progress: Callable[[int, int], None]) -> str:
     Raises:
         DataError: names the first image that is damaged or of another size than its annotations say.
     """
-    count = min(len(boxes), _CHECKED)
-    chosen = np.linspace(0, len(boxes) - 1, count).round().astype(int)
-    digest = hashlib.sha256(boxes.fingerprint().encode())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for done, each in enumerate(pool.map(lambda index: _pixels(boxes, index), chosen), 1):
-                digest.update(each)
-                progress(done, count)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return digest.hexdigest()
 
+    def digest(index: int) -> bytes:
+        return hashlib.blake2b(boxes.read(index)[0].tobytes(), digest_size=16).digest()
 
-def _pixels(boxes: BoxSet, index: int) -> bytes:
-    return hashlib.blake2b(boxes.read(index)[0].tobytes(), digest_size=16).digest()
+    return digest_some(len(boxes), digest, progress, begin=boxes.fingerprint())
 
 
 def check_same_classes(train: BoxSet, val: BoxSet) -> None:

@@ -3,16 +3,25 @@
 import json
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 import segmv3
-from segmv3.commands.help import asked_for_help
-from segmv3.commands.options import OnDevice, parse, refuse_existing, refuse_limit, run_one_of
-from segmv3.config import Detector, Schedule, load_config
+from segmv3.commands.options import (
+    OnDevice,
+    OwnParts,
+    config_file,
+    given,
+    parse,
+    refuse_existing,
+    refuse_limit,
+    run_one_of,
+    spread,
+)
+from segmv3.config import Detector, Schedule, find_config
 from segmv3.detection.settings import BoxData, Detection
 from segmv3.errors import CheckpointError, ConfigError, Segmv3Warning
 
@@ -52,7 +61,7 @@ class Evaluate(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OnDevice):
+class Predict(OnDevice, OwnParts):
     """Draw boxes on images or a video, and areas where the net labels them; write the boxes as COCO's JSON."""
 
     source: tyro.conf.Positional[str]
@@ -111,23 +120,20 @@ def run(arguments: list[str]) -> None:
     run_one_of("detect", commands, usage, arguments)
 
 
-def _config(command: str, arguments: list[str]) -> tuple[str, Detection, list[str]]:
-    """The config file of a command, and the flags after it; plain defaults when only help is asked for."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], load_config(Path(arguments[0]), kind=Detection), arguments[1:]
-    if word := asked_for_help(arguments):
-        data = BoxData(root=Path("data/mini-city"))
-        return "CONFIG", Detection(model=Detector(), data=data, schedule=Schedule(steps=100_000)), [word]
-    raise ConfigError(f"segmv3 detect {command} needs a config file first, such as configs/detect/quickstart.py")
+def _config(command: str, arguments: list[str]) -> tuple[Path, Detection, list[str]]:
+    """The config file of a command, what is in it, and the flags after it."""
+    data = BoxData(root=Path("data/mini-city"))
+    plain = Detection(model=Detector(), data=data, schedule=Schedule(steps=100_000))
+    return config_file(f"detect {command}", arguments, plain, "configs/detect/quickstart.py")
 
 
 def _train(arguments: list[str]) -> None:
     path, config, rest = _config("train", arguments)
-    defaults = {"config": config, "run": Path("runs") / f"detect-{Path(path).stem}"}
+    defaults = {"config": config, "run": Path("runs") / f"detect-{path.stem}"}
     options = parse(Train, f"segmv3 detect train {path}", rest, defaults)
     from segmv3.training.loop import train
 
-    train(options.config, options.run, device=options.device, threads=options.threads, extend=options.extend)
+    train(options.config, options.run, config_file=find_config(path), **given(options, "device", "threads", "extend"))
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -148,27 +154,18 @@ def _evaluate(arguments: list[str]) -> None:
 
     import_coco()
     boxes = open_boxes(options.data, options.split)
-    net = load_detector(options.weights, device=options.device, threads=options.threads, size=options.size)
+    net = load_detector(options.weights, **given(options, "device", "threads", "size"))
     if net.net.areas and not boxes.areas:
         raise ConfigError(f"{options.weights} labels areas too: say with --data.areas where their labels are")
     if boxes.areas and not net.net.areas:
         raise CheckpointError(f"{options.weights} draws boxes alone; score it with --data.areas None")
     pixels = ConfusionMatrix(len(boxes.classes)) if boxes.areas else None
     check_classes(net.card, boxes.classes, Path(options.weights))
-    count = min(options.limit or len(boxes), len(boxes))
-    indices = [i * len(boxes) // count for i in range(count)]
-    console = Screen()
-    with console.progress() as progress:
-        bar = progress.add_task(f"evaluate {options.split}", total=count)
-        rows = count_boxes(
-            net.net,
-            boxes,
-            net.size,
-            device=net.device,
-            indices=indices,
-            confusion=pixels,
-            progress=lambda done, _: progress.update(bar, completed=done),
-        )
+    console, indices = Screen(), spread(len(boxes), options.limit)
+    with console.bars() as tell:
+        told = partial(tell, f"evaluate {options.split}")
+        where: dict[str, Any] = {"device": net.device, "indices": indices, "confusion": pixels, "progress": told}
+        rows = count_boxes(net.net, boxes, net.size, **where)
     scores = average_precisions(rows, boxes, indices) | (area_scores(pixels, boxes.classes) if pixels else {})
     scores |= {
         "size": list(net.size),
@@ -194,6 +191,7 @@ def _predict(arguments: list[str]) -> None:
     if not 0 <= options.score < 1:
         raise ConfigError(f"--score is {options.score:g}; it must be at least 0 and below 1")
     _refuse_size(options.size)
+    options.import_parts()
     from segmv3.detection.drawing import CocoBoxes, DrawnBoxes
     from segmv3.prediction import predict_source
     from segmv3.prediction.contract import Objects
@@ -207,7 +205,7 @@ def _predict(arguments: list[str]) -> None:
         """The net, opened when it is first asked: what must be refused is refused before torch is imported."""
         from segmv3.detection.predictor import load_detector
 
-        net = load_detector(options.weights, device=options.device, threads=options.threads, size=options.size)
+        net = load_detector(options.weights, **given(options, "device", "threads", "size"))
         if options.labels and not net.net.areas:
             raise CheckpointError(f"{options.weights} draws boxes alone; leave out --labels")
         return net
@@ -218,8 +216,7 @@ def _predict(arguments: list[str]) -> None:
         return Objects(rows, labels)
 
     console = Screen()
-    with console.progress() as progress:
-        bar = progress.add_task("detect", total=None)
+    with console.bars() as tell:
         written = predict_source(
             options.source,
             look,
@@ -228,7 +225,7 @@ def _predict(arguments: list[str]) -> None:
             save=[DrawnBoxes(), CocoBoxes(), *([Labels()] if options.labels else [])],
             overwrite=options.overwrite,
             every=options.every,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=partial(tell, "detect"),
         )
     console.say(
         f"found {found['boxes']:,} boxes in {found['images']:,} pictures with a score of at least {options.score:g}; "
@@ -244,10 +241,9 @@ def _check(arguments: list[str]) -> None:
 
     console, sets = Screen(), [open_boxes(options.data, split) for split in ("train", "val")]
     check_same_classes(*sets)
-    with console.progress() as progress:
+    with console.bars() as tell:
         for boxes in sets:
-            bar = progress.add_task(f"check {boxes.split}", total=None)
-            check_images(boxes, lambda done, total, bar=bar: progress.update(bar, completed=done, total=total))  # type: ignore[misc]
+            check_images(boxes, partial(tell, f"check {boxes.split}"))
     for boxes in sets:
         for line in describe(boxes):
             console.say(line)
@@ -259,7 +255,7 @@ def _check(arguments: list[str]) -> None:
 
 def _prepare(arguments: list[str]) -> None:
     options = parse(Prepare, "segmv3 detect prepare", arguments)
-    files: dict[str, Any] = {split: options.root / f"boxes_{split}.json" for split in options.splits}
+    files = {split: options.root / f"boxes_{split}.json" for split in options.splits}
     for file in files.values():
         refuse_existing(file, options.overwrite)
     from segmv3.files import write_bytes
@@ -267,11 +263,9 @@ def _prepare(arguments: list[str]) -> None:
     from segmv3.screen import Screen
 
     console = Screen()
-    with console.progress() as progress:
+    with console.bars() as tell:
         for split, file in files.items():
-            bar = progress.add_task(f"boxes of {split}", total=None)
-            tell = lambda done, total, bar=bar: progress.update(bar, completed=done, total=total)  # noqa: E731
-            content = coco_boxes(options.root, split, tell)
+            content = coco_boxes(options.root, split, partial(tell, f"boxes of {split}"))
             write_bytes(file, json.dumps(content).encode())
             console.say(f"wrote {file}: {len(content['annotations']):,} boxes in {len(content['images']):,} images")
 

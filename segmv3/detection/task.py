@@ -41,6 +41,7 @@ class DetectionTask(Task):
         recorded=("dataset", "split", "images", "map", "map50", "map75"),
     )
     entry = "forward"
+    counted_at = (320, 320)
     _loss = "cross-entropy, with three hard negatives for each box, and smooth L1 of the offsets"
 
     def __init__(self, config: Detection) -> None:

@@ -3,15 +3,25 @@
 import json
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 import segmv3
-from segmv3.commands.help import asked_for_help
-from segmv3.commands.options import OnDevice, Trusting, parse, refuse_existing, refuse_limit, run_one_of
-from segmv3.config import Classifier, Precision, Schedule, load_config
+from segmv3.commands.options import (
+    OnDevice,
+    Trusting,
+    config_file,
+    given,
+    parse,
+    refuse_existing,
+    refuse_limit,
+    run_one_of,
+    spread,
+)
+from segmv3.config import Classifier, Precision, Schedule, find_config, load_config
 from segmv3.errors import ConfigError, Segmv3Warning
 from segmv3.imagenet.settings import Classification, ImageFolder
 
@@ -82,19 +92,15 @@ def run(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    if arguments and not arguments[0].startswith("-"):
-        path, rest = Path(arguments[0]), arguments[1:]
-        config = load_config(path, kind=Classification)
-    elif word := asked_for_help(arguments):
-        path, rest, data = Path("CONFIG"), [word], ImageFolder(root=Path("data/imagenet"))
-        config = Classification(model=Classifier(), data=data, schedule=Schedule(steps=187_671))
-    else:
-        raise ConfigError("segmv3 classify train needs a config file first, such as configs/imagenet/large_dli14.py")
+    plain = Classification(
+        model=Classifier(), data=ImageFolder(root=Path("data/imagenet")), schedule=Schedule(steps=187_671)
+    )
+    path, config, rest = config_file("classify train", arguments, plain, "configs/imagenet/large_dli14.py")
     defaults = {"config": config, "run": Path("runs") / path.stem}
     options = parse(Train, f"segmv3 classify train {path}", rest, defaults)
     from segmv3.training.loop import train
 
-    train(options.config, options.run, device=options.device, threads=options.threads, extend=options.extend)
+    train(options.config, options.run, config_file=find_config(path), **given(options, "device", "threads", "extend"))
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -104,9 +110,8 @@ def _evaluate(arguments: list[str]) -> None:
         defaults = {"data": load_config(Path(arguments[0]), kind=Classification).data}
         arguments = arguments[1:]
     options = parse(Evaluate, program, arguments, defaults)
-    output = options.output
-    if output:
-        refuse_existing(output, options.overwrite)
+    if options.output:
+        refuse_existing(options.output, options.overwrite)
     refuse_limit(options.limit)
     from segmv3.checkpoint import check_folders
     from segmv3.data.class_folders import open_pictures
@@ -118,29 +123,19 @@ def _evaluate(arguments: list[str]) -> None:
 
     model = load_classifier(
         options.weights,
-        backend=options.backend,
-        threads=options.threads,
-        device=options.device,
         precision=options.precision or "auto",
-        trust=options.trust,
+        **given(options, "backend", "threads", "device", "trust"),
     )
     card, pictures = model.card, open_pictures(options.data.root, options.split)
     check_folders(card, pictures.classes, options.weights)
     if other := differing_view(card, options.data):
         warnings.warn(Segmv3Warning(f"{options.weights} was scored in training with {other}"), stacklevel=1)
-    if output:
-        make_folder(output.parent)
-    count = min(options.limit or len(pictures), len(pictures))
-    console = Screen()
-    with console.progress() as progress:
-        bar = progress.add_task(f"evaluate {options.split}", total=count)
-        hits = count_hits(
-            model,
-            pictures,
-            options.data,
-            indices=[i * len(pictures) // count for i in range(count)],  # of all classes, not of the first
-            progress=lambda done, _: progress.update(bar, completed=done),
-        )
+    if options.output:
+        make_folder(options.output.parent)
+    console, indices = Screen(), spread(len(pictures), options.limit)
+    with console.bars() as tell:
+        told = partial(tell, f"evaluate {options.split}")
+        hits = count_hits(model, pictures, options.data, indices=indices, progress=told)
     result = accuracies(hits, pictures, options.data) | {
         "weights": str(options.weights),
         "weights_sha256": card.sha256,
@@ -149,8 +144,8 @@ def _evaluate(arguments: list[str]) -> None:
         "device": model.device,
         "segmv3": segmv3.__version__,
     }
-    if output:
-        write_bytes(output, json.dumps(result, indent=2).encode())
+    if options.output:
+        write_bytes(options.output, json.dumps(result, indent=2).encode())
     console.say(classification_summary(result))
     console.say(f"weights {options.weights}, SHA-256 {card.sha256}")
 
@@ -165,13 +160,7 @@ def _predict(arguments: list[str]) -> None:
     from segmv3.runtime.classifying import load_classifier
     from segmv3.screen import print_line
 
-    classify = load_classifier(
-        options.weights,
-        backend=options.backend,
-        threads=options.threads,
-        device=options.device,
-        trust=options.trust,
-    )
+    classify = load_classifier(options.weights, **given(options, "backend", "threads", "device", "trust"))
     for path in options.images:
         print_line(str(path))
         for name, share in classify(read_image(path), options.top):

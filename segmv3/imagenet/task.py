@@ -32,6 +32,7 @@ class ClassificationTask(Task):
         recorded=("dataset", "split", "images", "resize", "crop_size", "interpolation", "top1", "top5"),
     )
     entry = "forward"
+    counted_at = (224, 224)
 
     def __init__(self, config: Classification) -> None:
         super().__init__()

@@ -17,7 +17,6 @@ from segmv3.checkpoint import source_commit
 from segmv3.errors import Interrupted
 from segmv3.files import sha256, write_bytes
 from segmv3.models.count import gmacs, parameters
-from segmv3.models.nets import Model
 from segmv3.records import read_json, typed
 from segmv3.runtime.machine import machine
 from segmv3.settings import to_dict
@@ -50,9 +49,6 @@ class _Shape:
     settings: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, Any]
-
-
-_SIZES = {True: (1024, 2048), False: (224, 224)}  # at which multiply-adds are counted: of streets, of pictures
 
 
 def read_manifest(run: Run) -> dict[str, Any]:
@@ -135,11 +131,13 @@ def _facts(state: State, setup: Setup, config_file: Path | None) -> dict[str, An
 
 
 def _net(state: State, setup: Setup) -> dict[str, Any]:
-    config, size = setup.config, _SIZES[isinstance(setup.config.model, Model)]
-    count = None
-    with suppress(Exception), torch.device("meta"):  # a part of the user's own may not work without storage
-        count = round(gmacs(setup.task.build(config.data.batch_size), size), 4)
-    return {"name": setup.task.net_name, "parameters": parameters(state.net), "gmacs": count, "gmacs_size": list(size)}
+    task, count = setup.task, None
+    with suppress(Exception):  # a part of the user's own may not work without storage
+        with torch.device("meta"):
+            net = task.build(setup.config.data.batch_size)
+        count = round(gmacs(net, task.counted_at), 4)
+    size = list(task.counted_at)
+    return {"name": task.net_name, "parameters": parameters(state.net), "gmacs": count, "gmacs_size": size}
 
 
 def _splits(setup: Setup) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from segmv3.checkpoint import saved_steps
 from segmv3.data.settings import Data, Layout
@@ -197,6 +197,28 @@ class Run:
         except ValueError as error:
             raise ConfigError(f"{self.metrics_file}: {error}; start again with another --run") from None
         return found
+
+
+class Score(NamedTuple):
+    """The score that counts in a run."""
+
+    key: str
+    """In log and metrics."""
+    name: str
+    """For people."""
+    does: str
+    """What a net does that has it."""
+
+
+def score_of(settings: dict[str, Any]) -> Score:
+    """The score that counts in a run with these settings, the content of config.json."""
+    if settings.get("kind") == "Config":
+        return Score("miou", "mIoU", "segments")
+    if settings.get("kind") != "Detection":
+        return Score("top1", "top-1", "classifies")
+    if settings["model"].get("areas"):
+        return Score("mean", "mean of mAP and mIoU", "draws boxes and labels areas")
+    return Score("map", "mAP", "draws boxes")
 
 
 def data_of(run: Run, settings: dict[str, Any], root: Path | None = None) -> Data:

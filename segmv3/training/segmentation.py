@@ -50,6 +50,7 @@ class SegmentationTask(Task):
         recorded=("dataset", "split", "images", "scales", "flip", "miou"),
     )
     entry = "low_logits"
+    counted_at = (1024, 2048)
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class Task(ABC):
     Attributes:
         metric: which score counts.
         entry: method of the net that gives the logits.
+        counted_at: height and width of the image that multiply-adds are counted for.
         net_name: of the net, for people.
         train_set: what batches are made of.
         val_set: what is scored.
@@ -53,6 +54,7 @@ class Task(ABC):
 
     metric: ClassVar[Metric]
     entry: ClassVar[str]
+    counted_at: ClassVar[tuple[int, int]]
     net_name: str
     train_set: Any
     val_set: Any
