@@ -511,10 +511,7 @@ def test_what_the_command_labels_at_a_time() -> None:
         size, fps, sound = (48, 64), 25.0, None
 
     def chosen(**options: Any) -> int:
-        together = [1]
-        asked = Predict(source="d.mp4", device="cpu", **options)
-        assert _at_once(asked, Opened(), together) == together[0]
-        return together[0]
+        return _at_once(Predict(source="d.mp4", device="cpu", **options), Opened())
 
     threads = torch.get_num_threads()
     try:

@@ -122,7 +122,7 @@ def test_results_of_predict(tmp_path, city):
     write_png(tmp_path / "a_labels.png", np.ones((8, 8), np.uint8))
     write_png(tmp_path / "b_overlay.png", np.zeros((8, 8, 3), np.uint8))
     shown = ResultsGallery(tmp_path)
-    assert (shown.name(0), shown.name(1)) == ("a", "b") and shown.layers == {"overlay": "picture", "labels": "ids"}
+    assert shown.names == ["a", "b"] and shown.layers == {"overlay": "picture", "labels": "ids"}
     assert (shown.layer(0, "labels") == 1).all()
     with pytest.raises(DataError, match="b has no labels"):
         shown.layer(1, "labels")

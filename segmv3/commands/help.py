@@ -150,18 +150,17 @@ def flags(kind: type, default: Any = None, prefix: str = "") -> Iterator[Flag]:
             continue
         required = value is MISSING or "MISSING" in repr(value)
         value = None if required else value
-        metavar = named.metavar if named is not None and named.metavar else metavar_of(hint)
+        metavar, text = getattr(named, "metavar", None) or metavar_of(hint), texts.get(field.name, "")
         if any(type(mark).__name__ == "_PositionalMarker" or repr(mark) == "Positional" for mark in marks):
-            shown = named.metavar if named is not None and named.metavar else name.upper().replace("-", "_")
-            shown += " ..." if metavar.endswith("...") else ""
-            yield Flag(shown, shown, "", _typed(value), texts.get(field.name, ""), "", required)
+            place = getattr(named, "metavar", None) or name.upper().replace("-", "_")
+            place += " ..." if metavar.endswith("...") else ""
+            yield Flag(place, place, "", _typed(value), text, "", required)
+            continue
+        option = ", ".join([*(getattr(named, "aliases", None) or ()), f"--{name}"])
+        if hint is bool:
+            yield Flag(name, option, "", "on" if value else "", text, prefix[:-1], required)
         else:
-            aliases = (named.aliases or ()) if named is not None else ()
-            option = ", ".join([*aliases, f"--{name}"])
-            switch = hint is bool
-            text, shown = texts.get(field.name, ""), "" if switch and value is False else _typed(value)
-            shown, metavar = "on" if switch and value else shown, "" if switch else metavar
-            yield Flag(name, option, metavar, shown, text, prefix[:-1], required)
+            yield Flag(name, option, metavar, _typed(value), text, prefix[:-1], required)
     for inner, value, start in nested:
         yield from flags(inner, value, start)
 

@@ -96,18 +96,23 @@ def run(arguments: list[str]) -> None:
     source = find_source(options.source, leave_out=options.output, raw=options.raw, fps=options.fps)
     console = Screen()
     seconds: list[float] = []  # of the net, per image or frame
-    start, together = 0.0, [1]
+    start, together = 0.0, 1
 
     @cache
     def opened() -> "tuple[Predictor, Labeller]":
         """The net, opened when it is first asked: what must be refused is refused before torch is imported."""
         nonlocal start
         progress.update(bar, description="getting the net ready")
-        net = _net(options, console, together[0])
+        net = _net(options, console, together)
         label = _labeller(net, options, kinds, merge, isinstance(source, FrameSource), console)
         progress.update(bar, description="predict")
         start = time.perf_counter()
         return net, label
+
+    def at_once(frames: "Frames") -> int:
+        nonlocal together
+        together = _at_once(options, frames)
+        return together
 
     def label(image: "UInt8Array") -> "Found":
         begun = time.perf_counter()
@@ -129,14 +134,14 @@ def run(arguments: list[str]) -> None:
             only=_names(options.classes),
             polygons=options.polygons,
             every=options.every,
-            at_once=lambda frames: _at_once(options, frames, together),
+            at_once=at_once,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     net, predict = opened()
     how = f"{net.backend} {net.precision}"
     if len(seconds) > 1:
         total = time.perf_counter() - start
-        how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total / together[0]:.0%} of it in the net"
+        how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total / together:.0%} of it in the net"
     _tell_of_the_run(console, f"to {options.output} ({how})", len(written), predict)
 
 
@@ -191,17 +196,17 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
-def _at_once(options: Predict, frames: "Frames", together: list[int]) -> int:
-    """How many frames are labelled at a time; kept in `together`."""
+def _at_once(options: Predict, frames: "Frames") -> int:
+    """How many frames are labelled at a time."""
     import torch
 
     from segmv3.prediction import frames_at_once
     from segmv3.runtime import use_device
 
     place = use_device(options.device, options.threads)
-    if place.type == "cpu" and not (options.steady or options.budget_ms):  # which look back at the frame before
-        together[0] = frames_at_once(frames, torch.get_num_threads())
-    return together[0]
+    if place.type != "cpu" or options.steady or options.budget_ms:  # the last two look back at the frame before
+        return 1
+    return frames_at_once(frames, torch.get_num_threads())
 
 
 def _net(options: Predict, console: "Screen", together: int) -> "Predictor":

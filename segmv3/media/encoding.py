@@ -126,7 +126,7 @@ class VideoWriter:
                 self._stream = self._container.add_stream(encoder, rate=self._rate, options=settings)
                 _describe(self._stream.codec_context, self._rate, size)
                 if sound and _holds(self._partial.suffix, sound):
-                    self._sound = sound.copier(self._container)
+                    self._sound = SoundCopier(sound, self._container)
             except BaseException:
                 with suppress(OSError):
                     self._partial.unlink()

@@ -63,7 +63,6 @@ class LiveReader:
         self._changed, self._stop = threading.Condition(), threading.Event()
         self._notes: deque[str] = deque()
         self._resized = self._seen = self._gave = False
-        self._failures = 0
         self._thread = threading.Thread(target=self._run, name=f"segmv3 {name}", daemon=True)
         self._thread.start()
         try:
@@ -118,6 +117,7 @@ class LiveReader:
         return cv2.resize(pixels, self.size[::-1], interpolation=cv2.INTER_AREA)
 
     def _run(self) -> None:
+        failures = 0
         while not self._stop.is_set():
             self._gave = False
             try:
@@ -134,7 +134,7 @@ class LiveReader:
                 why = str(error.args[0])
             except Exception as error:
                 why = reason(error)
-            failures = self._failures = 0 if self._gave else self._failures + 1
+            failures = 0 if self._gave else failures + 1
             if failures >= len(PAUSES):
                 done = f"; result holds {self.frames_read:,} frames" if self.frames_read else ""
                 self._fail(PartialVideoError(f"{self.name} gives no pictures ({why}; {failures} tries){done}"))

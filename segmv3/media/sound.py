@@ -27,23 +27,19 @@ class Sound:
     def __init__(self, path: Path | None, codec: str, start: Fraction = Fraction(0), title: object = None) -> None:
         self.path, self.codec, self.start, self.title = path, codec, start, title or path
 
-    @property
-    def file(self) -> Path:
-        """The file that it is copied from."""
-        assert self.path
-        return self.path
-
-    def copier(self, target: Any) -> "SoundCopier":
-        """Begin to copy. Args: target: a container of PyAV that is being written."""
-        return SoundCopier(self, target)
-
 
 class SoundCopier:
-    """Copies sound to a container, as far as its pictures have come."""
+    """Copies sound to a container, as far as its pictures have come.
+
+    Args:
+        sound: what is copied; it has a file.
+        target: a container of PyAV that is being written.
+    """
 
     def __init__(self, sound: Sound, target: Any) -> None:
+        assert sound.path
         av = import_av()
-        self._source = av.open(local(sound.file), options={"protocol_whitelist": "file"})
+        self._source = av.open(local(sound.path), options={"protocol_whitelist": "file"})
         self._broken = av.error.FFmpegError
         stream = self._source.streams.audio[0]
         self._target, self._stream = target, target.add_stream_from_template(stream)

@@ -51,6 +51,8 @@ class VideoReader:
         self._damaged = self._begun = False
         self._empty: set[int] = set()  # ticks of an AVI that repeat the frame before
         self._container = container or _open(Path(path))
+        self._avi = self._file if self._container.format.name == "avi" else None
+        self._broadcast = "mpeg" in self._container.format.name
         try:
             self._stream = video_stream(self._container, self.path)
             decoded = self._decode()
@@ -97,8 +99,7 @@ class VideoReader:
 
     def timed(self) -> Iterator[tuple[UInt8Array, Fraction]]:
         """Each frame and when it is shown, in seconds since the first."""
-        avi = self._file and self._container.format.name == "avi"
-        clock = _Clock(1 / self._rate, "mpeg" in self._container.format.name)
+        clock = _Clock(1 / self._rate, self._broadcast)
         unit, tick, pixels = self._stream.time_base, 0, None
         for frame in self._frames:
             while tick in self._empty:
@@ -107,7 +108,7 @@ class VideoReader:
                 tick += 1
             pixels = self._view.pixels(frame)
             self._note_size(frame)
-            time = tick if avi else frame.pts
+            time = tick if self._avi else frame.pts
             yield self._handed_out(pixels), clock.at(None if time is None else time * unit)
             tick += 1
         while tick in self._empty and pixels is not None:
@@ -150,8 +151,7 @@ class VideoReader:
         import av
 
         packets = self._container.demux(self._stream)
-        avi = self._file and self._container.format.name == "avi"
-        ticks = avi_ticks(self._file, self._stream.index) if self._file and avi else 0
+        ticks = avi_ticks(self._avi, self._stream.index) if self._avi else 0
         tick = 0
         while True:
             try:
@@ -162,7 +162,7 @@ class VideoReader:
             if packet is not None:
                 if not packet.size:  # to the decoder an empty packet would mean the end
                     continue
-                if packet.dts is not None and avi:  # FFmpeg leaves out the empty chunks
+                if packet.dts is not None and self._avi:  # FFmpeg leaves out the empty chunks
                     self._empty.update(range(tick, min(packet.dts, ticks or self._stream.duration or 0)))
                     tick = packet.dts + 1
             else:
@@ -182,7 +182,7 @@ class VideoReader:
         """A recording of a broadcast begins anywhere: what comes before its first whole picture is no damage."""
         if isinstance(error, MemoryError):
             raise error
-        if self._begun or "mpeg" not in self._container.format.name:
+        if self._begun or not self._broadcast:
             self._damaged = True
 
     def _complain(self) -> None:

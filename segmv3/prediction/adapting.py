@@ -9,9 +9,7 @@ from segmv3.errors import ConfigError, DataError
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE
 from segmv3.prediction.contract import Found, both
-
-Box = tuple[int, int, int, int]
-"""Left, top, width and height in pixels."""
+from segmv3.prediction.shapes import Box
 
 
 def check_crop(box: Box) -> None:

@@ -173,4 +173,9 @@ class VideoSink(Sink):
     """Results of a video. It opens its files once the size of the frames is known."""
 
     def open(self, frames: Frames, files: ExitStack) -> None:
-        """Get ready. Args: files: closes what is entered into it when the run ends."""
+        """Get ready. Most have nothing to do.
+
+        Args:
+            frames: the open video.
+            files: closes what is entered into it when the run ends.
+        """

@@ -82,9 +82,6 @@ class _Gathering(VideoSink):
         self._part: Path | None = None
         self._failure: OutputError | ResourceError | None = None
 
-    def open(self, frames: Frames, files: ExitStack) -> None:
-        pass
-
     def write(self, shot: Shot) -> None:
         index = self._number(shot.name)
         piece = self._kind.piece(shot, index, self._job)
@@ -196,9 +193,6 @@ class ClassesFile(VideoSink):
             same = False
         if not same:
             raise OutputError(f"{self._path} has other classes; choose another --output or add --overwrite")
-
-    def open(self, frames: Frames, files: ExitStack) -> None:
-        pass
 
     def write(self, shot: Shot) -> None:
         self._begun = True

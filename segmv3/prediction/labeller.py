@@ -12,9 +12,10 @@ from segmv3.decode import label_map, label_map_and_confidence
 from segmv3.images import UInt8Array
 from segmv3.inference import resize_image
 from segmv3.labels import IGNORE
-from segmv3.prediction.adapting import Box, cropped, merged
+from segmv3.prediction.adapting import cropped, merged
 from segmv3.prediction.budget import Budgeted
 from segmv3.prediction.contract import Found
+from segmv3.prediction.shapes import Box
 from segmv3.prediction.steady import Steady
 from segmv3.runtime.predictor import Predictor
 
@@ -66,8 +67,9 @@ class Labeller:
         Raises:
             ModelError: the net is an export that gives labels alone, and more is asked for.
         """
-        self._net, self._confidence, self._crop, self._merge = net, confidence, crop, merge
+        self._net, self._crop, self._merge = net, crop, merge
         self._least_confidence = least_confidence
+        self._confident = confidence or least_confidence > 0
         self._source: Any = net
         if size:
             self._source = _Resized(self._source, size)
@@ -75,7 +77,7 @@ class Labeller:
             self._source = budget(self._source)
         if steady:
             self._source = Steady(self._source)
-        if confidence or least_confidence or self._source is not net:
+        if self._confident or self._source is not net:
             net.refuse_labels_alone()
 
     @property
@@ -88,12 +90,12 @@ class Labeller:
         return found if self._merge is None else merged(found, self._merge)
 
     def _label(self, image: UInt8Array) -> Found:
-        if self._source is self._net and not (self._confidence or self._least_confidence):
+        if self._source is self._net and not self._confident:
             return self._net(image)
         size, threads = (image.shape[0], image.shape[1]), self._net.threads
         writable = np.require(image, requirements=["W"])
         logits = self._source.low_logits(torch.from_numpy(writable).permute(2, 0, 1)[None])
-        if not (self._confidence or self._least_confidence):
+        if not self._confident:
             return label_map(logits, size, threads=threads)[0].cpu().numpy()
         labels, sure = label_map_and_confidence(logits, size, threads=threads)
         labels.masked_fill_(sure < self._least_confidence, IGNORE)

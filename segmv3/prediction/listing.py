@@ -103,7 +103,7 @@ def _listed(list_file: Path, number: int, entry: str) -> Path:
                 raise DataError(f"{list_file} line {number}: {entry} is not an image ({known})")
             return path
     where = "" if written.is_absolute() else f" in {Path.cwd()} or {list_file.parent.resolve()}"
-    raise DataError(f"{list_file} line {number}: {shortened(entry, 200)} does not exist{where}")
+    raise DataError(f"{list_file} line {number}: {entry} does not exist{where}")
 
 
 def _files_below(folder: Path, leave_out: Path | None) -> tuple[list[Path], Counter[str]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from segmv3.images import UInt8Array
 
 Box = tuple[int, int, int, int]
-"""Left, top, width and height."""
+"""Left, top, width and height, in pixels."""
 
 
 def box_of(mask: UInt8Array) -> Box:

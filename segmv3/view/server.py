@@ -124,7 +124,7 @@ def _answer(shown: Gallery | Live, path: list[str], query: dict[str, str]) -> tu
             raise LookupError
         return _frame(shown, int(query["after"])), "application/octet-stream"
     place, index, *layer = path
-    if place != "item" or not 0 <= int(index) < len(shown):
+    if place != "item" or not 0 <= int(index) < len(shown.names):
         raise LookupError
     if layer == ["facts"]:
         return json.dumps(shown.facts(int(index))).encode(), "application/json"
@@ -142,7 +142,7 @@ def _about(shown: Gallery | Live) -> dict[str, Any]:
     facts = {"title": shown.title, "classes": classes, "live": isinstance(shown, Live)}
     if isinstance(shown, Live):
         return facts | {"layers": {"image": "picture", "labels": "ids", "confidence": "confidence"}, "names": []}
-    return facts | {"layers": dict(shown.layers), "names": [shown.name(index) for index in range(len(shown))]}
+    return facts | {"layers": dict(shown.layers), "names": list(shown.names)}
 
 
 def _frame(live: Live, after: int) -> bytes:

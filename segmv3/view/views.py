@@ -36,20 +36,15 @@ class Gallery(ABC):
 
     Attributes:
         title: what is shown.
+        names: what the list calls each picture.
         classes: names and colours of the train ids.
         layers: the name of each layer and its kind, a picture first.
     """
 
     title: str
+    names: Sequence[str]
     classes: Classes
     layers: Mapping[str, LayerKind]
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What the list calls a picture."""
 
     @abstractmethod
     def layer(self, index: int, name: str) -> UInt8Array:
@@ -85,18 +80,12 @@ class DatasetGallery(Gallery):
     def __init__(self, data: Data, splits: tuple[str, ...] = ("train", "val"), seed: int = 0) -> None:
         self._sets = [open_dataset(data, split) for split in splits]
         self._places = [(dataset, index) for dataset in self._sets for index in range(len(dataset))]
+        self.names = [f"{dataset.split}/{dataset.pairs[number].name}" for dataset, number in self._places]
         self.classes = self._sets[0].classes
         self.title = f"{data.root.name}: {', '.join(splits)}"
         self.layers = {"image": "picture", "labels": "ids", "sample": "picture", "sample labels": "ids"}
         self._samples = {dataset.split: TrainSamples(dataset, data, seed) for dataset in self._sets}
         self._epochs = dict[int, int]()
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def name(self, index: int) -> str:
-        dataset, number = self._places[index]
-        return f"{dataset.split}/{dataset.pairs[number].name}"
 
     def draws(self, index: int) -> None:
         self._epochs[index] = self._epochs.get(index, -1) + 1
@@ -127,14 +116,8 @@ class NetGallery(Gallery):
         self, title: str, names: Sequence[str], reads: Sequence[Callable[[], UInt8Array]], net: Predictor
     ) -> None:
         self.layers = {"image": "picture", "labels": "ids", "confidence": "confidence"}
-        self.title, self.classes = title, net.classes
-        self._names, self._reads, self._net = names, reads, net
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        return self._names[index]
+        self.title, self.names, self.classes = title, names, net.classes
+        self._reads, self._net = reads, net
 
     def layer(self, index: int, name: str) -> UInt8Array:
         return self._labelled(index)[name]
@@ -150,14 +133,9 @@ class RunGallery(Gallery):
 
     def __init__(self, title: str, dataset: Dataset, net: Predictor) -> None:
         self.title, self.classes = title, dataset.classes
+        self.names = [pair.name for pair in dataset.pairs]
         self.layers = {"image": "picture", "prediction": "ids", "truth": "ids", "confidence": "confidence"}
         self._dataset, self._net = dataset, net
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def name(self, index: int) -> str:
-        return self._dataset.pairs[index].name
 
     def layer(self, index: int, name: str) -> UInt8Array:
         return self._layers(index)[name]
@@ -185,20 +163,14 @@ class ResultsGallery(Gallery):
         there = {layer for files in found.values() for layer in files}
         order = ("overlay", "side-by-side", "color", "labels", "confidence")
         self.layers = {layer: self._KINDS.get(layer, "picture") for layer in order if layer in there}
-        self.title, self._found = folder.name, list(found.items())
+        self.title, self.names, self._files = folder.name, list(found), list(found.values())
         named = (folder / "classes.json").is_file()
         self.classes = read_classes(folder)[0] if named else numbered_classes(253)
 
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def name(self, index: int) -> str:
-        return self._found[index][0]
-
     def layer(self, index: int, name: str) -> UInt8Array:
-        path = self._found[index][1].get(name)
+        path = self._files[index].get(name)
         if path is None:
-            raise DataError(f"{self.name(index)} has no {name}")
+            raise DataError(f"{self.names[index]} has no {name}")
         return read_image(path) if self.layers[name] == "picture" else read_ids(path)
 
 
