@@ -1,6 +1,7 @@
 """What all settings have in common: types that are checked, rules, and a form for JSON."""
 
 import dataclasses
+import inspect
 import math
 from pathlib import Path
 from types import UnionType
@@ -55,6 +56,14 @@ def mistyped(settings: Any) -> list[tuple[str, Any]]:
 def _asks_for_methods(kind: Any) -> bool:
     """Whether a field takes any object with the right methods, whose own fields are then its own affair."""
     return any(getattr(each, "_is_protocol", False) for each in (kind, *get_args(kind)))
+
+
+def written_at(kind: type[Any]) -> str:
+    """Where a class is written, " (FILE, line N)"; empty for one of the config file itself, or a built-in one."""
+    try:
+        return f" ({inspect.getsourcefile(kind)}, line {inspect.getsourcelines(kind)[1]})"
+    except (OSError, TypeError):
+        return ""
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

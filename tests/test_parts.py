@@ -1,6 +1,7 @@
 """What every head and every backbone keeps to, segmv3's own and strangers'."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import MISSING, dataclass, fields, replace
@@ -25,6 +26,7 @@ from segmv3.config import (
     Model,
     Timm,
     load_config,
+    load_parts,
     net_from_dict,
     to_dict,
 )
@@ -145,6 +147,22 @@ def test_a_weight_file_says_which_part_is_missing(tmp_path):
 def test_an_unknown_kind_of_part_is_refused():
     with pytest.raises(ModelError, match="int is no dataclass that inherits Head or Backbone"):
         net_from_dict(to_dict(Model()), parts=[int])
+    with pytest.raises(ModelError, match=r"parts is the class Sum; give a list of classes, parts=\[Sum\]"):
+        net_from_dict(to_dict(Model()), parts=Sum)
+
+
+def test_a_part_that_lacks_a_method_is_named_with_its_place(tmp_path):
+    path, half = tmp_path / "half.safetensors", tmp_path / "half_head.py"
+    segmv3.save(create_model(Model(head=Sum()), 5), path)
+    path.write_bytes(path.read_bytes().replace(*(f'\\"kind\\": \\"{name}\\"'.encode() for name in ("Sum", "Won"))))
+    half.write_text(
+        "from dataclasses import dataclass\n\nfrom segmv3.config import Head\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Won(Head):\n    def taps(self):\n        return ()\n"
+    )
+    load_parts(half)
+    with pytest.raises(CheckpointError, match=r"the part Won \(.*half_head.py, line 6\) lacks build") as caught:
+        checkpoint.load(path)
+    assert "damaged" not in str(caught.value)
 
 
 def test_two_parts_of_one_name_are_refused():
@@ -221,6 +239,13 @@ def test_flags_are_those_of_the_part_in_the_config(tmp_path):
     )
     config = load_config(tmp_path / "streets.py", ["--model.backbone.name", "resnet18", "--model.head.finest", "4"])
     assert config.model == replace(config.model, backbone=Timm(name="resnet18"), head=LRASPPPlus(finest=4))
+
+
+def test_the_example_of_a_head_works_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own_head.py", "own_head_config.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    assert type(load_config("own_head_config.py").model.head).__name__ == "Sum"
 
 
 @pytest.mark.slow

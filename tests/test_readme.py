@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 import segmv3
+from segmv3 import cli
 from segmv3.cli import main
 from segmv3.models.zoo import create_model
 
@@ -60,3 +62,16 @@ def test_its_python_runs_as_written(clone):
     names: dict[str, object] = {}
     exec(code, names)
     assert names["labels"].shape == names["image"].shape[:2]
+
+
+def test_the_site_has_every_command_and_every_setting(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
+    import build_docs
+
+    usage = re.findall(r"^  ([a-z][a-z-]*(?: [a-z][a-z-]*)?)(?= [A-Z[]|  )", cli._USAGE, re.MULTILINE)
+    assert len(usage) > 30
+    shown = {command.strip() for command in build_docs.COMMANDS.replace("\n", " ").split(",")}
+    assert {name for name in usage if not name.startswith("benchmark")} <= shown
+    settings = "\n".join(build_docs.settings_page())
+    for kind in ("Config", "Classification", "Detection", "BoxData", "ImageFolder"):
+        assert f"\n## {kind}\n" in settings

@@ -37,10 +37,10 @@ ELSEWHERE = {
 """Pages whose Markdown lies outside docs/, and their places on the site."""
 
 COMMANDS = """
-train, finetune, fit, classify train, classify evaluate, classify predict, detect train, detect evaluate,
-detect predict, detect check, detect prepare, detect models, sweep, evaluate, compare, submit, predict,
-weights import, weights average, weights push, export, models, data mini-city, data check, data pack,
-data next, data suspects
+train, finetune, adapt, fit, sweep, evaluate, compare, submit, predict, view, classify train, classify evaluate,
+classify predict, classify prepare, detect train, detect evaluate, detect predict, detect check, detect prepare,
+detect models, weights import, weights list, weights average, weights push, export, models, config, data mini-city,
+data import, data check, data pack, data next, data suspects, benchmark, benchmark latency, benchmark throughput
 """
 
 MODULES = ("segmv3.decode", "segmv3.inference", "segmv3.metrics")
@@ -51,7 +51,7 @@ SHOWN = {"configs": "Config files", "examples": "Examples of own parts", "demo":
 
 PARTS = """
 segmv3.config.Head segmv3.config.Backbone segmv3.data.sources.Source segmv3.config.Criterion
-segmv3.training.losses.Term segmv3.training.losses.Seen segmv3.convert.base.Target
+segmv3.training.losses.Term segmv3.training.losses.Seen segmv3.convert.base.Target segmv3.training.trackers.Tracker
 """
 """What parts of your own derive from or use."""
 
@@ -149,13 +149,15 @@ def settings_page() -> Iterator[str]:
     """Every setting of every dataclass that a config can be built from."""
     yield "# Settings\n"
     yield (
-        "A config file builds one `Config` (`segmv3 train`) or one `Classification` (`segmv3 classify train`) from the "
-        "dataclasses below. Each field is also a flag: `--optim.lr 0.02` sets the field `lr` of the dataclass in the "
-        "field `optim`. Fields without a default must be given. This page is made from the dataclasses.\n"
+        "A config file builds one `Config` (`segmv3 train`), one `Classification` (`segmv3 classify train`) or one "
+        "`Detection` (`segmv3 detect train`) from the dataclasses below. Each field is also a flag: `--optim.lr 0.02` "
+        "sets the field `lr` of the dataclass in the field `optim`. `data`, `schedule` and the model of a `Config` "
+        "must be given. This page is made from the dataclasses.\n"
     )
-    found = [kind for kind in vars(config).values() if isinstance(kind, type) and is_dataclass(kind)]
-    kinds = [kind for kind in found if fields(kind) and kind is not config.Tap]
-    for kind in sorted(kinds, key=lambda kind: kind.__name__ not in ("Config", "Classification")):
+    found = [getattr(config, name) for name in config.__all__]  # some of them are loaded only when they are asked for
+    kinds = [kind for kind in found if isinstance(kind, type) and is_dataclass(kind) and fields(kind)]
+    kinds = [kind for kind in kinds if kind not in (config.Tap, config.Experiment)]
+    for kind in sorted(kinds, key=lambda kind: not issubclass(kind, config.Experiment)):
         yield f"## {kind.__name__}\n\n{' '.join((kind.__doc__ or '').split())}\n"
         yield "| field | value | default | what it does |\n|---|---|---|---|"
         hints, texts = get_type_hints(kind), field_texts(kind)

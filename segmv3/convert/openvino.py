@@ -134,7 +134,7 @@ def with_metadata(model: "openvino.Model", metadata: Metadata) -> "openvino.Mode
 
 
 def write(model: "openvino.Model", path: Path) -> None:
-    """Write FILE.xml and FILE.bin beside it, the weights first: without its .xml a .bin is nothing.
+    """Write FILE.bin, then FILE.xml beside it: whoever finds an .xml finds its weights too.
 
     Raises: OutputError or ResourceError naming the file that cannot be written.
     """

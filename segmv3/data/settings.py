@@ -1,12 +1,11 @@
 """What a config says of its data set, and which sources of your own it may name. Nothing here imports torch."""
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from segmv3.errors import ConfigError
-from segmv3.settings import Rule
+from segmv3.settings import Rule, written_at
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
@@ -81,10 +80,7 @@ def _lack(source: object) -> str:
     if isinstance(source, str):
         return "" if source in get_args(Layout) else f"{source!r} is none of {', '.join(get_args(Layout))}"
     kind = source if isinstance(source, type) else type(source)
-    try:
-        place = f" ({inspect.getsourcefile(kind)}, line {inspect.getsourcelines(kind)[1]})"
-    except (OSError, TypeError):  # written in the config file itself, or built in
-        place = ""
+    place = written_at(kind)
     if isinstance(source, type):
         return f"{kind.__name__}{place} is a class; give an object of it, {kind.__name__}()"
     for name, call in (("classes", "classes(root)"), ("pairs", "pairs(root, split)")):

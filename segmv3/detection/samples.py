@@ -29,7 +29,7 @@ class BoxesAndLabels(NamedTuple):
     """uint8 H x W of train ids, 255 = ignore."""
 
     def chunk(self, parts: int) -> "list[BoxesAndLabels]":
-        """A batch in parts, as of a tensor."""
+        """The batch in parts, as `Tensor.chunk` gives them."""
         return [BoxesAndLabels(*each) for each in zip(*(own.chunk(parts) for own in self), strict=True)]
 
     def to(self, device: torch.device) -> "BoxesAndLabels":

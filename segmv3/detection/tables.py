@@ -16,7 +16,7 @@ _CLASSES, _SIZE = 90, (320, 320)  # of COCO, without the background
 
 
 class Row(NamedTuple):
-    """A net of the paper's table, with what it takes here."""
+    """A net of the paper's table, with its size and cost as counted here."""
 
     name: str
     parameters: int

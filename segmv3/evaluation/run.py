@@ -110,7 +110,7 @@ class Evaluation:
         return min(self.settings.limit or len(self.dataset), len(self.dataset))
 
     def remarks(self) -> list[str]:
-        """What to know of a whole split's classes before its first image.
+        """What a user should know of the classes of the split before its first image is scored.
 
         Raises:
             DataError: nothing of it can be scored.

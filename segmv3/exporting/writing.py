@@ -88,7 +88,8 @@ def export(
 
     Raises:
         CheckpointError: weights that cannot be used.
-        ModelError: a net, size or package that does not allow it; DisagreementError, one of it, with the numbers.
+        ModelError: the net or the size does not allow it, or a package is missing.
+        DisagreementError: the file does not compute what PyTorch computes; the numbers are in it.
         DataError: images that cannot be read.
         OutputError, ResourceError: a file that cannot be written. What was there before stays.
     """

@@ -32,7 +32,7 @@ class VideoReader:
     Args:
         path: the file; with `container`, a name for messages.
         container: what PyAV opened already, where the video came from elsewhere.
-        stored: the file that holds it even so.
+        stored: the file on disk that holds the video of `container`, where there is one.
 
     Of several video streams the one is read that FFmpeg would take; a line names the others.
 

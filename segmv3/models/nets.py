@@ -7,7 +7,7 @@ from typing import Any, Literal
 from segmv3.errors import ModelError
 from segmv3.models.backbones import Backbone, MobileNetV2, MobileNetV3, Timm
 from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus, MobileSeg
-from segmv3.settings import Rule, mistyped
+from segmv3.settings import Rule, mistyped, written_at
 
 Part = type[Backbone] | type[Head]
 
@@ -124,9 +124,11 @@ def net_from_dict(values: dict[str, Any], parts: Iterable[Part] = ()) -> Net:
         parts: classes of heads and backbones that are not segmv3's own. Those that are imported are known without.
 
     Raises:
-        ModelError: a part is not here, or two have one name.
+        ModelError: a part is not here or lacks a method, or two have one name.
         ValueError, KeyError, TypeError: the values are of another kind, or the net is none that can be built.
     """
+    if isinstance(parts, type):
+        raise ModelError(f"parts is the class {parts.__name__}; give a list of classes, parts=[{parts.__name__}]")
     given = list(parts)
     for part in given:
         if not (isinstance(part, type) and is_dataclass(part) and issubclass(part, Backbone | Head)):
@@ -156,7 +158,7 @@ def _part(name: str, given: list[Part]) -> type:
     Of a class that was defined twice by the same file the later one counts.
 
     Raises:
-        ModelError: there is none, or there are two of different files.
+        ModelError: there is none, it lacks a method, or there are two of different files.
         KeyError: the name is none.
     """
     imported = [*_subclasses(Backbone), *_subclasses(Head)]
@@ -169,7 +171,10 @@ def _part(name: str, given: list[Part]) -> type:
             f"its net has the part {name[:80]}, which segmv3 does not have: import the class and give it as "
             "segmv3.load(..., parts=[...]), or name its file with --parts FILE.py"
         )
-    return next(iter(found.values())) if found else _OURS[name]
+    kind = next(iter(found.values())) if found else _OURS[name]
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise ModelError(f"the part {name}{written_at(kind)} lacks {' and '.join(lacking)}")
+    return kind
 
 
 def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:

@@ -29,6 +29,7 @@ class Experiment:
     model: Any
     data: Any
     optim: SGD | AdamW | RMSProp = field(default_factory=SGD)
+    """How a step moves the weights."""
     schedule: Schedule
     freeze: Freeze = field(default_factory=Freeze)
     precision: TrainingPrecision = "fp32"

@@ -75,7 +75,7 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, progress_of: OpenProgress, say: Callable[[str], None]) -> None:
-        """Look at the files before the run; `progress_of(title)` opens a progress bar, `say` tells what to know."""
+        """Look at the files before the run; `progress_of(title)` opens a progress bar, `say` prints a line."""
 
     def contents(self) -> dict[str, Any]:
         """What the data sets hold, as JSON types, after `check`: a run goes on with the same alone."""

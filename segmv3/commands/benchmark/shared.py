@@ -209,7 +209,7 @@ def refuse_odd(size: tuple[int, int], why: str) -> None:
 
 
 def fresh_nets(given: Sequence[str], default: Sequence[str], *, weights: bool) -> tuple[str, ...]:
-    """The named nets to be timed with fresh weights: none beside weights, else those given or the default.
+    """The named nets to time with fresh weights: those given, or the default. None where weight files are timed.
 
     Raises: ConfigError for both --net and --weights; ModelError for a net that does not exist.
     """

@@ -82,7 +82,7 @@ def polygon(points: Any, where: str, whole: float | None = None) -> Polygon:
 
 @dataclass(frozen=True)
 class Runs:
-    """How many pixels in turn are outside and inside, of the whole picture or of a box in it."""
+    """Run lengths of a mask: pixels outside, then inside, then outside, and so on, in the whole picture or in a box."""
 
     counts: NDArray[np.int64]
     by_columns: bool = False
