@@ -10,7 +10,7 @@ from segmv3 import checkpoint
 from segmv3.cli import main
 from segmv3.config import Classifier
 from segmv3.errors import CheckpointError, Segmv3Warning
-from segmv3.labels import cityscapes_classes
+from segmv3.labels import Classes, cityscapes_classes
 from segmv3.models.zoo import build, create_backbone, create_model
 from segmv3.weights.formats import Format, Variant, formats
 from segmv3.weights.importing import import_weights, their_names
@@ -287,6 +287,15 @@ def test_a_net_with_untrained_layers_says_so(mmseg, tmp_path):
     assert main(["weights", "import", str(mmseg), "--into", "lraspp_small_d8", "-o", str(output)]) == 0
     with pytest.warns(Segmv3Warning, match=r"start for training: .*head.deep_classifier \(2\).* was never trained"):
         segmv3.load(output)
+
+
+@pytest.mark.parametrize("into", [[], ["--into", "lraspp_small_d8"]])
+def test_weights_of_our_own_keep_their_colours(into, tmp_path):
+    own, output = tmp_path / "own.safetensors", tmp_path / "new.safetensors"
+    classes = Classes(("road", "sky"), ((1, 2, 3), (250, 251, 252)))
+    checkpoint.save(create_model("lraspp_small_d8", 2), own, classes=classes)
+    assert main(["weights", "import", str(own), "-o", str(output), *into]) == 0
+    assert checkpoint.load(output)[1].classes == classes
 
 
 def test_the_source_is_never_replaced(mmseg, tmp_path, capsys, monkeypatch):

@@ -161,7 +161,7 @@ def _import(options: Import) -> None:
     from segmv3.models.count import parameters
     from segmv3.models.zoo import create_model, net, net_name
     from segmv3.screen import print_line
-    from segmv3.weights.opening import colored, open_weights
+    from segmv3.weights.opening import open_weights
     from segmv3.weights.transfer import differing_settings, modules, transfer
 
     target = net(options.into) if options.into else None  # a wrong name must not cost a download
@@ -169,7 +169,7 @@ def _import(options: Import) -> None:
     if target is None:
         model, facts = imported.model(), imported.facts
         classes: Classes | tuple[str, ...] | None = (
-            imported.names if isinstance(imported.net, Classifier) else colored(imported.names)
+            imported.names if isinstance(imported.net, Classifier) else imported.classes
         )
         loaded, new, unused = len(imported.tensors) - len(imported.new), len(imported.new), len(imported.unused)
         print_line(f"{imported.title}: {loaded} tensors loaded, {new} new{' (zeros)' if new else ''}, {unused} unused")
@@ -177,7 +177,7 @@ def _import(options: Import) -> None:
         labelled = () if isinstance(imported.net, Classifier) else imported.names
         number = options.num_classes if options.num_classes is not None else len(labelled) or 19
         model = create_model(target, number)
-        classes = colored(labelled) if len(labelled) == number else None
+        classes = imported.classes if len(labelled) == number else None
         fit = transfer(imported, model, new_head=options.new_head)
         print_line(f"{options.into}: {fit}")
         facts = {"untrained": modules(fit.new)} if fit.new else {}

@@ -36,13 +36,11 @@ def average(sources: Sequence[Path], output: Path) -> "Segmenter | ImageClassifi
     for path, weights in zip(sources[1:], others, strict=True):
         _check_same(sources[0], first, path, weights)
     tensors = {name: _mean([weights.tensors[name] for weights in read]) for name in first.tensors}
-    facts: dict[str, Any] = {
-        "average_of": [origin_of(path, weights.card) for path, weights in zip(sources, read, strict=True)]
-    }
+    average_of = [origin_of(path, weights.card) for path, weights in zip(sources, read, strict=True)]
     model = build(first.net, len(first.card.names))
     model.load_state_dict(tensors)
     classes = first.card.names if isinstance(first.net, Classifier) else first.card.classes
-    checkpoint.save(model, output, classes=classes, **facts)
+    checkpoint.save(model, output, classes=classes, average_of=average_of)
     return model
 
 

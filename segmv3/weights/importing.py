@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segmv3 import checkpoint
 from segmv3.errors import CheckpointError
-from segmv3.labels import cityscapes_classes
+from segmv3.labels import Classes, Color, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Classifier, Detector, Model, Net
 from segmv3.models.segmenter import Segmenter
@@ -43,10 +43,17 @@ class Imported:
     """What a file of segmv3 says of itself beside that."""
     notes: tuple[str, ...] = ()
     """What the user should know: assumptions, and weights in the file that were left alone."""
+    colors: tuple[Color, ...] = ()
+    """Colours of the classes, where the file has them."""
 
     @property
     def backbone_only(self) -> bool:
         return not self.names
+
+    @property
+    def classes(self) -> Classes:
+        """Names and colours of the classes; not for a classifier, which may have more than labels can."""
+        return Classes(self.names, self.colors) if self.colors else colored(self.names)
 
     def model(self) -> "Segmenter | ImageClassifier | ObjectDetector":
         """The net with its weights, in eval mode.
@@ -61,6 +68,12 @@ class Imported:
         model = build(self.net, len(self.names))
         model.load_state_dict(self.tensors, assign=True)  # shares their memory
         return model.eval()
+
+
+def colored(names: tuple[str, ...]) -> Classes:
+    """Classes of these names in Cityscapes' colours where they are Cityscapes', else in evenly spaced ones."""
+    cityscapes = cityscapes_classes()
+    return cityscapes if names == cityscapes.names else replace(numbered_classes(len(names)), names=names)
 
 
 def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
@@ -122,11 +135,12 @@ def _ours(path: Path, variant: str | None) -> Imported:
     origin = {"format": "segmv3", "file": path.name, "sha256": weights.card.sha256}
     if isinstance(before, dict):
         origin = before | {"sha256": before.get("sha256", weights.card.sha256)} if before else origin
-    return Imported("segmv3", weights.net, weights.card.names, weights.tensors, origin=origin, facts=facts)
+    card = weights.card
+    return Imported("segmv3", weights.net, card.names, weights.tensors, origin=origin, facts=facts, colors=card.colors)
 
 
 def _without_prefixes(tensors: Tensors, path: Path) -> tuple[Tensors, list[str], list[str]]:
-    """Tensors without the words that wrappers put in front, what was left out, and what to say of both.
+    """Tensors without the words that wrappers put in front, the names of those left out, and lines for the user.
 
     A hook of mmcv writes its averages beside the weights, dots replaced by underscores; alone they are the weights.
     """
@@ -147,10 +161,10 @@ _NOT_WEIGHTS = r"(?i)(^|[._])(n_averaged|criterion|loss|metric|m?iou|confmat|acc
 
 
 def _unwrapped(tensors: Tensors, path: Path) -> tuple[Tensors, list[str], list[str]]:
-    """Tensors under the names that a format knows, where words in front of them hide it; as `_without_prefixes`.
+    """Tensors under the names that a format knows, without the words in front; else as `_without_prefixes`.
 
-    A file with two nets is refused, unless one of them is the average of the other. mmsegmentation's own backbone
-    weights, and ours, lack the word that the segmentation nets have.
+    A file with two nets is refused, unless one of them is the average of the other. Backbone weights of mmsegmentation
+    and our own lack the word "backbone." of the segmentation nets, so it is put in front.
 
     Raises: CheckpointError for several nets.
     """
@@ -221,10 +235,10 @@ def _their_name(kind: Format, modules: Mapping[str, str], name: str) -> str:
 
 
 class _Parts:
-    """Which tensors of a net a file should have, under whose names, and how many classes it tells apart.
+    """Which tensors of a net a file should have, and how many classes it tells apart.
 
-    Attributes: places: our names, each with theirs. backbone_only: the file has no classifier, so that only the
-        backbone counts. head_names: their names of everything behind the backbone.
+    Attributes: places: our names, each with theirs. backbone_only: the file has no classifier, so only the backbone
+        counts. head_names: their names of everything behind the backbone.
     """
 
     def __init__(self, kind: Format, net: Net, raw: Tensors) -> None:

@@ -18,12 +18,13 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from segmv3.checkpoint import Card, no_file, package_version
-from segmv3.errors import CheckpointError, ModelError
+from segmv3.errors import CheckpointError, ModelError, one_line
 from segmv3.files import sha256
 from segmv3.labels import class_name, numbered_classes
 from segmv3.models.layers import Normalize
 from segmv3.models.nets import Model
-from segmv3.weights.opening import colored, open_segmenter
+from segmv3.weights.importing import colored
+from segmv3.weights.opening import open_segmenter
 
 _DEEPEST = 32  # smp's nets take sizes that are multiples of it
 _SEMANTIC, _UNIVERSAL = "ForSemanticSegmentation", "ForUniversalSegmentation"
@@ -251,4 +252,4 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _does_not_fit(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{folder} does not hold the net it names ({' '.join(str(error).split())[:160]})")
+    return CheckpointError(f"{folder} does not hold the net it names ({one_line(error)})")

@@ -2,14 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmv3 import checkpoint
 from segmv3.checkpoint import Card
 from segmv3.errors import CheckpointError, Segmv3Warning
-from segmv3.labels import Classes, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
 from segmv3.models.nets import Classifier, Detector, Model, Part
 from segmv3.models.segmenter import Segmenter
@@ -85,15 +83,9 @@ def _opened(source: Path | str, kind: Any, parts: Iterable[Part] = ()) -> Any:
     model = imported.model()
     for note in imported.notes:
         warnings.warn(Segmv3Warning(f"{source}: {note}"), stacklevel=3)
-    colors = colored(imported.names).colors if not isinstance(imported.net, Classifier) else ()
+    colors = imported.classes.colors if not isinstance(imported.net, Classifier) else ()
     facts = {"version": checkpoint.package_version(), "commit": "", "origin": imported.origin}
     return model, Card(imported.names, colors, facts, imported.origin["sha256"])
-
-
-def colored(names: tuple[str, ...]) -> Classes:
-    """Classes of these names in Cityscapes' colours where they are Cityscapes', else in evenly spaced ones."""
-    cityscapes = cityscapes_classes()
-    return cityscapes if names == cityscapes.names else replace(numbered_classes(len(names)), names=names)
 
 
 def _local(source: Path | str, *, offline: bool = False) -> Path | str:
