@@ -22,6 +22,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
+from segmv3.errors import one_line as one_line
 from segmv3.files import make_folder, write_bytes
 from segmv3.labels import Classes, Color, are_numbered, cityscapes_classes, numbered_classes
 from segmv3.models.classifier import ImageClassifier
@@ -30,7 +31,6 @@ from segmv3.models.segmenter import Segmenter
 from segmv3.models.zoo import build, state_shapes
 from segmv3.settings import to_dict
 from segmv3.states import load_state as load_state
-from segmv3.states import one_line as one_line
 from segmv3.states import refuse_non_finite as refuse_non_finite
 from segmv3.states import save_state as save_state
 from segmv3.states import saved_steps as saved_steps

@@ -141,5 +141,10 @@ def shortened(text: object, length: int = 60) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
+def one_line(error: BaseException, length: int = 160) -> str:
+    """What a library says of an error, as a part of a line; the kind of the error where it says nothing."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
 class Segmv3Warning(UserWarning):
     """Something a user should know that does not stop the work."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmv3.errors import CheckpointError, NumericsError
+from segmv3.errors import CheckpointError, NumericsError, one_line
 from segmv3.files import make_folder, write_bytes
 from segmv3.records import read_json, read_regular
 
@@ -112,8 +112,3 @@ def saved_steps(folder: Path) -> list[int]:
     """Steps of the training states in a folder, newest first; a state counts once its manifest is written."""
     names = (re.fullmatch(r"step_(\d+)\.json", path.name) for path in folder.glob("step_*.json"))
     return sorted((int(name[1]) for name in names if name), reverse=True)
-
-
-def one_line(error: BaseException) -> str:
-    """What a library says of an error, as a part of a line."""
-    return " ".join(str(error).split())[:160]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from segmv3.checkpoint import Card, package_version, source_commit
 from segmv3.convert.graph import Net, Output
-from segmv3.errors import CheckpointError
+from segmv3.errors import CheckpointError, one_line
 from segmv3.labels import Classes, Color
 from segmv3.models.nets import Classifier, Model, net_from_dict
 from segmv3.records import from_json, typed
@@ -123,6 +123,6 @@ def from_text(text: str | None, path: object) -> Metadata:
         if not classifies:
             _ = metadata.classes  # their rules hold
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise CheckpointError(f"{path} says nothing of use about itself ({reason}); export it again") from None
     return metadata

@@ -5,7 +5,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from segmv3.errors import ModelError
+from segmv3.errors import ModelError, one_line
 from segmv3.models.backbones import Tap, Timm
 from segmv3.models.layers import FeatureMaps
 
@@ -30,15 +30,13 @@ class TimmBackbone(FeatureMaps):
             ModelError: timm has no such net, it gives no maps, or not these.
         """
         super().__init__()
-        dilated: dict[str, Any] = (
-            {} if net.output_stride == 32 else {"output_stride": net.output_stride}
-        )  # not every net takes it
+        # not every net takes an output stride
+        dilated: dict[str, Any] = {} if net.output_stride == 32 else {"output_stride": net.output_stride}
         try:
             self.net = timm.create_model(net.name, features_only=True, **dilated)
         except Exception as error:  # each family of timm raises its own
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise ModelError(
-                f"timm cannot build {net.name!r} with output stride {net.output_stride} ({reason})"
+                f"timm cannot build {net.name!r} with output stride {net.output_stride} ({one_line(error)})"
             ) from None
         info: Any = self.net.feature_info
         if (deepest := info.reduction()[-1]) != net.output_stride:

@@ -96,8 +96,8 @@ def load(
         precision: "auto" is the fastest that agrees with fp32, and an export's own; int8 is for exports, which were
             calibrated.
         compile: with torch, fuse the net by `torch.compile`: a minute for each new image size.
-        trust: open exports that can do harm: a .pt2, which can run code, and one without its receipt. Nothing else
-            asks who made a file.
+        trust: open exports that can do harm: a .pt2, which can run code, and one without its receipt. Other files need
+            no trust.
         parts: classes of the net's head and backbone where they are not segmv3's own; a weight file runs no code, so it
             cannot bring them.
         targets: export targets of your own, which open the files that they wrote.

@@ -77,10 +77,10 @@ class Predictor(OnBackend):
         return self._backend.output
 
     def refuse_labels_alone(self) -> None:
-        """Nothing but labels comes out of some exports.
+        """Refuse an export that gives labels alone, where logits are needed.
 
         Raises:
-            ModelError: the file is one of them.
+            ModelError: this is one.
         """
         if self.output == "labels":
             raise ModelError("this export gives labels alone; export it again with --output-kind low-logits")

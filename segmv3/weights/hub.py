@@ -35,7 +35,7 @@ _DATA_LICENCES = {"cityscapes": "Cityscapes' licence: research, no commercial us
 
 @dataclass(frozen=True)
 class _Best:
-    """What is relied on of a manifest's best weights."""
+    """The facts of a run's best weights that a card needs of the manifest."""
 
     sha256: str
     score: float

@@ -79,9 +79,9 @@ def transfer(source: Imported, model: AnyNet, *, new_head: bool = False) -> Fit:
 def start_from(model: AnyNet, source: str, say: Callable[[str], None], names: tuple[str, ...] = ()) -> dict[str, Any]:
     """Start a net for training from a weight file or a published name (`--model.pretrained`).
 
-    Layers that tell classes apart are copied by the names of the classes, and stay fresh for names that the weights
-    lack; without names on both sides, by number where the counts agree. One line says what was loaded and what was
-    not, others which classes were and which settings of the net differ from those the weights were trained with.
+    Layers that tell classes apart are copied by the names of the classes. Names that the weights lack stay fresh.
+    Where one side has no names, the rows are copied by number if the counts agree. Lines say which tensors and classes
+    were loaded, and which settings of the net differ from those that the weights were trained with.
 
     Returns: where the weights come from, with their licence and the classes whose rows were kept, for the record.
     Raises: CheckpointError when the file cannot be used or holds another backbone.
