@@ -1,6 +1,7 @@
 """`segmv3 view`."""
 
 import webbrowser
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import tyro
 
 from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
 from segmv3.config import load_config
-from segmv3.errors import ConfigError, DataError
+from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
     from segmv3.images import UInt8Array
@@ -57,7 +58,7 @@ def run(arguments: list[str]) -> None:
 
 def _shown(options: View, files: ExitStack) -> "Gallery | Live":
     from segmv3.images import read_image
-    from segmv3.prediction.sources import FrameSource, find_source
+    from segmv3.prediction.sources import FrameSource, HeldImage, find_source
     from segmv3.view.views import Live, NetGallery, gallery_of
 
     path = Path(options.what)
@@ -68,16 +69,11 @@ def _shown(options: View, files: ExitStack) -> "Gallery | Live":
     if isinstance(source, FrameSource):
         frames = files.enter_context(source.open())
         return Live(source.name, frames.timed(), _net(options.weights, options))
-    reads = [partial(read_image, file) for file in source.paths]
-    if not reads:  # from a pipe or an address
-        reads = [partial(_kept, picture) for picture in source.pictures()]
+    reads: list[Callable[[], UInt8Array]] = [partial(read_image, file) for file in source.paths]
+    if isinstance(source, HeldImage):
+        (picture,) = source.pictures()
+        reads = [lambda: picture]
     return NetGallery(path.name, source.names, reads, _net(options.weights, options))
-
-
-def _kept(picture: "UInt8Array | DataError") -> "UInt8Array":
-    if isinstance(picture, DataError):
-        raise picture
-    return picture
 
 
 def _net(weights: str | None, options: View) -> "Predictor":

@@ -153,7 +153,7 @@ def legend(classes: Classes, width: int, present: set[int] | None = None) -> UIn
     style = _LegendStyle.for_width(width)
     room = width - 2 * style.margin - style.indent
     names = [shorten(classes.names[i], style.font, room) for i in shown]
-    columns = _columns([style.indent + style.font.getlength(name) for name in names], style.gap, width, style)
+    columns = _columns([style.indent + style.font.getlength(name) for name in names], width, style)
     rows = -(-len(shown) // len(columns))
     strip = Image.new("RGB", (width, rows * style.line + 2 * style.margin), _PAPER)
     pen = ImageDraw.Draw(strip)
@@ -220,12 +220,12 @@ class _LegendStyle:
         )
 
 
-def _columns(widths: list[float], gap: int, width: int, style: _LegendStyle) -> list[int]:
+def _columns(widths: list[float], width: int, style: _LegendStyle) -> list[int]:
     """Left edges of the most columns that entries of these widths fit into, filled row by row."""
     for count in range(len(widths), 1, -1):
         column_widths = [max(widths[i::count]) for i in range(count)]
-        if sum(column_widths) + gap * (count - 1) + 2 * style.margin <= width:
-            lefts = np.cumsum([style.margin, *(w + gap for w in column_widths[:-1])])
+        if sum(column_widths) + style.gap * (count - 1) + 2 * style.margin <= width:
+            lefts = np.cumsum([style.margin, *(w + style.gap for w in column_widths[:-1])])
             return [round(float(left)) for left in lefts]
     return [style.margin]
 

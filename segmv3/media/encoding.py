@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from segmv3.errors import OutputError, ResourceError, Segmv3Warning
+from segmv3.files import no_link
 from segmv3.images import UInt8Array
 from segmv3.media.containers import import_av, local, reason
 from segmv3.media.sound import HELD, Sound, SoundCopier
@@ -30,15 +31,14 @@ _MUXING = {
     ".mp4": {"movflags": "hybrid_fragmented+frag_every_frame", **_AT_ONCE},
 }
 # Half of the cores, up to four: the net runs on the same ones.
-_COUNT = min(max((os.cpu_count() or 1) // 2, 1), 4)
-_THREADS = str(_COUNT)
+_THREADS = min(max((os.cpu_count() or 1) // 2, 1), 4)
 # All are tuned to keep up with a net, and give out each frame at once. The lower `crf`, the better the picture.
 _ENCODERS: dict[str, dict[str, dict[str, str]]] = {
     "VP9": {
         "libvpx-vp9": {
-            **{"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "threads": _THREADS},
+            **{"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "threads": str(_THREADS)},
             # Tiles are for several threads and slow one down; the encoder uses fewer where the picture is narrow.
-            **({"row-mt": "1", "tile-columns": "2"} if _COUNT > 1 else {}),
+            **({"row-mt": "1", "tile-columns": "2"} if _THREADS > 1 else {}),
             **{"crf": "34", "b": "0"},  # constant quality needs a bit rate of 0
         }
     },
@@ -47,7 +47,7 @@ _ENCODERS: dict[str, dict[str, dict[str, str]]] = {
         "h264_videotoolbox": {"realtime": "1", "q": "60"},
         "h264_mf": {"rate_control": "quality", "quality": "70"},
         "libx264": {
-            **{"preset": "ultrafast", "tune": "zerolatency", "crf": "25", "threads": _THREADS},
+            **{"preset": "ultrafast", "tune": "zerolatency", "crf": "25", "threads": str(_THREADS)},
             "x264-params": "no-deblock=0",  # a tenth more time, and no blocks are seen
         },
     },
@@ -203,7 +203,7 @@ class VideoWriter:
                 self._close()
             held = ""
             if self.frames_written:
-                held = f"; {_count(self._partial):,} of {self.frames_written:,} frames are in {self._partial.name}"
+                held = f"; {_frames_in(self._partial):,} of {self.frames_written:,} frames are in {self._partial.name}"
             if isinstance(error, MemoryError):
                 raise
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -215,11 +215,11 @@ def _new_file(path: Path) -> Path:
     """A file beside `path` that nobody could have laid there before, for what is to become `path`."""
     stem = os.fsdecode(os.fsencode(path.stem)[:200])
     partial = path.with_name(f".{stem}.{secrets.token_hex(4)}.partial{path.suffix.lower()}")
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    os.close(no_link(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     return partial
 
 
-def _count(path: Path) -> int:
+def _frames_in(path: Path) -> int:
     """How many frames a file holds that was not finished."""
     av = import_av()
     with suppress(av.error.FFmpegError, OSError), av.open(local(path)) as container:

@@ -76,8 +76,8 @@ class HeldImage:
         """Its name alone."""
         return (self.name,)
 
-    def pictures(self) -> Iterator[UInt8Array | DataError]:
-        """The picture."""
+    def pictures(self) -> Iterator[UInt8Array]:
+        """The picture. Raises: DataError when it cannot be read."""
         yield read_image(self.origin, self.data)
 
 
