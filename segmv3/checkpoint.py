@@ -61,6 +61,13 @@ class Card:
         """Names and colours of a segmentation net's classes."""
         return Classes(self.names, self.colors)
 
+    def fact(self, *names: str) -> Any:
+        """A fact by its names, the outer ones first; None where the file does not tell it."""
+        found: Any = self.facts
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
 
 @dataclass(frozen=True)
 class Weights:

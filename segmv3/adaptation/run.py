@@ -196,7 +196,7 @@ class _Work:
         )
         if self.source:
             data = replace(data, extra_images=self.images, extra_labels=labels, extra_share=1 - settings.source_share)
-        trained = ((self.card.facts.get("config") or {}).get("loss") or {}).get("class_weights")
+        trained = self.card.fact("config", "loss", "class_weights")
         listed = trained if settings.class_weights and isinstance(trained, list) else ()
         loss = Loss(class_weights=tuple(map(float, listed)) if len(listed) == len(self.card.names) else "none")
         return settings.config(number, replace(net.config, pretrained=str(weights)), data, loss)

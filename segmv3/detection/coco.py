@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segmv3.data.check import digest_some
 from segmv3.data.datasets import Dataset
-from segmv3.data.listing import warn_of
+from segmv3.data.listing import count_of, warn_of
 from segmv3.detection.areas import with_areas
 from segmv3.detection.settings import BoxData
 from segmv3.errors import DataError, printable
@@ -23,8 +23,18 @@ from segmv3.records import read_json, typed
 
 _OVER = 1.0  # pixels by which a box may reach over the edge of its image: tools round
 
+_FAULTS = {
+    "outside": ("box reaches outside of its image", "boxes reach outside of their image"),
+    "flat": ("box has no area", "boxes have no area"),
+    "category": ("annotation is of an unknown category", "annotations are of an unknown category"),
+    "image": ("annotation is of an unknown image", "annotations are of an unknown image"),
+    "no box": ("annotation has no box", "annotations have no box"),
+    "twice": ("annotation has the id of another", "annotations have the id of another"),
+}
+"""What can be wrong with annotations, of one and of several."""
+
 Faults = dict[str, list[str]]
-"""What is wrong with the annotations, and which they are."""
+"""The annotations that cannot be used, by what is wrong with them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,6 @@ class BoxSet:
     """Height and width of each image, N x 2."""
     boxes: tuple[NDArray[np.float32], ...]
     """Of each image n x 6: left, top, right, bottom in pixels, class from 0, and 1 for a crowd, else 0."""
-    skipped: Faults
     areas: Dataset | None = None
     """The same images with their labels; with it the classes are those of both."""
 
@@ -128,32 +137,23 @@ def open_boxes(data: BoxData, split: str) -> BoxSet:
     except ValueError as error:
         raise DataError(f"{file} {printable(error)}") from None
     _refuse_missing(images, folder, file)
-    left = {name: found for name, found in faults.items() if found}
-    if left and data.faulty == "refuse":
-        raise DataError(f"{file}: {told(left)}; mend the file, or leave them out with --data.faulty skip")
-    warn_of([f"{file}: left out: {told(left)}"] if left else [])
+    text = _told(faults)
+    if text and data.faulty == "refuse":
+        raise DataError(f"{file}: {text}; mend the file, or leave them out with --data.faulty skip")
+    warn_of([f"{file}: left out: {text}"] if text else [])
     sizes = np.array([(each.height, each.width) for each in images], np.int64)
     names = tuple(each.file_name for each in images)
-    found = BoxSet(data.root.resolve().name, split, file, classes, names, folder, sizes, boxes, left)
+    found = BoxSet(data.root.resolve().name, split, file, classes, names, folder, sizes, boxes)
     return with_areas(found, data) if data.areas else found
 
 
-def told(faults: Faults) -> str:
+def _told(faults: Faults) -> str:
     """`3 boxes have no area (first: annotation 7 of a.png)`, for each kind of fault."""
     return "; ".join(
-        f"{len(found):,} {what if len(found) > 1 else _ONE[what]} (first: {printable(found[0])[:120]})"
+        f"{count_of(len(found), *_FAULTS[what])} (first: {printable(found[0])[:120]})"
         for what, found in faults.items()
+        if found
     )
-
-
-_ONE = {
-    "boxes reach outside of their image": "box reaches outside of its image",
-    "boxes have no area": "box has no area",
-    "annotations are of an unknown category": "annotation is of an unknown category",
-    "annotations are of an unknown image": "annotation is of an unknown image",
-    "annotations have no box": "annotation has no box",
-    "annotations have the id of another": "annotation has the id of another",
-}
 
 
 def _boxes(
@@ -163,8 +163,7 @@ def _boxes(
     places = {each.id: place for place, each in enumerate(images)}
     labels = {each.id: place for place, each in enumerate(categories)}
     found: list[list[tuple[float, ...]]] = [[] for _ in images]
-    faults: Faults = {what: [] for what in _ONE}
-    outside, flat, category, image, boxless, twice = faults.values()
+    faults: Faults = {what: [] for what in _FAULTS}
     seen = set[Any]()
     for number, each in enumerate(annotations):
         each = typed(each, dict, f"annotations[{number}]")
@@ -173,25 +172,27 @@ def _boxes(
             raise ValueError(f"annotations[{number}] has no id or no image_id")
         name = f"annotation {own}"
         if each["image_id"] not in places:
-            image.append(f"{name} of image {each['image_id']}")
+            faults["image"].append(f"{name} of image {each['image_id']}")
             continue
         place = places[each["image_id"]]
         about, where = images[place], f"{name} of {images[place].file_name}"
         try:
             left, top, width, height = typed(each.get("bbox"), tuple[float, float, float, float], "bbox")
         except ValueError:
-            boxless.append(where)
+            faults["no box"].append(where)
             continue
         right, bottom = left + width, top + height
         label = labels.get(each["category_id"]) if isinstance(each.get("category_id"), int) else None
         if own in seen:
-            twice.append(where)
+            faults["twice"].append(where)
         elif label is None:
-            category.append(f"{where}: category {each.get('category_id')}")
+            faults["category"].append(f"{where}: category {each.get('category_id')}")
         elif width <= 0 or height <= 0:
-            flat.append(where)
+            faults["flat"].append(where)
         elif min(left, top) < -_OVER or right > about.width + _OVER or bottom > about.height + _OVER:
-            outside.append(f"{where}: {left:g} {top:g} {width:g} {height:g} in {about.width} x {about.height}")
+            faults["outside"].append(
+                f"{where}: {left:g} {top:g} {width:g} {height:g} in {about.width} x {about.height}"
+            )
         else:
             box = max(left, 0.0), max(top, 0.0), min(right, about.width), min(bottom, about.height)
             found[place].append((*box, label, bool(each.get("iscrowd"))))

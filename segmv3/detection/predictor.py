@@ -72,9 +72,7 @@ def trained_size(card: Card) -> tuple[int, int]:
     Raises:
         CheckpointError: the file says something else than a size.
     """
-    config = card.facts.get("config")
-    data = config.get("data") if isinstance(config, dict) else None
-    size = data.get("crop_size") if isinstance(data, dict) else list(BoxData.crop_size)
+    size = card.fact("config", "data", "crop_size") or list(BoxData.crop_size)
     sides = size if isinstance(size, list) and len(size) == 2 else [0]
     if not all(type(side) is int and 32 <= side <= 8192 for side in sides):
         raise CheckpointError("the weight file says a size of training images that is none; name one with --size")

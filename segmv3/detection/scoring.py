@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmv3.config import Precision
 from segmv3.data.loader import read_ahead
 from segmv3.decode import label_map
 from segmv3.detection.coco import BoxSet
@@ -86,7 +85,6 @@ def count_boxes(
     size: tuple[int, int],
     *,
     device: torch.device,
-    precision: Precision = "fp32",
     indices: Sequence[int] | None = None,
     confusion: ConfusionMatrix | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -98,7 +96,6 @@ def count_boxes(
         boxes: the split.
         size: height and width at which the net sees images.
         device: of the net.
-        precision: its arithmetic.
         indices: the images to look at, all by default.
         confusion: counts the areas' pixels too, of a split with labels.
         progress: called with (images done, images in all).
@@ -111,8 +108,7 @@ def count_boxes(
     rows = torch.zeros(len(boxes), MOST, 6, dtype=torch.int64)
     samples = read_ahead(boxes.read, indices, threads=min(8, os.cpu_count() or 2))
     for done, (index, (image, truth)) in enumerate(zip(indices, samples, strict=True), 1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found = detect(net, image, size, device, most=MOST)
+        found = detect(net, image, size, device, most=MOST)
         values = torch.cat([found["boxes"], found["scores"][:, None]], 1).double() * torch.from_numpy(_SCALE)
         rows[index, : len(values)] = torch.cat([values, found["labels"][:, None].double() + 1], 1).round().long()
         if confusion and truth is not None:

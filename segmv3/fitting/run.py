@@ -108,8 +108,8 @@ def fit(
     place = use_device(device, threads)
     size = settings.size or (config.data.crop_size if isinstance(model.config, Classifier) else (512, 1024))
     meter = Meter(model, size, settings.runtime, torch.get_num_threads(), settings.least_share)
-    work = _Work(config, model, card, folder, settings, meter, place, {"device": device, "threads": threads})
-    work.progress, work.say = progress, say
+    how = {"device": device, "threads": threads}
+    work = _Work(config, model, card, folder, settings, meter, place, how, progress, say)
     asked = to_dict(settings) | {"weights": card.sha256, "config": to_dict(config), "threads": meter.threads}
     asked.pop("force")
     claim = Claim(folder / "fit.json", "fit", "fits a net", ["long_steps", *(f"config.{name}" for name in FREE)])
@@ -189,8 +189,8 @@ class _Work:
     meter: Meter
     device: torch.device
     how: dict[str, Any]
-    progress: Progress = lambda what, done, total: None
-    say: Say = lambda line: None
+    progress: Progress
+    say: Say
 
     def __post_init__(self) -> None:
         self.task = self.config.task()

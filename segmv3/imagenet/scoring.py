@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from segmv3.checkpoint import Card
-from segmv3.config import Precision
 from segmv3.data.class_folders import Pictures
 from segmv3.data.loader import read_ahead
 from segmv3.data.view import VIEW, center_crop, trained_view
@@ -29,15 +28,13 @@ def count_hits(
     data: ImageFolder,
     *,
     device: torch.device | None = None,
-    precision: Precision = "fp32",
     indices: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Run a net over a split, on the centre crop of each picture.
 
-    Args: model: a net, or a predictor, which has its own device and precision.
-        data: how the crop is made. indices: the pictures to score, all by default. progress: called with
-        (pictures done, pictures in all).
+    Args: model: a net, or a predictor. data: how the crop is made. device: of a net; a predictor has its own.
+        indices: the pictures to score, all by default. progress: called with (pictures done, pictures in all).
     Returns: int64 classes x 3: pictures of each class, how many of them are the net's first choice, and how many
         are among its first five. Counts of disjoint shares of a split add up.
     """
@@ -52,7 +49,7 @@ def count_hits(
     samples = read_ahead(read, indices, threads=min(16, os.cpu_count() or 2))
     while batch := list(islice(samples, _BATCH)):
         target = torch.tensor([target for _, target in batch])
-        logits = _logits(model, np.stack([image for image, _ in batch]), device, precision)
+        logits = _logits(model, np.stack([image for image, _ in batch]), device)
         right = logits.topk(min(_TOP, logits.shape[1])).indices.cpu() == target[:, None]
         row = torch.stack([torch.ones_like(target), right[:, 0].long(), right.any(1).long()], dim=1)
         hits.index_add_(0, target, row)
@@ -62,14 +59,11 @@ def count_hits(
     return hits
 
 
-def _logits(
-    model: ImageClassifier | ClassPredictor, images: UInt8Array, device: torch.device | None, precision: Precision
-) -> Tensor:
+def _logits(model: ImageClassifier | ClassPredictor, images: UInt8Array, device: torch.device | None) -> Tensor:
     if isinstance(model, ClassPredictor):
         return model.logits(images)
-    device = device or torch.device("cpu")
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels last already
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.inference_mode():
         return model(pixels).float()
 
 
