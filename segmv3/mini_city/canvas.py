@@ -192,7 +192,7 @@ class Canvas:
             across = np.array([-along[1], along[0]])
             self.fill(np.array([a - along + across, b + along + across, b + along - across, a - along - across]), color)
 
-    def shadow(self, points: FloatArray, strength: float, softness: float = 0.0) -> None:
+    def shadow(self, points: FloatArray, strength: float, softness: float) -> None:
         """Darken a polygon (0 = not at all, 1 = black) with edges `softness` canvas pixels wide; no label."""
         margin = round(2 * softness) + 1
         if (area := self._covered(points, margin)) is None:

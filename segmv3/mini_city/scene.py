@@ -7,6 +7,7 @@ Scene i of a split is a pure function of (seed, split, i, size). It is laid out 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,9 +29,15 @@ Scene = tuple[UInt8Array, list[dict[str, object]]]
 _FAR_END = 170.0  # metres to the skyline that closes the street
 _ONCOMING = -0.6  # as fast as most of us, the other way
 
-Task = tuple[float, Callable[[], None]] | tuple[float, Callable[[], None], float | None]
-"""Something to paint: its street z for the order, how, and its speed along the road in units of ours, 0 if none is
-given. None blocks the way: a drive leaves it out."""
+
+class Task(NamedTuple):
+    """Something to paint."""
+
+    z: float
+    """Where on the street it is: the farthest is painted first."""
+    paint: Callable[[], None]
+    speed: float | None = 0.0
+    """Along the road, in units of ours. None blocks the way: a drive leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,8 @@ def _render(seed: list[int], size: tuple[int, int], frame: int | None = None) ->
     tasks = _frontage(canvas, rng, street, index) + _traffic(canvas, rng, street, index)
     tasks += _footway(canvas, rng, street)
     if frame is None:
-        for _, paint, *_ in sorted(tasks, key=lambda task: -task[0]):
-            paint()
+        for task in sorted(tasks, key=lambda task: -task.z):
+            task.paint()
     else:
         _paint_moving(canvas, rng, tasks, [*seed, len(tasks)], way)
     if rng.random() < 0.3:
@@ -91,16 +98,16 @@ def _render(seed: list[int], size: tuple[int, int], frame: int | None = None) ->
 def _paint_moving(canvas: Canvas, rng: np.random.Generator, tasks: list[Task], seed: list[int], way: float) -> None:
     """Paint the things of a drive after `way` metres: far to near, each from random numbers of its own."""
     camera = canvas.camera
-    seen = []  # (distance now, number, task)
-    for number, task in enumerate(tasks):
-        speed = task[2] if len(task) == 3 else 0.0
-        if speed is not None:
-            seen.append((task[0] + (speed - 1) * way, number, task))
+    seen = [
+        (task.z + (task.speed - 1) * way, number, task)  # (distance now, number, task)
+        for number, task in enumerate(tasks)
+        if task.speed is not None
+    ]
     for distance, number, task in sorted(seen, key=lambda one: -one[0]):
         rng.bit_generator.state = np.random.default_rng([*seed, number]).bit_generator.state
         if 1.0 < distance < _FAR_END:
-            canvas.camera = replace(camera, z=task[0] - distance)  # what drives before us has a camera that lags
-            task[1]()
+            canvas.camera = replace(camera, z=task.z - distance)  # what drives before us has a camera that lags
+            task.paint()
     canvas.camera = camera
     rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
@@ -210,30 +217,30 @@ def _frontage(canvas: Canvas, rng: np.random.Generator, street: _Street, index: 
         screen = scenery.fence if side == (-1) ** index else scenery.wall
         start, end = float(rng.uniform(5, 9)), float(rng.uniform(24, 38))
         x = side * (street.road + street.sidewalk + street.verge)
-        tasks.append((end, partial(screen, canvas, rng, x, (start, end))))
+        tasks.append(Task(end, partial(screen, canvas, rng, x, (start, end))))
         if rng.random() < 0.4:
             beyond = (end + 1, end + float(rng.uniform(10, 25)))
             other = scenery.wall if screen is scenery.fence else scenery.fence
-            tasks.append((beyond[1], partial(other, canvas, rng, x, beyond)))
+            tasks.append(Task(beyond[1], partial(other, canvas, rng, x, beyond)))
         z, gardens = 4.0, float(rng.uniform(2.0, 5.0))
         while z < 130:
             length = float(rng.uniform(8, 17))
             at = x + side * (gardens if z < end + 6 else float(rng.uniform(0, 1.5)))
             if rng.random() < (0.78 if z > 20 else 0.55):
                 floors = int(rng.integers(2, 6))
-                tasks.append((z + length + 1, partial(scenery.building, canvas, rng, at, (z, z + length), floors)))
+                house = partial(scenery.building, canvas, rng, at, (z, z + length), floors)
+                tasks.append(Task(z + length + 1, house))
             else:
                 for _ in range(3):
                     where = z + float(rng.uniform(1, length))
                     across, size = at + side * float(rng.uniform(1, 5)), float(rng.uniform(0.8, 1.3))
                     crown = partial(scenery.tree, canvas, rng, across, where, size)
-                    tasks.append((max(where, end + 0.5 if z < end else where), crown))
+                    tasks.append(Task(max(where, end + 0.5 if z < end else where), crown))
             z += length + float(rng.choice([0.0, 0.0, 4.0]))
         if rng.random() < 0.7:
             hedge = (start + float(rng.uniform(2, 8)), end)
-            tasks.append(
-                (end + 0.2, partial(scenery.bushes, canvas, rng, x + side * 1.2, hedge, float(rng.uniform(0.9, 1.9))))
-            )
+            row = partial(scenery.bushes, canvas, rng, x + side * 1.2, hedge, float(rng.uniform(0.9, 1.9)))
+            tasks.append(Task(end + 0.2, row))
     return tasks
 
 
@@ -247,18 +254,18 @@ def _traffic(canvas: Canvas, rng: np.random.Generator, street: _Street, index: i
     tasks: list[Task] = []
     oncoming, ahead = -street.lane / 2, street.lane / 2
     near = float(rng.uniform(8.5, 17))
-    tasks.append((*_vehicle(canvas, rng, order[0], oncoming, near, np.pi), _ONCOMING))
+    tasks.append(_vehicle(canvas, rng, order[0], oncoming, near, np.pi, _ONCOMING))
     behind = near + SIZES[order[0]][0]
     crosses, near = rng.random() < 0.25, float(rng.uniform(13, 26))
     if crosses:
         x, heading = float(rng.uniform(0, 3)), float(rng.choice([-1, 1])) * np.pi / 2
-        tasks.append((*_vehicle(canvas, rng, order[1], x, near, heading), None))
+        tasks.append(_vehicle(canvas, rng, order[1], x, near, heading, None))
     else:
-        tasks.append((*_vehicle(canvas, rng, order[1], ahead + float(rng.uniform(-0.2, 0.3)), near, 0.0), 1.0))
+        tasks.append(_vehicle(canvas, rng, order[1], ahead + float(rng.uniform(-0.2, 0.3)), near, 0.0, 1.0))
     if not crosses and near > 18 and rng.random() < 0.6:
-        tasks.append((*_vehicle(canvas, rng, "car", ahead, near - float(rng.uniform(6, 8)), 0.0), 1.0))
+        tasks.append(_vehicle(canvas, rng, "car", ahead, near - float(rng.uniform(6, 8)), 0.0, 1.0))
     tasks += [
-        (*_vehicle(canvas, rng, "car", oncoming, behind + float(gap), np.pi), _ONCOMING)
+        _vehicle(canvas, rng, "car", oncoming, behind + float(gap), np.pi, _ONCOMING)
         for gap in rng.uniform((4, 18), (10, 40))
     ]
     for side in (-1, 1):
@@ -267,19 +274,19 @@ def _traffic(canvas: Canvas, rng: np.random.Generator, street: _Street, index: i
             for z in spots[rng.random(len(spots)) < 0.62]:
                 x, heading = side * (street.road - 1.05), 0.0 if side > 0 else np.pi
                 # Whoever passes a parked car is nearer to us than its far end, and in front of it.
-                tasks.append((float(z) + 5.0, _vehicle(canvas, rng, "car", x, float(z), heading)[1]))
+                tasks.append(_vehicle(canvas, rng, "car", x, float(z), heading, 0.0)._replace(z=float(z) + 5.0))
     return tasks + _two_wheelers(canvas, rng, street)
 
 
 def _vehicle(
-    canvas: Canvas, rng: np.random.Generator, kind: str, x: float, near: float, heading: float
-) -> tuple[float, Callable[[], None]]:
+    canvas: Canvas, rng: np.random.Generator, kind: str, x: float, near: float, heading: float, speed: float | None
+) -> Task:
     """A vehicle whose nearer end is `near` metres away."""
     paint = {"car": vehicles.car, "truck": vehicles.truck, "bus": vehicles.bus, "train": vehicles.train}[kind]
     length, width, _ = SIZES[kind]
     depth = abs(np.cos(heading)) * length + abs(np.sin(heading)) * width
     pose = Pose(x, near + depth * 0.55, heading + float(rng.normal(0, 0.02)))
-    return near, partial(paint, canvas, rng, pose)
+    return Task(near, partial(paint, canvas, rng, pose), speed)
 
 
 def _two_wheelers(canvas: Canvas, rng: np.random.Generator, street: _Street) -> list[Task]:
@@ -291,15 +298,16 @@ def _two_wheelers(canvas: Canvas, rng: np.random.Generator, street: _Street) -> 
         x = street.kerb(side) - side * float(rng.uniform(0.1, 0.6))
         z = float(rng.uniform(6.0, 10.5) + (1.5 if side < 0 else 0))
         turn = float(rng.choice([-1, 1]) * rng.uniform(0.4, 0.95))
-        tasks.append((z, partial(vehicle, canvas, rng, x, z, turn)))
-        tasks.append((z - 0.01, partial(figures.rider, canvas, rng, x, z, turn, vehicle is figures.motorcycle)))
+        tasks.append(Task(z, partial(vehicle, canvas, rng, x, z, turn)))
+        on = partial(figures.rider, canvas, rng, x, z, turn, vehicle is figures.motorcycle)
+        tasks.append(Task(z - 0.01, on))
     for vehicle, chance in ((figures.bicycle, 0.85), (figures.motorcycle, 0.7)):
         if rng.random() < chance:
             side, z = int(rng.choice([-1, 1])), float(rng.uniform(8, 15))
             x = side * (street.road + street.sidewalk * float(rng.uniform(0.3, 0.8)))
             for k in range(int(rng.integers(1, 4 if vehicle is figures.bicycle else 2))):
                 turn = float(rng.choice([-1, 1]) * rng.uniform(0.6, 1.0))
-                tasks.append((z + 0.8 * k, partial(vehicle, canvas, rng, x, z + 0.8 * k, turn)))
+                tasks.append(Task(z + 0.8 * k, partial(vehicle, canvas, rng, x, z + 0.8 * k, turn)))
     return tasks
 
 
@@ -310,7 +318,7 @@ def _footway(canvas: Canvas, rng: np.random.Generator, street: _Street) -> list[
     def stand(paint: Callable[..., None], x: float, z: float, *more: float) -> None:
         # A parked car hides what stands behind it: paint that before the car.
         hidden = abs(x) > street.road and street.parking[x > 0]
-        tasks.append((z + 6.0 * hidden, partial(paint, canvas, rng, x, z, *more)))
+        tasks.append(Task(z + 6.0 * hidden, partial(paint, canvas, rng, x, z, *more)))
 
     for side in (-1, 1):
         kerb, walk = side * (street.road + 0.45), side * (street.road + street.sidewalk * 0.5)

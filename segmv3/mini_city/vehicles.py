@@ -61,12 +61,16 @@ class _Hull:
         self.panel([(self.half_at(up), up, along) for along, up in outline], color)
         self.panel([(-self.half_at(up), up, along) for along, up in reversed(outline)], color)
 
-    def rear(self, x: float, up: float, width: float, height: float, along: float, color: Rgb, glow: bool) -> None:
+    def rear(
+        self, x: float, up: float, width: float, height: float, along: float, color: Rgb, glow: bool = False
+    ) -> None:
         """A rectangle on the rear end, its middle at (x, up)."""
         a, b, low, high = x - width / 2, x + width / 2, up - height / 2, up + height / 2
         self.panel([(a, low, along), (a, high, along), (b, high, along), (b, low, along)], color, glow)
 
-    def front(self, x: float, up: float, width: float, height: float, along: float, color: Rgb, glow: bool) -> None:
+    def front(
+        self, x: float, up: float, width: float, height: float, along: float, color: Rgb, glow: bool = False
+    ) -> None:
         """A rectangle on the front end: one on the rear end whose corners are turned round."""
         self.rear(x, up, -width, height, along, color, glow)
 
@@ -74,15 +78,15 @@ class _Hull:
         """A rectangle on both sides, from a to b along the body."""
         self.sides([(a, low), (a, high), (b, high), (b, low)], color)
 
-    def lamps(self, up: float, size: float, length: float, rear: Rgb = (196, 26, 22)) -> None:
+    def lamps(self, up: float, size: float, length: float) -> None:
         """Tail lamps and headlamps on both ends of a body of this length."""
         for side in (-1, 1):
-            self.rear(side * (self.half - 0.22), up, size * 1.4, size, -length / 2 - 0.01, rear, True)
-            self.front(side * (self.half - 0.28), up, size * 1.7, size, length / 2 + 0.01, (250, 246, 222), True)
+            self.rear(side * (self.half - 0.22), up, size * 1.4, size, -length / 2 - 0.01, (196, 26, 22), glow=True)
+            self.front(side * (self.half - 0.28), up, size * 1.7, size, length / 2 + 0.01, (250, 246, 222), glow=True)
 
     def plates(self, up: float, length: float) -> None:
-        self.rear(0, up, 0.52, 0.14, -length / 2 - 0.01, (226, 226, 214), False)
-        self.front(0, up, 0.52, 0.14, length / 2 + 0.01, (226, 226, 214), False)
+        self.rear(0, up, 0.52, 0.14, -length / 2 - 0.01, (226, 226, 214))
+        self.front(0, up, 0.52, 0.14, length / 2 + 0.01, (226, 226, 214))
 
     def wheels(self, alongs: Sequence[float], radius: float) -> None:
         for along in alongs:
@@ -93,7 +97,7 @@ class _Hull:
         """The treads seen below the bumpers; painted before the shell."""
         for side in (-1, 1):
             for end, face in ((-1, self.rear), (1, self.front)):
-                face(side * (self.half - 0.15), radius, 0.24, 2 * radius, end * (length / 2 - 0.3), RUBBER, False)
+                face(side * (self.half - 0.15), radius, 0.24, 2 * radius, end * (length / 2 - 0.3), RUBBER)
 
 
 def _normal(corners: FloatArray) -> Vector:
@@ -134,8 +138,8 @@ def car(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
         for start, end in ((ra + 0.12, middle - 0.05), (middle + 0.05, fa - 0.12)):
             top = (max(start, ta + 0.05), min(end, sa - 0.02))
             hull.sides([(start, low), (top[0], high), (top[1], high), (end, low)], _GLASS)
-        hull.rear(0, 0.26 * height, width * 0.96, 0.14 * height, -length / 2 - 0.005, scaled(paint, 0.5), False)
-        hull.front(0, 0.3 * height, width * 0.8, 0.2 * height, length / 2 + 0.005, BLACK, False)
+        hull.rear(0, 0.26 * height, width * 0.96, 0.14 * height, -length / 2 - 0.005, scaled(paint, 0.5))
+        hull.front(0, 0.3 * height, width * 0.8, 0.2 * height, length / 2 + 0.005, BLACK)
         hull.lamps(0.48 * height if kind != "saloon" else 0.5 * height, 0.17, length)
         hull.plates(0.36 * height, length)
         hull.wheels((-0.31 * length, 0.32 * length), 0.32)
@@ -156,7 +160,7 @@ def truck(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
 
         def paint_box() -> None:
             hull.tyres(length, 0.48)
-            hull.rear(0, 0.75, width * 0.9, 0.3, -length / 2, BLACK, False)
+            hull.rear(0, 0.75, width * 0.9, 0.3, -length / 2, BLACK)
             hull.box(-length / 2, 0.55, seam + 0.1, 0.95, BLACK)
             cab.box(seam - 0.3, 0.9, seam + 0.1, cab_top, BLACK)  # no gap between cab and load: a truck is one piece
             hull.shell([(-length / 2, 0.9), (-length / 2, top), (seam - 0.25, top), (seam - 0.25, 0.9)], load)
@@ -165,10 +169,10 @@ def truck(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
                 hull.box(x, 1.0, x + 0.06, top - 0.1, scaled(load, 0.78))
             for x in (-width / 4, width / 4):
                 middle, door = (top + 0.9) / 2, scaled(load, 0.86)
-                hull.rear(x, middle, width / 2 - 0.16, top - 1.15, -length / 2 - 0.01, door, False)
-                hull.rear(x / 6, middle, 0.05, top - 1.2, -length / 2 - 0.02, STEEL, False)
+                hull.rear(x, middle, width / 2 - 0.16, top - 1.15, -length / 2 - 0.01, door)
+                hull.rear(x / 6, middle, 0.05, top - 1.2, -length / 2 - 0.02, STEEL)
             hull.lamps(0.72, 0.2, length - 0.01)
-            hull.rear(0, 0.6, 0.52, 0.14, -length / 2 - 0.02, (226, 226, 214), False)
+            hull.rear(0, 0.6, 0.52, 0.14, -length / 2 - 0.02, (226, 226, 214))
             hull.wheels((-length / 2 + 1.2, -length / 2 + 2.3), 0.48)
 
         def paint_cab() -> None:
@@ -177,8 +181,8 @@ def truck(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
             cab.across(length / 2 - 0.3, cab_top - 0.18, length / 2 - 0.02, 1.75, _GLASS, 0.88)
             cab.sides([(seam + 0.5, 1.7), (seam + 0.5, cab_top - 0.25), (length / 2 - 0.45, cab_top - 0.25),
                        (length / 2 - 0.15, 1.7)], _GLASS)  # fmt: skip
-            cab.front(0, 1.15, width * 0.66, 0.55, length / 2 + 0.01, BLACK, False)
-            cab.front(0, 0.55, width * 0.94, 0.24, length / 2 + 0.01, STEEL, False)
+            cab.front(0, 1.15, width * 0.66, 0.55, length / 2 + 0.01, BLACK)
+            cab.front(0, 0.55, width * 0.94, 0.24, length / 2 + 0.01, STEEL)
             cab.lamps(0.8, 0.2, length + 0.02)
             cab.wheels((length / 2 - 1.0,), 0.48)
 
@@ -208,12 +212,12 @@ def bus(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
                 door = [(left, 0.4), (left, 2.4), (left + wide, 2.4), (left + wide, 0.4)]
                 hull.panel([(hull.half + out, up, along) for along, up in door], color)
         hull.across(half - 0.07, height - 0.62, half + 0.01, 1.15, _GLASS, 0.93)
-        hull.front(0, height - 0.42, width * 0.72, 0.3, half + 0.02, (36, 34, 30), False)
-        hull.front(0, height - 0.42, width * 0.5, 0.13, half + 0.03, (255, 176, 40), True)
-        hull.rear(0, height - 0.85, width * 0.8, 0.8, -half - 0.01, _GLASS, False)
-        hull.rear(0, 0.95, width * 0.7, 0.45, -half - 0.01, scaled(paint, 0.55), False)
-        hull.rear(0, 0.42, width * 0.96, 0.22, -half - 0.01, BLACK, False)
-        hull.front(0, 0.42, width * 0.96, 0.22, half + 0.01, BLACK, False)
+        hull.front(0, height - 0.42, width * 0.72, 0.3, half + 0.02, (36, 34, 30))
+        hull.front(0, height - 0.42, width * 0.5, 0.13, half + 0.03, (255, 176, 40), glow=True)
+        hull.rear(0, height - 0.85, width * 0.8, 0.8, -half - 0.01, _GLASS)
+        hull.rear(0, 0.95, width * 0.7, 0.45, -half - 0.01, scaled(paint, 0.55))
+        hull.rear(0, 0.42, width * 0.96, 0.22, -half - 0.01, BLACK)
+        hull.front(0, 0.42, width * 0.96, 0.22, half + 0.01, BLACK)
         hull.lamps(0.75, 0.24, length + 0.02)
         hull.plates(0.55, length + 0.02)
         hull.wheels((-half + 2.6, half - 2.5), 0.47)
@@ -246,7 +250,7 @@ def train(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
             ends = [(-half, 1.25), (-half + 0.42, 2.7)] if end < 0 else [(half - 0.42, 2.7), (half, 1.25)]
             hull.across(*ends[0], *ends[1], _GLASS, 0.9)
             face = hull.rear if end < 0 else hull.front
-            face(0, 0.93, width, 0.26, end * (half + 0.01), stripe, False)
-            face(0, 0.32, width * 0.8, 0.3, end * (half + 0.01), BLACK, False)
-            face(0, height - 0.6, width * 0.55, 0.22, end * (half - 0.5), (255, 190, 60), True)
+            face(0, 0.93, width, 0.26, end * (half + 0.01), stripe)
+            face(0, 0.32, width * 0.8, 0.3, end * (half + 0.01), BLACK)
+            face(0, height - 0.6, width * 0.55, 0.22, end * (half - 0.5), (255, 190, 60), glow=True)
         hull.lamps(0.66, 0.2, length + 0.02)
