@@ -5,7 +5,6 @@ from it. Findings come in three levels: an *error* makes the data unusable, a *w
 explains. Files are only ever read.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from segmv3.data.datasets import Dataset, find_split
 from segmv3.data.findings import describe, findings_of, see
 from segmv3.data.sources import name_of
 from segmv3.errors import DataError
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder, write_json
 from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import ILLEGAL, Classes, LabelTable
 from segmv3.media.draw import WRONG, colorize
@@ -68,7 +67,7 @@ def write_examination(examination: Examination, folder: Path) -> Path:
     Raises: OutputError when a file cannot be written.
     """
     make_folder(folder)
-    write_bytes(folder / "check.json", json.dumps(examination.result, indent=2).encode())
+    write_json(folder / "check.json", examination.result, indent=2)
     samples, classes, labels = examination.samples(), examination.classes, examination.tables
     return write_check_page(folder, examination.result, classes, samples, examination.picture, labels)
 
@@ -79,7 +78,7 @@ def examine(data: Data, splits: Sequence[str], progress: Callable[[str, int, int
     Args:
         data: the data set.
         splits: their names.
-        progress: called with (split, pairs done, pairs to read); what is remembered is not read.
+        progress: called with (split, files done, files to read); what is remembered is not read.
 
     Raises:
         DataError: none of the splits holds anything to look at.

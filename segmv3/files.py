@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -46,7 +47,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise write_error(error, path, len(data)) from None
 
 
-def new_file_beside(path: Path, suffix: str = ".part") -> tuple[int, Path]:
+def new_file_beside(path: Path) -> tuple[int, Path]:
     """Create a file in the folder of `path`, under a name that nobody can have taken or planted a link at.
 
     Returns:
@@ -55,7 +56,7 @@ def new_file_beside(path: Path, suffix: str = ".part") -> tuple[int, Path]:
     Raises:
         OSError: the file cannot be created.
     """
-    part = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}{suffix}")
+    part = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.part")
     return no_link(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), part
 
 
@@ -169,6 +170,16 @@ def sha256(path: Path, error_of: type[Segmv3Error] = DataError) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise error_of(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def text_sha256(text: str) -> str:
+    """Of a text, in hexadecimal. File names in it need not be UTF-8."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def write_json(path: Path, content: object, *, indent: int | None = None) -> None:
+    """Write JSON crash-safely, as `write_bytes` does."""
+    write_bytes(path, json.dumps(content, indent=indent).encode())
 
 
 def expanded(path: str) -> Path:

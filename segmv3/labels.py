@@ -7,6 +7,7 @@ storing labels is one `LabelTable`; the Cityscapes facts come from `cityscapessc
 import colorsys
 import json
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -84,8 +85,7 @@ class LabelTable:
 
     def _complaint(self, found: set[int], path: Path | str) -> str:
         illegal = sorted(found - self.legal)
-        shown = ", ".join(map(str, illegal[:8])) + (", ..." if len(illegal) > 8 else "")
-        text = f"{path} has ids {{{shown}}}; expected {_ranges(self.legal)} ({self.kind})."
+        text = f"{path} has ids {{{listed(illegal)}}}; expected {_ranges(self.legal)} ({self.kind})."
         city_ids, city_train_ids = cityscapes_label_ids(), cityscapes_label_train_ids()
         if self == city_train_ids and found <= city_ids.legal:
             text += " These look like labelIds: name the file *_labelIds.png."
@@ -94,6 +94,11 @@ class LabelTable:
         elif self not in (city_ids, city_train_ids):
             text += f" List {'it' if len(illegal) == 1 else 'them'} in {self.kind}, or mend the label."
         return text
+
+
+def listed(ids: Collection[int]) -> str:
+    """The first eight of some ids, for messages."""
+    return ", ".join(map(str, sorted(ids)[:8])) + (", ..." if len(ids) > 8 else "")
 
 
 def _ranges(ids: frozenset[int]) -> str:

@@ -17,10 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from segmv3.errors import DataError, OfficialError
-from segmv3.images import UInt8Array, write_png
+from segmv3.images import UInt8Array, decoded, read_file, write_png
 from segmv3.labels import IGNORE
 
 TOLERANCE = 1e-9
@@ -120,13 +119,8 @@ def read_instances(path: Path) -> NDArray[np.uint16]:
 
     Raises: DataError naming the path for a file that is damaged or holds no instance ids.
     """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.verify()  # the checksums, which decoding ignores
-        with Image.open(path, formats=["PNG"]) as image:
-            pixels = np.array(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is damaged ({' '.join(str(error).split())}); replace it") from None
+    plain, image = decoded(read_file(path), path, color=False)
+    pixels = np.asarray(plain if image is None else image)
     if pixels.ndim != 2 or pixels.dtype == np.uint8 or not 0 <= pixels.min() <= pixels.max() < 34 * _FIRST_INSTANCE:
         raise DataError(f"{path} holds no instance ids: they are 16-bit, label id (0-33) * 1000 + number")
     return pixels.astype(np.uint16)

@@ -4,8 +4,6 @@ A data set is a list of (image, label) paths, paired by name in both directions,
 stored ids into train ids. Files are only ever read.
 """
 
-import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from segmv3.data.listing import Pair as Pair
 from segmv3.data.listing import Split, first_existing_parent, grouped, only, sizes_differ, visible_files, warn_of
 from segmv3.data.sources import source_of, train_ids
 from segmv3.errors import DataError
+from segmv3.files import text_sha256
 from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import IGNORE, Classes, LabelTable
 
@@ -56,7 +55,7 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 over the names in order: two data sets with the same one give the same batches."""
         names = "\n".join(pair.name for pair in self.pairs)
-        return _digest(names + (self.extra.fingerprint() if self.extra else ""))
+        return text_sha256(names + (self.extra.fingerprint() if self.extra else ""))
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Extra(Dataset):
     def fingerprint(self) -> str:
         """SHA-256 over the names and the sizes of the label files: labels predicted anew by another net are others."""
         facts = [f"{pair.name} {pair.label.stat().st_size if pair.label.exists() else 0}" for pair in self.pairs]
-        return _digest("\n".join(facts))
+        return text_sha256("\n".join(facts))
 
 
 class Unlabelled(Extra):
@@ -78,10 +77,6 @@ class Unlabelled(Extra):
     def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         image = read_image(self.pairs[index].image)
         return image, np.full(image.shape[:2], IGNORE, np.uint8)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()  # names need not be UTF-8
 
 
 def open_dataset(data: Data, split: str) -> Dataset:
@@ -138,12 +133,10 @@ def open_extra(data: Data, dataset: Dataset) -> Extra | None:
     """
     if not data.extra_images:
         return None
+    image_root = _folder(data.extra_images, "--data.extra-images")
     if not data.extra_labels:
-        return _open_unlabelled(data.extra_images.absolute(), dataset)
-    image_root, label_root = data.extra_images.absolute(), data.extra_labels.absolute()
-    for folder, flag in ((image_root, "--data.extra-images"), (label_root, "--data.extra-labels")):
-        if not folder.is_dir():
-            raise DataError(f"{folder} is no folder ({first_existing_parent(folder)} is one); set {flag}")
+        return _open_unlabelled(image_root, dataset)
+    label_root = _folder(data.extra_labels, "--data.extra-labels")
     if image_root.resolve() == label_root.resolve():
         raise DataError(f"{image_root} cannot hold images and labels alike; set --data.extra-labels to another folder")
     images, labels = visible_files(image_root), visible_files(label_root)
@@ -174,9 +167,14 @@ def open_extra(data: Data, dataset: Dataset) -> Extra | None:
     return Extra(dataset.title, "extra", dataset.classes, tuple(pairs), skipped=len(images) - len(pairs))
 
 
+def _folder(path: Path, flag: str) -> Path:
+    folder = path.absolute()
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder ({first_existing_parent(folder)} is one); set {flag}")
+    return folder
+
+
 def _open_unlabelled(root: Path, dataset: Dataset) -> Unlabelled:
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder ({first_existing_parent(root)} is one); set --data.extra-images")
     table = train_ids(dataset.classes)
     files = [(path.relative_to(root).as_posix(), path) for path in visible_files(root)]
     if not files:

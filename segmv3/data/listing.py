@@ -215,13 +215,13 @@ def warn_of(texts: Iterable[str]) -> None:
         warnings.warn(Segmv3Warning(f"data: {text}"), stacklevel=3)
 
 
-def grouped(files: Iterable[Path], suffix: str = "", below: Path | None = None) -> dict[str, list[Path]]:
+def grouped(files: Iterable[Path], suffix: str, below: Path | None) -> dict[str, list[Path]]:
     """Files whose name without its ending ends in `suffix`, by what stands before it.
 
     Args:
         files: any paths.
         suffix: such as `_leftImg8bit`.
-        below: names are the ways from this folder; by default the last parts of the paths alone.
+        below: names are the ways from this folder; where there is none, the last parts of the paths alone.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     for path in files:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from segmv3.errors import ConfigError, OutputError, shortened
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder, write_bytes, write_json
 from segmv3.images import UInt8Array, write_png
 from segmv3.media.encoding import VideoWriter
 from segmv3.mini_city.scene import CITIES, FPS, render_frame, render_scene
@@ -122,7 +122,7 @@ def _write_boxes(root: Path) -> None:
     for split in CITIES:
         path = root / f"boxes_{split}.json"
         if not path.exists() and (root / "leftImg8bit" / split).is_dir():
-            write_bytes(path, json.dumps(coco_boxes(root, split)).encode())
+            write_json(path, coco_boxes(root, split))
 
 
 def _write_scene(root: Path, split: str, name: str, pixels: UInt8Array, objects: list[dict[str, object]]) -> None:

@@ -164,10 +164,12 @@ class Album:
         upload = re.sub("^[0-9a-f]{8}-", "", way.name)  # what Label Studio puts before the name of a file
         for last in (way.name, way.name.removeprefix("frame_"), upload):
             ways = {path: path.relative_to(self.folder).parts[:-1] for path in self._named.get(last, ())}
-            alike = {path: len(shared) for path, parts in ways.items() if (shared := _end(parts, folders)) is not None}
-            best = [path for path in alike if ways[path] == folders] or [
-                path for path, length in alike.items() if length == max(alike.values())
-            ]
+            alike = {  # the same way is best, then the longest one in common
+                path: (parts == folders, len(shared))
+                for path, parts in ways.items()
+                if (shared := _end(parts, folders)) is not None
+            }
+            best = [path for path, likeness in alike.items() if likeness == max(alike.values())]
             if len(best) > 1:
                 raise DataError(f"{where} names the image {printable(name)}: is it {best[0]} or {best[1]}?")
             if best:
@@ -204,12 +206,3 @@ def has_keys(path: Path, *keys: str) -> bool:
     except ValueError:
         return False
     return all(re.search(rf'"{key}"\s*:'.encode(), text) for key in keys)
-
-
-def rgb_of(color: object) -> Color | None:
-    """A colour of a file: `#804080` or three numbers; None for what is neither."""
-    if isinstance(color, str) and re.fullmatch("#[0-9a-fA-F]{6}", color):
-        red, green, blue = bytes.fromhex(color[1:])
-        return red, green, blue
-    numbers = color if isinstance(color, list) and len(color) == 3 else ()
-    return tuple(numbers) if numbers and all(type(n) is int and 0 <= n < 256 for n in numbers) else None

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segmv3.data.importing.annotated import rgb_of
 from segmv3.data.importing.base import Content, Frame, Label, Legend, Reader, SourceClass, Tell, legend_of, split_named
+from segmv3.data.importing.names import rgb_of
 from segmv3.data.importing.regions import size_of
 from segmv3.data.importing.settings import ImportSettings
 from segmv3.data.importing.values import ids_of, packed

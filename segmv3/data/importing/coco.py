@@ -11,9 +11,9 @@ from segmv3.data.importing.annotated import (
     Picture,
     has_keys,
     json_files,
-    rgb_of,
     split_in,
 )
+from segmv3.data.importing.names import rgb_of
 from segmv3.data.importing.regions import Region, Runs, Size, coco_counts, polygon, size_of
 from segmv3.records import read_json, typed
 

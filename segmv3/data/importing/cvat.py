@@ -8,8 +8,9 @@ from xml.etree.ElementTree import Element, ParseError, fromstring
 
 import numpy as np
 
-from segmv3.data.importing.annotated import AnnotationReader, Annotations, Picture, rgb_of
+from segmv3.data.importing.annotated import AnnotationReader, Annotations, Picture
 from segmv3.data.importing.base import split_named
+from segmv3.data.importing.names import rgb_of
 from segmv3.data.importing.regions import Region, Runs, polygon, size_of
 from segmv3.records import read_regular
 
@@ -31,7 +32,7 @@ class Cvat(AnnotationReader):
         return [path] if path.suffix == ".xml" and path.is_file() else []
 
     def add(self, found: Annotations, path: Path, source: Path) -> None:
-        root = tree_of(_unpacked(path) if path.suffix == ".zip" else read_regular(path, _MAX_BYTES))
+        root = tree_of(_unpacked(path) if path.suffix == ".zip" else read_regular(path))
         if root.find("track") is not None:
             raise ValueError('holds tracks of a video: export it as "CVAT for images 1.1"')
         for label in root.iterfind("./meta//labels/label"):

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from segmv3.data.importing.annotated import AnnotationReader, Annotations, Picture, has_keys, json_files, rgb_of
+from segmv3.data.importing.annotated import AnnotationReader, Annotations, Picture, has_keys, json_files
 from segmv3.data.importing.cvat import tree_of
+from segmv3.data.importing.names import rgb_of
 from segmv3.data.importing.regions import Brush, Region, polygon, size_of
 from segmv3.records import read_json, read_regular, typed
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 from segmv3.data.importing.settings import ImportSettings
 from segmv3.errors import ConfigError, DataError
@@ -81,9 +82,17 @@ def _of_json(path: Path, text: str) -> list[Named]:
     rows = []
     for entry in parse_json(text, path):
         name, id_, rgb = entry.get("name"), entry.get("id"), entry.get("rgb")
-        numbers = rgb if isinstance(rgb, list) and len(rgb) == 3 else [] if rgb is None else [None]
-        whole = all(type(number) is int and 0 <= number <= 255 for number in numbers)
-        if not (whole and isinstance(name, str) and (id_ is None or type(id_) is int)):
+        color = rgb_of(rgb)
+        if not isinstance(name, str) or type(id_) not in (int, NoneType) or (color is None) != (rgb is None):
             raise DataError(f'{path}: an entry must be like {{"id": 0, "name": "road", "rgb": [128, 64, 128]}}')
-        rows.append(Named(name, id_, rgb and tuple(rgb), entry.get("ignore") is True))
+        rows.append(Named(name, id_, color, entry.get("ignore") is True))
     return rows
+
+
+def rgb_of(color: object) -> Color | None:
+    """A colour of a file: `#804080` or three numbers; None for what is neither."""
+    if isinstance(color, str) and re.fullmatch("#[0-9a-fA-F]{6}", color):
+        red, green, blue = bytes.fromhex(color[1:])
+        return red, green, blue
+    numbers = color if isinstance(color, list) and len(color) == 3 else ()
+    return tuple(numbers) if numbers and all(type(n) is int and 0 <= n < 256 for n in numbers) else None

@@ -75,7 +75,7 @@ def find_pairs(source: Path, masks: Path | None = None) -> Pairs:
     left_out = told(source, listed.left_out)
     files = [_file(Path(path), source) for path in listed.paths]
     if masks:
-        images = [file for file in files if masks.resolve() not in file.path.resolve().parents]
+        images = [file for file in files if not file.path.resolve().is_relative_to(masks.resolve())]
         stored, where = [_file(Path(path), masks) for path in images_below(masks).paths], f"in {masks}"
     elif any(file.is_mask for file in files):
         named = any(file.is_mask is False for file in files)
