@@ -314,5 +314,10 @@ def test_the_command(folder, cache, capsys):
     (folder / "classes.json").write_text((folder / "classes.json").read_text().replace("sky", "air"))
     assert main(["data", "pack", str(folder), str(cache)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert main(["data", "pack", str(folder), str(cache), "--overwrite", "--half"]) == 0
+    assert main(["data", "pack", "--overwrite", "--half", str(folder), str(cache)]) == 0
     assert open_packed(open_dataset(own(folder), "train"), cache).half
+
+
+def test_the_command_alone_says_what_is_missing(capsys):
+    assert main(["data", "pack"]) == 2
+    assert "SOURCE, OUTPUT are missing; write segmv3 data pack SOURCE OUTPUT" in capsys.readouterr().err

@@ -1,11 +1,12 @@
 """`segmv3 data`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import tyro
 
-from segmv3.commands.help import asked_for_help
 from segmv3.commands.label_loop import run_next, run_suspects
 from segmv3.commands.options import Output, parse, refuse_existing, run_one_of
 from segmv3.config import Data, Layout, load_config
@@ -34,6 +35,16 @@ class MiniCity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """The data set of a command, where no config file names it."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a data set, or a config file (.py)."""
+    dataset: Layout | None = None
+    """Layout on disk; by default what the folder looks like. See data/README.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """Decode every file of a data set and report what it holds and all that is wrong with it.
 
@@ -50,13 +61,8 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckFolder(Check):
+class CheckFolder(Check, _Folder):
     __doc__ = Check.__doc__
-
-    source: tyro.conf.Positional[Path]
-    """Folder of a data set, or a config file (.py)."""
-    dataset: Layout | None = None
-    """Layout on disk; by default what the folder looks like. See data/README.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +90,8 @@ class Pack:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackFolder(Pack):
+class PackFolder(Pack, _Folder):
     __doc__ = Pack.__doc__
-
-    dataset: Layout | None = None
-    """Layout on disk; by default what the folder looks like. See data/README.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +115,18 @@ class Import(ImportSettings):
     """Folder to create."""
 
 
+InFolder = TypeVar("InFolder", CheckFolder, PackFolder)
+InConfig = TypeVar("InConfig", CheckConfig, PackConfig)
+
+
 def run(arguments: list[str]) -> None:
     commands = {
-        **{"mini-city": _mini_city, "import": _import, "check": _check, "pack": _pack},
-        **{"next": run_next, "suspects": run_suspects},
+        "mini-city": _mini_city,
+        "import": _import,
+        "check": _check,
+        "pack": _pack,
+        "next": run_next,
+        "suspects": run_suspects,
     }
     usage = "mini-city DIR | import SOURCE OUTPUT | check CONFIG_OR_DIR | pack CONFIG_OR_DIR OUTPUT"
     usage += " | next POOL | suspects CONFIG_OR_DIR"
@@ -154,8 +165,7 @@ def _mini_city(arguments: list[str]) -> None:
     from segmv3.screen import Screen
 
     console = Screen()
-    with console.progress() as progress:
-        bar = progress.add_task("mini-city", total=options.frames if options.video else options.train + options.val)
+    with console.bars() as tell:
         write_mini_city(
             options.root,
             train=options.train,
@@ -163,7 +173,7 @@ def _mini_city(arguments: list[str]) -> None:
             size=options.size,
             seed=options.seed,
             video=options.frames if options.video else None,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=partial(tell, "mini-city"),
         )
     drawn = f"{options.train} train and {options.val} val scenes"
     if options.video:
@@ -172,7 +182,7 @@ def _mini_city(arguments: list[str]) -> None:
 
 
 def _check(arguments: list[str]) -> None:
-    options, data = _what_to_check(arguments)
+    options, data = _parsed("check", CheckFolder, CheckConfig, arguments)
     if options.output:
         _refuse_output(options.output, data.root, options.overwrite)
     from segmv3.data.sources import source_of
@@ -182,13 +192,8 @@ def _check(arguments: list[str]) -> None:
 
     splits = tuple(dict.fromkeys(options.split)) or source_of(data).splits(data.root)
     console = Screen()
-    with console.progress() as progress:
-        bars = {split: progress.add_task(f"check {split}", total=None, visible=False) for split in splits}
-        examination = examine(
-            data,
-            splits,
-            lambda split, done, total: progress.update(bars[split], completed=done, total=total, visible=True),
-        )
+    with console.bars() as tell:
+        examination = examine(data, splits, lambda split, done, total: tell(f"check {split}", done, total))
     result = examination.result
     page = write_examination(examination, options.output) if options.output else None
     named = result["dataset"] != data.root.resolve().name
@@ -206,20 +211,23 @@ def _check(arguments: list[str]) -> None:
     console.say(verdict(result))
 
 
-def _what_to_check(arguments: list[str]) -> tuple[Check, Data]:
-    program = "segmv3 data check"
+def _parsed(
+    name: str, of_folder: type[InFolder], of_config: type[InConfig], arguments: list[str]
+) -> tuple[InFolder | InConfig, Data]:
+    """The options of a command, and the data set of its first argument: a config file, or a folder."""
+    program = f"segmv3 data {name}"
     if arguments and arguments[0].endswith(".py"):
         config = load_config(Path(arguments[0]))
-        chosen = parse(CheckConfig, f"{program} {arguments[0]}", arguments[1:], {"data": config.data})
+        chosen = parse(of_config, f"{program} {arguments[0]}", arguments[1:], {"data": config.data})
         return chosen, chosen.data
-    options = parse(CheckFolder, program, arguments)
+    options = parse(of_folder, program, arguments)
     from segmv3.data.sources import data_in
 
     return options, data_in(options.source, options.dataset)
 
 
 def _pack(arguments: list[str]) -> None:
-    options, data = _what_to_pack(arguments)
+    options, data = _parsed("pack", PackFolder, PackConfig, arguments)
     from segmv3.data.datasets import open_dataset
     from segmv3.data.pack import pack
     from segmv3.data.packed import version
@@ -227,15 +235,14 @@ def _pack(arguments: list[str]) -> None:
 
     datasets = [open_dataset(data, split) for split in dict.fromkeys(options.split)]
     console = Screen()
-    with console.progress() as progress:
+    with console.bars() as tell:
         for dataset in datasets:
-            bar = progress.add_task(f"pack {dataset.split}", total=len(dataset))
             packed = pack(
                 dataset,
                 options.output,
                 half=options.half,
                 overwrite=options.overwrite,
-                progress=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+                progress=partial(tell, f"pack {dataset.split}"),
                 say=console.say,
             )
             digest = version(packed.images, packed.classes.names, packed.half)
@@ -245,23 +252,9 @@ def _pack(arguments: list[str]) -> None:
             )
 
 
-def _what_to_pack(arguments: list[str]) -> tuple[Pack, Data]:
-    program = "segmv3 data pack"
-    if not arguments or asked_for_help(arguments[:1]):
-        return parse(PackFolder, f"{program} CONFIG_OR_DIR", ["--help"]), Data(dataset="folder", root=Path())
-    source, rest = Path(arguments[0]), arguments[1:]
-    if source.suffix == ".py":
-        chosen = parse(PackConfig, f"{program} {source}", rest, {"data": load_config(source).data})
-        return chosen, chosen.data
-    options = parse(PackFolder, f"{program} {source}", rest)
-    from segmv3.data.sources import data_in
-
-    return options, data_in(source, options.dataset)
-
-
 def _refuse_output(folder: Path, root: Path, overwrite: bool) -> None:
     """Raises: OutputError when the results would lie among the data, or replace others."""
-    if root.resolve() in (folder.resolve(), *folder.resolve().parents):
+    if folder.resolve().is_relative_to(root.resolve()):
         raise OutputError(f"{folder} lies in the data set; choose another --output")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder")

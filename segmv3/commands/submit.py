@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-    from rich.progress import Progress
     from rich.table import Table
 
     from segmv3.images import UInt8Array
     from segmv3.models.segmenter import Segmenter
     from segmv3.screen import Screen
     from segmv3.submission import DryRun, Target
+
+    Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,11 @@ def run(arguments: list[str]) -> None:
     split = options.split or ("val" if options.dry_run else "test")
     target = open_target(options.data.root, split, options.data.dataset)
     console = Screen()
-    with console.progress() as progress:
+    with console.bars() as tell:
         if options.check:
-            _check(options.check, target, progress, console)
+            _check(options.check, target, tell, console)
         else:
-            _submit(options, target, progress, console)
+            _submit(options, target, tell, console)
 
 
 def _check_flags(options: Submit) -> None:
@@ -78,16 +80,15 @@ def _check_flags(options: Submit) -> None:
         raise ConfigError("--dry-run needs ground truth, which 'test' has not; leave --split out for val")
 
 
-def _check(source: Path, target: "Target", progress: "Progress", console: "Screen") -> None:
+def _check(source: Path, target: "Target", tell: "Tell", console: "Screen") -> None:
     from segmv3.submission import check_submission
 
-    bar = progress.add_task("check", total=len(target.images))
-    check = check_submission(source, target, progress=lambda done, total: progress.update(bar, completed=done))
+    check = check_submission(source, target, progress=partial(tell, "check"))
     ids = ", ".join(map(str, check.ids))
     console.say(f"{source}: {check.files:,} predictions of {target.title} {target.split}, label ids {ids}: complete")
 
 
-def _submit(options: Submit, target: "Target", progress: "Progress", console: "Screen") -> None:
+def _submit(options: Submit, target: "Target", tell: "Tell", console: "Screen") -> None:
     from segmv3 import checkpoint
     from segmv3.inference import MULTI_SCALES
     from segmv3.labels import cityscapes_classes
@@ -102,7 +103,6 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "S
     card = checkpoint.in_order(card, model, cityscapes_classes(), options.weights)
     checkpoint.check_net(card, model, options.model, cityscapes_classes(), options.weights)
     scales = list(MULTI_SCALES) if options.multi_scale_flip else [1.0]
-    bar = progress.add_task("predict", total=len(target.images))
     folder, taken_over = write_predictions(
         target,
         _predictor(model, device, options.precision, options.multi_scale_flip),
@@ -114,19 +114,18 @@ def _submit(options: Submit, target: "Target", progress: "Progress", console: "S
             "precision": options.precision,
         },
         overwrite=options.overwrite,
-        progress=lambda done, _: progress.update(bar, completed=done),
+        progress=partial(tell, "predict"),
     )
     mode = f"scales {', '.join(f'{scale:g}' for scale in scales)} + flip" if len(scales) > 1 else "single scale"
     earlier = f"; {taken_over:,} of an earlier run verified and kept" if taken_over else ""
     console.say(f"predicted with {mode}, {options.precision}, on {device.type}{earlier}")
     console.say(f"weights {options.weights}, SHA-256 {card.sha256}")
-    _check(folder, target, progress, console)
+    _check(folder, target, tell, console)
     archive = options.output / f"{target.split}.zip"
     digest = write_zip(folder, archive, overwrite=options.overwrite)
     console.say(f"{archive}: {archive.stat().st_size / 1e6:,.1f} MB, SHA-256 {digest}, read back and equal")
     if dataset:
-        bar = progress.add_task("official script", total=None)
-        result = dry_run(folder, dataset, progress=lambda done, of: progress.update(bar, completed=done, total=of))
+        result = dry_run(folder, dataset, progress=partial(tell, "official script"))
         console.print(_table(result))
         console.say(
             f"official script: {result.official:.4f} %, segmv3: {result.ours:.4f} % mIoU on {len(dataset):,} images "
