@@ -8,6 +8,7 @@ Nothing can block for good. The caller hands items to a pool, and never more tha
 waits for room or for work that may not come.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ Result = TypeVar("Result")
 
 AT_ONCE = 4
 """How many pictures are labelled at a time at most: each needs memory of its own."""
+
+CORES = os.cpu_count() or 1
 
 _END: Any = object()
 
@@ -96,7 +99,9 @@ def work_behind(
 
 
 @contextmanager
-def work_together(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Iterator[Result]]:
+def work_together(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int = CORES
+) -> Iterator[Iterator[Result]]:
     """`work(item)` of each item in order, several at a time.
 
     What `work` or `items` raises is raised in its place. Once the block is left, nothing is worked on.

@@ -25,14 +25,14 @@ from PIL import Image
 from segmv3.config import Data, DataSource, Layout
 from segmv3.data.datasets import Dataset, find_split, open_dataset
 from segmv3.data.listing import only, warn_of
-from segmv3.data.loader import read_ahead
 from segmv3.data.sources import source_of
 from segmv3.errors import DataError, OutputError, Segmv3Warning, shortened
 from segmv3.files import append_line, make_folder, sha256, write_bytes
 from segmv3.images import UInt8Array, read_ids, read_image
-from segmv3.labels import IGNORE, cityscapes_label_ids
+from segmv3.labels import IGNORE, cityscapes_label_ids, listed
 from segmv3.metrics import ConfusionMatrix
 from segmv3.official import is_truth, prediction_file, script_scores, write_prediction
+from segmv3.pipeline import work_together
 from segmv3.records import from_json, read_regular
 
 Size = tuple[int, int]
@@ -140,13 +140,13 @@ def write_predictions(
         make_folder(folder / city)
     if progress:
         progress(len(kept), len(target.images))
-    images = read_ahead(lambda index: read_image(target.images[todo[index]]), range(len(todo)))
-    for number, (name, image) in enumerate(zip(todo, images, strict=True), 1):
-        path = write_prediction(folder / _city(name), name, predict(image))
-        facts = {"name": name, "sha256": sha256(path), "image_bytes": target.images[name].stat().st_size}
-        append_line(record, json.dumps(facts))
-        if progress:
-            progress(len(kept) + number, len(target.images))
+    with work_together(lambda name: read_image(target.images[name]), todo, threads=2) as images:
+        for number, (name, image) in enumerate(zip(todo, images, strict=True), 1):
+            path = write_prediction(folder / _city(name), name, predict(image))
+            facts = {"name": name, "sha256": sha256(path), "image_bytes": target.images[name].stat().st_size}
+            append_line(record, json.dumps(facts))
+            if progress:
+                progress(len(kept) + number, len(target.images))
     return folder, len(kept)
 
 
@@ -261,16 +261,12 @@ def _check_ids(counts: np.ndarray, present: set[int], legal: frozenset[int], eva
     wrong = int(counts.sum()) - int(counts[sorted(evaluated)].sum())
     if present <= {*range(19), IGNORE} and 2 * wrong > counts.sum():
         raise DataError(
-            f"{shown} has ids {{{_listed(present)}}}: these look like train ids; the server wants label ids "
+            f"{shown} has ids {{{listed(present)}}}: these look like train ids; the server wants label ids "
             "(7 = road), as segmv3 submit writes them"
         )
     if illegal := present - legal:
         hint = " (255 is ignore among train ids, no label id)" if IGNORE in illegal else ""
-        raise DataError(f"{shown} has ids {{{_listed(illegal)}}}; label ids are 0-33{hint}")
-
-
-def _listed(ids: set[int]) -> str:
-    return ", ".join(map(str, sorted(ids)[:8])) + (", ..." if len(ids) > 8 else "")
+        raise DataError(f"{shown} has ids {{{listed(illegal)}}}; label ids are 0-33{hint}")
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def test_clean_data_leaves_zero_and_a_page(folder, capsys, tmp_path):
 def test_the_second_look_reads_nothing_whoever_was_first(folder):
     read: list[tuple[str, int, int]] = []
     examine(own(folder), ("train",), lambda *call: read.append(call))
-    assert read == [("train", i, 6) for i in range(1, 7)]
+    assert read == [("train", i, 12) for i in range(1, 13)]  # images and labels
     check(open_dataset(own(folder), "train"), lambda *_: pytest.fail("training read what the doctor had read"))
     check(open_dataset(own(folder), "val"))
     read.clear()

@@ -16,12 +16,12 @@ from segmv3.adaptation.settings import Adaptation
 from segmv3.checkpoint import Card
 from segmv3.config import Config, Data, Device, Loss
 from segmv3.data.datasets import find_split, open_dataset
-from segmv3.data.facts import Facts, checksum, read_files
+from segmv3.data.facts import Facts, read_files
 from segmv3.data.listing import visible_files
 from segmv3.data.sources import SOURCES, data_in
 from segmv3.errors import DataError, PartialOutputError, Segmv3Warning
 from segmv3.evaluation.run import evaluate
-from segmv3.files import make_folder, sha256, write_bytes
+from segmv3.files import make_folder, sha256, text_sha256, write_bytes
 from segmv3.images import read_image
 from segmv3.models.segmenter import Segmenter
 from segmv3.prediction.listing import ImageSource
@@ -242,7 +242,7 @@ def _contents(streets: ImageSource | VideoSource) -> dict[str, Any]:
     for path in streets.paths:
         with suppress(DataError):  # labelling says that it is left out
             digests.append(sha256(path))
-    return {"frames": names, "SHA-256 of the frames": checksum("".join(digests))}
+    return {"frames": names, "SHA-256 of the frames": text_sha256("".join(digests))}
 
 
 def _renew_paths(file: Path, config: Config) -> None:
@@ -256,7 +256,7 @@ def _renew_paths(file: Path, config: Config) -> None:
 def _overlap(streets: ImageSource | VideoSource, dataset: Any) -> str:
     """How many of the frames are images of a data set; empty for none."""
     files = [pair.image for pair in dataset.pairs], streets.paths if isinstance(streets, ImageSource) else ()
-    found = (read_files([(path, None) for path in each]) for each in files)
-    theirs, ours = ({facts.digest for facts, _ in each if isinstance(facts, Facts)} for each in found)
+    found = (read_files([(path, "image") for path in each]) for each in files)
+    theirs, ours = ({facts.digest for facts in each if isinstance(facts, Facts)} for each in found)
     both = len(ours & theirs)
     return f"{both:,} of the {len(ours):,} frames are images of '{dataset.split}' of {dataset.title}" if both else ""

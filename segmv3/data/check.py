@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmv3.data.datasets import Dataset, Pair
-from segmv3.data.facts import Facts, Found, Progress, checksum, read_files, read_pairs
+from segmv3.data.facts import Facts, Found, Progress, read_files, read_pairs
 from segmv3.data.listing import sizes_differ
 from segmv3.errors import DataError
+from segmv3.files import text_sha256
 from segmv3.images import NoLabelMap
 from segmv3.labels import IGNORE, Classes, LabelTable
 
@@ -105,8 +106,8 @@ def class_counts(dataset: Dataset) -> NDArray[np.int64]:
     After `check` no file is read for it.
     """
     counts = np.zeros((len(dataset), 256), np.int64)
-    found = read_files([(None, pair.label) for pair in dataset.pairs])
-    for row, pair, (_, label) in zip(counts, dataset.pairs, found, strict=True):
+    found = read_files([(pair.label, "label") for pair in dataset.pairs])
+    for row, pair, label in zip(counts, dataset.pairs, found, strict=True):
         row += train_counts(label, pair.table) if isinstance(label, Facts) else 0
     return counts[:, : len(dataset.classes)]
 
@@ -193,10 +194,12 @@ def contents(dataset: Dataset, found: PairFacts | None = None) -> dict[str, Any]
 
     Returns: `ids`, what each stored id is read as; `images` and `labels`, digests of all pixels in the order of pairs.
     """
-    sides = zip(*(found or read_pairs(dataset)), strict=True)
-    digests = ["".join(each.digest for each in files if isinstance(each, Facts)) for files in sides]
-    result: dict[str, Any] = {kind: checksum(each) for kind, each in zip(("images", "labels"), digests, strict=True)}
-    result["ids"] = id_names({pair.table for pair in dataset.pairs}, dataset.classes)
+    images, labels = (
+        text_sha256("".join(each.digest for each in files if isinstance(each, Facts)))
+        for files in zip(*(found or read_pairs(dataset)), strict=True)
+    )
+    ids = id_names({pair.table for pair in dataset.pairs}, dataset.classes)
+    result: dict[str, Any] = {"images": images, "labels": labels, "ids": ids}
     return result | ({"extra": contents(dataset.extra)} if dataset.extra else {})
 
 

@@ -2,11 +2,7 @@
 
 import hashlib
 import json
-import math
-import os
-import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -19,14 +15,15 @@ from PIL import ExifTags, Image
 
 from segmv3.data.datasets import Dataset, Unlabelled
 from segmv3.errors import DataError, Segmv3Error
-from segmv3.files import cache_folder, write_bytes
+from segmv3.files import cache_folder, text_sha256, write_bytes
 from segmv3.images import read_ids, read_image
 from segmv3.labels import IGNORE
+from segmv3.pipeline import work_together
+from segmv3.records import read_regular
 
 Kind = Literal["image", "label"]
 Progress = Callable[[int, int], None]
 
-_KINDS: tuple[Kind, Kind] = ("image", "label")
 _FORMAT = 1  # of the remembered facts; another number forgets them
 
 
@@ -54,15 +51,24 @@ class Facts:
 Found = Facts | DataError
 """A file's facts, or why it has none."""
 
-Files = tuple[Path | None, Path | None]
-"""An image and its label; one of them is None where the other has no partner."""
+File = tuple[Path, Kind]
 
 
 def read_pairs(dataset: Dataset, progress: Progress | None = None) -> list[tuple[Found, Found]]:
-    """The facts of every (image, label) of a split, in its order."""
-    labelled = not isinstance(dataset, Unlabelled)
-    files = [(pair.image, pair.label if labelled else None) for pair in dataset.pairs]
-    return [(image, label or _nothing(image)) for image, label in read_files(files, progress) if image]
+    """The facts of every (image, label) of a split, in its order.
+
+    Args:
+        dataset: the split.
+        progress: as of `read_files`.
+    """
+    if isinstance(dataset, Unlabelled):
+        images = read_files([(pair.image, "image") for pair in dataset.pairs], progress)
+        return [(image, _nothing(image)) for image in images]
+    files: list[File] = []
+    for pair in dataset.pairs:
+        files += [(pair.image, "image"), (pair.label, "label")]
+    found = read_files(files, progress)
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 def _nothing(image: Found) -> Found:
@@ -72,48 +78,34 @@ def _nothing(image: Found) -> Found:
     return replace(image, mean=(), std=(), ids=((IGNORE, image.size[0] * image.size[1]),))
 
 
-def read_files(files: Sequence[Files], progress: Progress | None = None) -> list[tuple[Found | None, Found | None]]:
+def read_files(files: Sequence[File], progress: Progress | None = None) -> list[Found]:
     """The facts of every file, from memory where it has not changed (path, size, modification time).
 
     Only facts are remembered. What could not be read is tried again the next time: the reason may have been the
     memory or the disk.
 
     Args:
-        files: (image, label) each.
-        progress: called with (done, to read) after each of those that had to be read.
-
-    Returns:
-        For each (image, label) what was found, None in the place of None.
+        files: paths, and what each of them is.
+        progress: called with (done, to read) after each file that had to be read.
     """
     memory = _Memory()
-    found: list[tuple[Found | None, Found | None]] = [
-        (memory.recall(image, "image"), memory.recall(label, "label")) for image, label in files
-    ]
-
-    def read(index: int) -> tuple[Found | None, Found | None]:
-        (image, label), (known_image, known_label) = files[index], found[index]
-        return known_image or _read(image, "image"), known_label or _read(label, "label")
-
-    todo = [i for i, known in enumerate(found) if any(p and not f for p, f in zip(files[i], known, strict=True))]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(read, todo)
-        try:
-            for number, (index, pair) in enumerate(zip(todo, results, strict=True), 1):
-                found[index] = pair
-                for path, kind, facts in zip(files[index], _KINDS, pair, strict=True):
-                    if path and isinstance(facts, Facts):
-                        memory.remember(path, kind, facts)
+    found: dict[File, Found] = {file: known for file in files if (known := memory.recall(*file))}
+    todo = [file for file in dict.fromkeys(files) if file not in found]
+    try:
+        with work_together(_read, todo) as results:
+            for number, (file, facts) in enumerate(zip(todo, results, strict=True), 1):
+                found[file] = facts
+                if isinstance(facts, Facts):
+                    memory.remember(*file, facts)
                 if progress:
                     progress(number, len(todo))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            memory.save()
-    return found
+    finally:
+        memory.save()
+    return [found[file] for file in files]
 
 
-def _read(path: Path | None, kind: Kind) -> Found | None:
-    if path is None:
-        return None
+def _read(file: File) -> Found:
+    path, kind = file
     try:
         path.stat()
         return _facts(path, kind)
@@ -154,15 +146,14 @@ class _Memory:
         self._states: dict[Path, list[int]] = {}  # before reading: a file that changes meanwhile is read again
         self._changed: set[Path] = set()
 
-    def recall(self, path: Path | None, kind: Kind) -> Facts | None:
-        if path is None:
-            return None
+    def recall(self, path: Path, kind: Kind) -> Facts | None:
         try:
             stat = path.stat()
         except OSError:
             return None
         self._states[path] = [stat.st_size, stat.st_mtime_ns]
-        return _remembered(self._folder(path.parent).get(f"{kind} {path.name}"), self._states[path], kind)
+        entry = self._folder(path.parent).get(f"{kind} {path.name}")
+        return _of_json(entry["facts"]) if entry and entry["state"] == self._states[path] else None
 
     def remember(self, path: Path, kind: Kind, facts: Facts) -> None:
         if path in self._states:
@@ -175,55 +166,24 @@ class _Memory:
             text = json.dumps({"format": _FORMAT, "files": self._folder(folder)})
             with suppress(OSError, Segmv3Error):
                 record.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(record, f"{text}\n{checksum(text)}".encode(), durable=False)
+                write_bytes(record, f"{text}\n{text_sha256(text)}".encode(), durable=False)
 
 
 def _record(folder: Path) -> Path:
-    place = hashlib.sha256(str(folder.absolute()).encode(errors="surrogateescape")).hexdigest()[:24]
-    return cache_folder() / "checked" / f"{place}.json"
-
-
-def checksum(text: str) -> str:
-    """SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return cache_folder() / "checked" / f"{text_sha256(str(folder.absolute()))[:24]}.json"
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    """What was saved: a line of JSON, and its checksum, which earlier versions did not write."""
-    record = _record(folder)
-    try:
-        text, _, found = record.read_text().partition("\n") if record.is_file() else ("", "", "")
-        stored = json.loads(text)
-        whole = not found or found == checksum(text)
-        return stored["files"] if whole and stored["format"] == _FORMAT and isinstance(stored["files"], dict) else {}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return {}
+    """What was saved: a line of JSON, and its checksum. What bears it was written here, and needs no other check."""
+    with suppress(ValueError):
+        text, _, found = read_regular(_record(folder)).decode().partition("\n")
+        if found == text_sha256(text) and (saved := json.loads(text))["format"] == _FORMAT:
+            files: dict[str, Any] = saved["files"]
+            return files
+    return {}
 
 
-def _remembered(entry: Any, state: list[int], kind: Kind) -> Facts | None:
-    """The facts of an entry of the memory; None where a file changed, or where they cannot be facts."""
-    try:
-        if entry["state"] != state:
-            return None
-        stored = entry["facts"]
-        tuples = {key: tuple(stored[key]) for key in ("size", "mean", "std")}  # JSON has lists
-        facts = Facts(**{**stored, **tuples, "ids": tuple(map(tuple, stored["ids"]))})
-        height, width = facts.size
-        whole = (height, width, facts.orientation, *(number for pair in facts.ids for number in pair))
-        colors = (*facts.mean, *facts.std)
-        sound = (
-            all(type(number) is int for number in whole)
-            and min(height, width) > 0
-            and isinstance(facts.mode, str)
-            and isinstance(facts.format, str)
-            and re.fullmatch("[0-9a-f]{32}", facts.digest)
-            and len(colors) == (6 if kind == "image" else 0)
-            and all(math.isfinite(number) for number in colors)
-        )
-        ids = dict(facts.ids)
-        if kind == "label":  # earlier versions read JPEGs
-            sound = sound and sum(ids.values()) == height * width and facts.format != "JPEG"
-        sound = sound and len(ids) == len(facts.ids) * (kind == "label")
-        return facts if sound and all(0 <= each <= 255 and pixels > 0 for each, pixels in ids.items()) else None
-    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
-        return None
+def _of_json(facts: dict[str, Any]) -> Facts:
+    """JSON has lists in the place of tuples."""
+    tuples = {key: tuple(facts[key]) for key in ("size", "mean", "std")}
+    return Facts(**facts | tuples | {"ids": tuple(map(tuple, facts["ids"]))})

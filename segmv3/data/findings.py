@@ -5,14 +5,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from segmv3.data.check import Problem, damage, fault_of, message, problems_of, train_counts
-from segmv3.data.facts import Facts, Files, Found, read_files
+from segmv3.data.facts import Facts, File, Found, read_files
 from segmv3.data.listing import Pair, Split, count_of
 from segmv3.errors import DataError
 from segmv3.labels import IGNORE, Classes, LabelTable
@@ -109,14 +108,12 @@ class Seen:
 
 def see(found: Split, progress: Callable[[str, int, int], None] | None) -> Seen:
     """Read the files of a split; `progress` is told (split, files done, files to read)."""
-    files: list[Files] = [
-        *((pair.image, pair.label) for pair in found.pairs),
-        *((image, None) for image in found.lone_images),
-        *((None, label) for label, _ in found.lone_labels),
-    ]
-    facts = chain.from_iterable(read_files(files, progress and partial(progress, found.name)))
-    pairs = zip(chain.from_iterable(files), facts, strict=True)
-    return Seen(found, {path: each for path, each in pairs if path and each})
+    files: list[File] = [(image, "image") for image in found.lone_images]
+    files += [(label, "label") for label, _ in found.lone_labels]
+    for pair in found.pairs:
+        files += [(pair.image, "image"), (pair.label, "label")]
+    facts = read_files(files, progress and partial(progress, found.name))
+    return Seen(found, {path: each for (path, _), each in zip(files, facts, strict=True)})
 
 
 def findings_of(seen: Sequence[Seen], described: Mapping[str, dict[str, Any]]) -> list[Finding]:

@@ -13,14 +13,12 @@ import os
 import shutil
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import albumentations as A
 import cv2
@@ -56,8 +54,6 @@ Batch = tuple[Tensor, Tensor, Photometric | None]
 Labels are train ids, uint8 N x H x W, an eighth of what int64 takes; for whole pictures the classes, int64 N."""
 
 Sample = tuple[Tensor, Tensor, Colors | None]
-
-Item = TypeVar("Item")
 
 
 def sample_at(number: int, count: int, seed: int) -> tuple[int, int]:
@@ -339,18 +335,6 @@ def _prepare_worker(_: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # they reach the whole group; when to stop is the loop's say
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def read_ahead(read: Callable[[int], Item], indices: Sequence[int], *, threads: int = 2) -> Iterator[Item]:
-    """`read(index)` of each index in order, the next ones being read while this one is used."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Item]] = deque()
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def shard(count: int, rank: int, world_size: int) -> range:

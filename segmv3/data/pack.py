@@ -10,12 +10,12 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from segmv3.data.datasets import Dataset, Pair
-from segmv3.data.loader import read_ahead
 from segmv3.data.packed import (
     FORMAT,
     Packed,
@@ -35,6 +35,7 @@ from segmv3.data.packed import (
 from segmv3.errors import OutputError, ResourceError
 from segmv3.files import alone, make_folder, no_link, remove_leftovers, write_bytes, write_error
 from segmv3.images import UInt8Array
+from segmv3.pipeline import CORES, work_together
 from segmv3.records import from_json, read_regular, typed
 from segmv3.screen import print_line
 
@@ -131,16 +132,16 @@ def _write_pixels(dataset: Dataset, folder: Path, half: bool, progress: Progress
     write_bytes(
         journal, "".join(line + "\n" for line in (head, *(json.dumps(asdict(each)) for each in images))).encode()
     )
+    decode = partial(_decoded, dataset, half=half)
     try:
         with (
             open(part, "r+b" if part.exists() else "w+b", opener=no_link) as file,
             open(journal, "a", opener=no_link) as notes,
+            work_together(decode, todo, threads=max(2, CORES)) as samples,
         ):
             file.truncate(written)
             file.seek(written)
-            for each, image, labels in read_ahead(
-                lambda index: _decoded(dataset, index, half), todo, threads=max(2, os.cpu_count() or 2)
-            ):
+            for each, image, labels in samples:
                 file.write(image.data)
                 file.write(labels.data)
                 file.flush()

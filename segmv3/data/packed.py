@@ -9,9 +9,7 @@ The checksum of an image is compared when a run first reads it.
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,10 +20,11 @@ import numpy as np
 
 from segmv3.config import Data
 from segmv3.data.datasets import Dataset, Pair, open_dataset, open_extra
-from segmv3.data.loader import read_ahead
 from segmv3.errors import DataError
+from segmv3.files import text_sha256
 from segmv3.images import UInt8Array
 from segmv3.labels import LabelTable
+from segmv3.pipeline import work_together
 from segmv3.records import read_json, typed
 
 Progress = Callable[[int, int], None]
@@ -90,7 +89,7 @@ class PackedDataset(Dataset):
     def fingerprint(self) -> str:
         """The files' fingerprint, because the batches are the same; a half-size cache has one of its own."""
         digest = super().fingerprint()
-        return hashlib.sha256(f"half {digest}".encode()).hexdigest() if self.half else digest
+        return text_sha256(f"half {digest}") if self.half else digest
 
     @cached_property
     def _pixels(self) -> UInt8Array:
@@ -149,9 +148,10 @@ def verify(packed: PackedDataset, progress: Progress | None = None) -> None:
     Raises: DataError naming the first damaged image.
     """
     packed._seen[:] = bytes(len(packed.images))
-    for index, _ in enumerate(read_ahead(packed.read, range(len(packed.images)))):
-        if progress:
-            progress(index + 1, len(packed.images))
+    with work_together(packed.read, range(len(packed.images))) as images:
+        for done, _ in enumerate(images, 1):
+            if progress:
+                progress(done, len(packed.images))
 
 
 def version(images: tuple[Packed, ...], classes: tuple[str, ...], half: bool) -> str:
@@ -207,12 +207,9 @@ def _difference(dataset: Dataset, packed: PackedDataset, classes: tuple[str, ...
     def same(index: int) -> bool:  # a copy of the files has other dates, and the same pixels
         return digest_of(*sample_of(dataset, index, packed.half)) == packed.images[index].digest
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, equal in zip(changed, pool.map(same, changed), strict=True):
-            if not equal:
-                pool.shutdown(cancel_futures=True)
-                return f"{dataset.pairs[index].name} has changed"
-    return ""
+    with work_together(same, changed) as compared:
+        other = next((index for index, equal in zip(changed, compared, strict=True) if not equal), None)
+    return "" if other is None else f"{dataset.pairs[other].name} has changed"
 
 
 def sample_of(dataset: Dataset, index: int, half: bool) -> tuple[UInt8Array, UInt8Array]:
@@ -238,7 +235,7 @@ def state_of(pair: Pair) -> tuple[int, ...]:
 
 @cache
 def _table_number(table: LabelTable) -> int:
-    return int(hashlib.sha256(repr(table.train_ids).encode()).hexdigest()[:12], 16)
+    return int(text_sha256(repr(table.train_ids))[:12], 16)
 
 
 def digest_of(image: UInt8Array, labels: UInt8Array) -> str:
@@ -248,7 +245,7 @@ def digest_of(image: UInt8Array, labels: UInt8Array) -> str:
 
 
 def checksum_of(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return text_sha256(json.dumps(facts))
 
 
 def file_of(folder: Path, split: str, ending: str) -> Path:

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmv3.data.loader import read_ahead
 from segmv3.decode import label_map
 from segmv3.detection.coco import BoxSet
 from segmv3.errors import DataError, ResourceError
@@ -20,6 +18,7 @@ from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.metrics import ConfusionMatrix
 from segmv3.models.detector import ObjectDetector
+from segmv3.pipeline import CORES, work_together
 
 MOST = 100
 """Boxes of an image that count, as in COCO."""
@@ -106,15 +105,15 @@ def count_boxes(
     """
     indices = range(len(boxes)) if indices is None else indices
     rows = torch.zeros(len(boxes), MOST, 6, dtype=torch.int64)
-    samples = read_ahead(boxes.read, indices, threads=min(8, os.cpu_count() or 2))
-    for done, (index, (image, truth)) in enumerate(zip(indices, samples, strict=True), 1):
-        found = detect(net, image, size, device, most=MOST)
-        values = torch.cat([found["boxes"], found["scores"][:, None]], 1).double() * torch.from_numpy(_SCALE)
-        rows[index, : len(values)] = torch.cat([values, found["labels"][:, None].double() + 1], 1).round().long()
-        if confusion and truth is not None:
-            confusion.update(found["areas"], truth)
-        if progress:
-            progress(done, len(indices))
+    with work_together(boxes.read, indices, threads=min(8, CORES)) as samples:
+        for done, (index, (image, truth)) in enumerate(zip(indices, samples, strict=True), 1):
+            found = detect(net, image, size, device, most=MOST)
+            values = torch.cat([found["boxes"], found["scores"][:, None]], 1).double() * torch.from_numpy(_SCALE)
+            rows[index, : len(values)] = torch.cat([values, found["labels"][:, None].double() + 1], 1).round().long()
+            if confusion and truth is not None:
+                confusion.update(found["areas"], truth)
+            if progress:
+                progress(done, len(indices))
     return rows
 
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from segmv3 import official
 from segmv3.config import Data, Precision
 from segmv3.data.datasets import Dataset, Pair, find_split, opened
-from segmv3.data.loader import read_ahead
 from segmv3.errors import DataError, EvaluationError
 from segmv3.evaluation.labelling import ConfidentFunction, LabelsFunction
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, cityscapes_classes
 from segmv3.metrics import BoundaryCounts, ConfusionMatrix, Triplet
+from segmv3.pipeline import work_together
 from segmv3.results.calibration import Calibration
 
 Instances = NDArray[np.uint16]
@@ -114,26 +114,28 @@ def count_images(
         return index, image, truth, _instances_of(dataset.pairs[index], truth) if instances else None
 
     classes = len(dataset.classes)
-    for index, image, truth, objects in read_ahead(read, range(len(dataset)) if indices is None else indices):
-        pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with torch.inference_mode(), autocast:
-            found = labels_of(pixels.contiguous(memory_format=torch.channels_last))
-        labels, *confidence = (found,) if isinstance(found, torch.Tensor) else found
-        pair, prediction = dataset.pairs[index], labels[0].cpu().numpy()
-        confusion, outline, calibration = ConfusionMatrix(classes), None, None
-        _count(confusion, prediction, truth, pair)
-        if boundary:
-            outline = BoundaryCounts(classes)
-            outline.update(prediction, truth)
-        if confidence:
-            known, calibration = truth != IGNORE, Calibration()
-            calibration.add(confidence[0][0].cpu().numpy()[known], (prediction == truth)[known])
-        if keep:
-            keep(pair.name, image, truth, prediction)
-        weighted = None if objects is None else official.instance_counts(prediction, objects)
-        size = (truth.shape[0], truth.shape[1])
-        yield ImageCounts(index, pair.name, size, confusion.sparse(), outline, weighted, calibration)
+    indices = range(len(dataset)) if indices is None else indices
+    with work_together(read, indices, threads=2) as samples:
+        for index, image, truth, objects in samples:
+            pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+            with torch.inference_mode(), autocast:
+                found = labels_of(pixels.contiguous(memory_format=torch.channels_last))
+            labels, *confidence = (found,) if isinstance(found, torch.Tensor) else found
+            pair, prediction = dataset.pairs[index], labels[0].cpu().numpy()
+            confusion, outline, calibration = ConfusionMatrix(classes), None, None
+            _count(confusion, prediction, truth, pair)
+            if boundary:
+                outline = BoundaryCounts(classes)
+                outline.update(prediction, truth)
+            if confidence:
+                known, calibration = truth != IGNORE, Calibration()
+                calibration.add(confidence[0][0].cpu().numpy()[known], (prediction == truth)[known])
+            if keep:
+                keep(pair.name, image, truth, prediction)
+            weighted = None if objects is None else official.instance_counts(prediction, objects)
+            size = (truth.shape[0], truth.shape[1])
+            yield ImageCounts(index, pair.name, size, confusion.sparse(), outline, weighted, calibration)
 
 
 def _count(confusion: ConfusionMatrix, prediction: UInt8Array, truth: UInt8Array, pair: Pair) -> None:

@@ -1,6 +1,5 @@
 """Top-1 and top-5: the loop over pictures, used by training and by `segmv3 classify`."""
 
-import os
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from segmv3.checkpoint import Card
 from segmv3.data.class_folders import Pictures
-from segmv3.data.loader import read_ahead
 from segmv3.data.view import VIEW, center_crop, trained_view
 from segmv3.imagenet.settings import ImageFolder
 from segmv3.images import UInt8Array
 from segmv3.models.classifier import ImageClassifier
+from segmv3.pipeline import CORES, work_together
 from segmv3.runtime.classifying import ClassPredictor
 
 _TOP = 5
@@ -46,16 +45,16 @@ def count_hits(
         return center_crop(image, data), target
 
     done = 0
-    samples = read_ahead(read, indices, threads=min(16, os.cpu_count() or 2))
-    while batch := list(islice(samples, _BATCH)):
-        target = torch.tensor([target for _, target in batch])
-        logits = _logits(model, np.stack([image for image, _ in batch]), device)
-        right = logits.topk(min(_TOP, logits.shape[1])).indices.cpu() == target[:, None]
-        row = torch.stack([torch.ones_like(target), right[:, 0].long(), right.any(1).long()], dim=1)
-        hits.index_add_(0, target, row)
-        done += len(batch)
-        if progress:
-            progress(done, len(indices))
+    with work_together(read, indices, threads=min(16, CORES)) as samples:
+        while batch := list(islice(samples, _BATCH)):
+            target = torch.tensor([target for _, target in batch])
+            logits = _logits(model, np.stack([image for image, _ in batch]), device)
+            right = logits.topk(min(_TOP, logits.shape[1])).indices.cpu() == target[:, None]
+            row = torch.stack([torch.ones_like(target), right[:, 0].long(), right.any(1).long()], dim=1)
+            hits.index_add_(0, target, row)
+            done += len(batch)
+            if progress:
+                progress(done, len(indices))
     return hits
 
 

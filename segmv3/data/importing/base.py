@@ -51,6 +51,12 @@ class Legend:
     sources: tuple[SourceClass, ...]
     """Everything that labels may hold. Another value in a label is refused, with its count."""
 
+    @property
+    def ids(self) -> dict[int, int]:
+        """What each value is in the label files of the data set: a train id, or 255 for ignored."""
+        train_ids = {name: id_ for id_, name in enumerate(self.classes.names)}
+        return {each.value: IGNORE if each.to is None else train_ids[each.to] for each in self.sources}
+
 
 @dataclass(frozen=True)
 class Frame:

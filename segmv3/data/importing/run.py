@@ -1,6 +1,5 @@
 """Making a `folder` data set of a source: its images are linked, its labels are written as PNG files of train ids."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -8,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from segmv3.data.facts import Facts, read_files
-from segmv3.data.importing.base import SPLITS, Frame, Legend, Reader, Tell
+from segmv3.data.importing.base import SPLITS, Frame, Legend, Reader, SourceClass, Tell
 from segmv3.data.importing.readers import READERS
 from segmv3.data.importing.settings import OF_READERS, ImportSettings, import_rules
 from segmv3.data.importing.splits import share_out
 from segmv3.data.importing.write import Counts, refuse_bad, staging, write_frames
 from segmv3.data.listing import count_of
 from segmv3.errors import ConfigError, DataError, OutputError
-from segmv3.files import write_bytes
+from segmv3.files import write_json
 from segmv3.labels import IGNORE
 from segmv3.settings import refuse
 
@@ -95,8 +94,8 @@ def import_data(
         )
         named = zip(content.legend.classes.names, content.legend.classes.colors, strict=True)
         classes = [{"id": id_, "name": name, "rgb": rgb} for id_, (name, rgb) in enumerate(named)]
-        write_bytes(place / "classes.json", json.dumps({"classes": classes}, indent=1).encode())
-        write_bytes(place / "import.json", json.dumps(asdict(result), indent=1).encode())
+        write_json(place / "classes.json", {"classes": classes}, indent=1)
+        write_json(place / "import.json", asdict(result), indent=1)
     return result
 
 
@@ -124,7 +123,7 @@ def reader_of(source: Path, settings: ImportSettings) -> tuple[Reader, str]:
 
 
 def _refuse_output(source: Path, output: Path) -> None:
-    if source.is_dir() and source.resolve() in (output.resolve(), *output.resolve().parents):
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{output} lies in {source}, which is only read; choose another folder")
     if os.path.lexists(output):
         raise OutputError(f"{output} exists; name a new folder")
@@ -148,19 +147,24 @@ def _labelled(frames: Sequence[Frame], source: Path) -> tuple[list[Frame], list[
 def _sizes(frames: Sequence[Frame], tell: Tell) -> dict[Path, tuple[int, int]]:
     """Height and width of each image. Raises: DataError for images that cannot be read."""
     paths = [frame.image for frame in frames]
-    found = [image for image, _ in read_files([(p, None) for p in paths], lambda *far: tell("images", *far))]
+    found = read_files([(path, "image") for path in paths], lambda *far: tell("images", *far))
     refuse_bad([each for each in found if isinstance(each, DataError)])
     return {path: each.size for path, each in zip(paths, found, strict=True) if isinstance(each, Facts)}
 
 
 def _class_counts(legend: Legend, counts: Counts) -> tuple[ClassCount, ...]:
     pixels, frames = counts.sum(0), (counts > 0).sum(0)
-    total = pixels.sum()
-    rows = [(each.value, each.shown or str(each.value), each.name, each.to) for each in legend.sources]
-    if pixels[IGNORE] and all(each.value != IGNORE for each in legend.sources):
-        rows.append((IGNORE, "-", "nothing", None))
-    ids = {name: id_ for id_, name in enumerate(legend.classes.names)}
+    sources, ids = legend.sources, legend.ids
+    if pixels[IGNORE] and IGNORE not in ids:
+        sources = (*sources, SourceClass(IGNORE, "nothing", None, shown="-"))
     return tuple(
-        ClassCount(shown, name, to, IGNORE if to is None else ids[to], int(frames[value]), float(pixels[value] / total))
-        for value, shown, name, to in rows
+        ClassCount(
+            source=each.shown or str(each.value),
+            name=each.name,
+            to=each.to,
+            id=ids.get(each.value, IGNORE),
+            frames=int(frames[each.value]),
+            share=float(pixels[each.value] / pixels.sum()),
+        )
+        for each in sources
     )

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -18,6 +17,7 @@ from segmv3.errors import DataError, OutputError
 from segmv3.files import make_folder, write_error
 from segmv3.images import write_png
 from segmv3.labels import IGNORE
+from segmv3.pipeline import work_together
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,16 +38,13 @@ def over_all(work: Callable[[Item], Result], items: Sequence[Item], what: str, t
             return error
 
     results, bad = list[Result](), list[DataError]()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for number, result in enumerate(pool.map(caught, items), 1):
-                if isinstance(result, DataError):
-                    bad.append(result)
-                else:
-                    results.append(result)
-                tell(what, number, len(items))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with work_together(caught, items) as done:
+        for number, result in enumerate(done, 1):
+            if isinstance(result, DataError):
+                bad.append(result)
+            else:
+                results.append(result)
+            tell(what, number, len(items))
     refuse_bad(bad)
     return results
 
@@ -88,8 +85,8 @@ def write_frames(
         OutputError: a file cannot be written.
     """
     ways, lookup = set[str](), np.full(256, IGNORE, np.uint8)
-    for each in legend.sources:
-        lookup[each.value] = IGNORE if each.to is None else legend.classes.names.index(each.to)
+    for value, id_ in legend.ids.items():
+        lookup[value] = id_
 
     def write(item: tuple[str, Frame, tuple[int, int]]) -> NDArray[np.int64]:
         split, frame, size = item
@@ -113,8 +110,8 @@ def write_frames(
 
 def _refuse_values(legend: Legend, counts: Counts, frames: Sequence[Frame]) -> None:
     """Raises: DataError for values that the legend has not, counted."""
-    known = {each.value for each in legend.sources}
-    odd = {value: counts[:, value] for value in range(IGNORE) if value not in known and counts[:, value].any()}
+    unknown = set(range(IGNORE)) - legend.ids.keys()
+    odd = {value: counts[:, value] for value in sorted(unknown) if counts[:, value].any()}
     if odd:
         shown = ", ".join(
             f"{value} ({count_of(int((pixels > 0).sum()), 'frame', 'frames')}, {pixels.sum():,} pixels)"
