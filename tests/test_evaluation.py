@@ -271,7 +271,7 @@ def test_data_that_cannot_be_scored_is_one_line(flags, copy, capsys):
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(instances)
     assert "must have the same size" in fails(capsys, *flags)
     instances.write_bytes(b"")
-    assert f"{instances} is damaged" in fails(capsys, *flags)
+    assert f"{instances} cannot be opened as an image" in fails(capsys, *flags)
     for path in labels:
         write_png(path, np.zeros((64, 128), np.uint8))
         path.with_name(path.name.replace("labelIds", "instanceIds")).unlink()
