@@ -7,7 +7,7 @@ Everything about it comes from cityscapesscripts: the tables, the average sizes,
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from segmv3.errors import DataError, OfficialError
 from segmv3.images import UInt8Array, decoded, read_file, write_png
 from segmv3.labels import IGNORE
+from segmv3.pipeline import Progress
 
 TOLERANCE = 1e-9
 """Largest difference, in percent, at which two scores are the same."""
@@ -73,7 +74,7 @@ def instance_file(label: Path) -> Path | None:
     return path if kind in ("labelIds", "labelTrainIds") and path.is_file() else None
 
 
-def coco_boxes(root: Path, split: str, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def coco_boxes(root: Path, split: str, progress: Progress | None = None) -> dict[str, Any]:
     """The objects of a split as boxes around their visible pixels, in COCO's form.
 
     Groups of objects that nobody told apart are crowds, which count neither as found nor as missed.
@@ -212,7 +213,7 @@ def prediction_file(folder: Path, name: str) -> Path:
 
 
 def script_scores(
-    predictions: Sequence[Path], truths: Sequence[Path], progress: Callable[[int, int], None] | None = None
+    predictions: Sequence[Path], truths: Sequence[Path], progress: Progress | None = None
 ) -> dict[str, Any]:
     """What cityscapesscripts' pixel-level evaluation says, as its result dictionary; IoU there are shares of 1.
 
@@ -243,7 +244,7 @@ def script_scores(
 class _Watched(list[str]):
     """The list of predictions; its reading by the script is the only sign of how far it is."""
 
-    def __init__(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, paths: Sequence[Path], progress: Progress | None) -> None:
         super().__init__(map(str, paths))
         self.progress = progress or (lambda done, total: None)
 

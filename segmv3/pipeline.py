@@ -26,6 +26,9 @@ AT_ONCE = 4
 
 CORES = os.cpu_count() or 1
 
+Progress = Callable[[int, int], None]
+"""Is told how many items are done, and how many there are."""
+
 _END: Any = object()
 
 

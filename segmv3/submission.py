@@ -24,7 +24,7 @@ from PIL import Image
 
 from segmv3.config import Data, DataSource, Layout
 from segmv3.data.datasets import Dataset, find_split, open_dataset
-from segmv3.data.listing import only, warn_of
+from segmv3.data.listing import city_of, only, warn_of
 from segmv3.data.sources import source_of
 from segmv3.errors import DataError, OutputError, Segmv3Warning, shortened
 from segmv3.files import append_line, make_folder, sha256, write_bytes
@@ -32,11 +32,10 @@ from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import IGNORE, cityscapes_label_ids, listed
 from segmv3.metrics import ConfusionMatrix
 from segmv3.official import is_truth, prediction_file, script_scores, write_prediction
-from segmv3.pipeline import work_together
+from segmv3.pipeline import Progress, work_together
 from segmv3.records import from_json, read_regular
 
 Size = tuple[int, int]
-Progress = Callable[[int, int], None]
 
 IMAGE_SIZE: Size = (1024, 2048)
 _MAX_BYTES = 50_000_000  # of one PNG; 1024x2048 bytes are 2 MB before compression
@@ -127,7 +126,7 @@ def write_predictions(
     header = {"split": target.split, "dataset": target.title, **settings}
     there = _files(folder) if folder.is_dir() else []
     finished = _finished(record, header, overwrite=overwrite)
-    wanted = {prediction_file(Path(_city(name)), name).as_posix() for name in target.images}
+    wanted = {prediction_file(Path(city_of(name)), name).as_posix() for name in target.images}
     foreign = sorted({*there} - wanted)
     if foreign or (there and finished is None and not overwrite):
         first = (foreign or there)[0]
@@ -136,22 +135,18 @@ def write_predictions(
     lines = [json.dumps(header, sort_keys=True), *(json.dumps(facts) for facts in kept.values())]
     write_bytes(record, ("\n".join(lines) + "\n").encode())
     todo = [name for name in target.images if name not in kept]
-    for city in {_city(name) for name in todo}:
+    for city in {city_of(name) for name in todo}:
         make_folder(folder / city)
     if progress:
         progress(len(kept), len(target.images))
     with work_together(lambda name: read_image(target.images[name]), todo, threads=2) as images:
         for number, (name, image) in enumerate(zip(todo, images, strict=True), 1):
-            path = write_prediction(folder / _city(name), name, predict(image))
+            path = write_prediction(folder / city_of(name), name, predict(image))
             facts = {"name": name, "sha256": sha256(path), "image_bytes": target.images[name].stat().st_size}
             append_line(record, json.dumps(facts))
             if progress:
                 progress(len(kept) + number, len(target.images))
     return folder, len(kept)
-
-
-def _city(name: str) -> str:
-    return name.split("_")[0]
 
 
 def _finished(record: Path, header: Mapping[str, Any], *, overwrite: bool) -> dict[str, dict[str, Any]] | None:
@@ -184,7 +179,7 @@ def _is_finished(folder: Path, name: str, target: Target, facts: Mapping[str, An
     """Whether a prediction is byte for byte what was written, and its image is as long as it was then."""
     if name not in target.images or facts.get("image_bytes") != target.images[name].stat().st_size:
         return False
-    path = prediction_file(folder / _city(name), name)
+    path = prediction_file(folder / city_of(name), name)
     return path.is_file() and facts.get("sha256") == sha256(path)
 
 
@@ -364,7 +359,7 @@ def dry_run(folder: Path, dataset: Dataset, *, progress: Progress | None = None)
     Args: dataset: as `open_truth` returns it.
     Raises: DataError when the script refuses a file.
     """
-    predictions = [prediction_file(folder / _city(pair.name), pair.name) for pair in dataset.pairs]
+    predictions = [prediction_file(folder / city_of(pair.name), pair.name) for pair in dataset.pairs]
     confusion, table = ConfusionMatrix(len(dataset.classes)), cityscapes_label_ids()
     for path, pair in zip(predictions, dataset.pairs, strict=True):
         truth = pair.table.to_train_ids(read_ids(pair.label), pair.label)

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmv3.data.datasets import Dataset, Pair
-from segmv3.data.facts import Facts, Found, Progress, read_files, read_pairs
+from segmv3.data.facts import Facts, Found, read_files, read_pairs
 from segmv3.data.listing import sizes_differ
 from segmv3.errors import DataError
 from segmv3.files import text_sha256
 from segmv3.images import NoLabelMap
 from segmv3.labels import IGNORE, Classes, LabelTable
+from segmv3.pipeline import Progress
 
 PairFacts = Sequence[tuple[Found, Found]]
 """What was found of each image and its label, in the order of a split."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -18,11 +18,10 @@ from segmv3.errors import DataError, Segmv3Error
 from segmv3.files import cache_folder, text_sha256, write_bytes
 from segmv3.images import read_ids, read_image
 from segmv3.labels import IGNORE
-from segmv3.pipeline import work_together
+from segmv3.pipeline import Progress, work_together
 from segmv3.records import read_regular
 
 Kind = Literal["image", "label"]
-Progress = Callable[[int, int], None]
 
 _FORMAT = 1  # of the remembered facts; another number forgets them
 

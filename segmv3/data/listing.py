@@ -93,13 +93,18 @@ class Split:
             return DataError(f"{' and '.join(parts)} in '{self.name}' (first: {first}). Nothing was done.")
         if self.misplaced:
             path = self.misplaced[0]
-            return DataError(f"{path} lies in the folder of another city; move it to {path.name.split('_')[0]}/")
+            return DataError(f"{path} lies in the folder of another city; move it to {city_of(path.name)}/")
         return None
 
     @property
     def no_images(self) -> DataError:
         """What to say where there are none, with the likeliest reason."""
         return DataError(_nothing_in(self.image_root, self.root, self.name))
+
+
+def city_of(name: str) -> str:
+    """The city of an image of Cityscapes, which begins its name."""
+    return name.partition("_")[0]
 
 
 def count_of(number: int, one: str, many: str) -> str:

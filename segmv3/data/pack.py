@@ -20,7 +20,6 @@ from segmv3.data.packed import (
     FORMAT,
     Packed,
     PackedDataset,
-    Progress,
     checksum_of,
     digest_of,
     file_of,
@@ -35,7 +34,7 @@ from segmv3.data.packed import (
 from segmv3.errors import OutputError, ResourceError
 from segmv3.files import alone, make_folder, no_link, remove_leftovers, write_bytes, write_error
 from segmv3.images import UInt8Array
-from segmv3.pipeline import CORES, work_together
+from segmv3.pipeline import CORES, Progress, work_together
 from segmv3.records import from_json, read_regular, typed
 from segmv3.screen import print_line
 

@@ -9,7 +9,6 @@ The checksum of an image is compared when a run first reads it.
 import hashlib
 import json
 import mmap
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,10 +23,8 @@ from segmv3.errors import DataError
 from segmv3.files import text_sha256
 from segmv3.images import UInt8Array
 from segmv3.labels import LabelTable
-from segmv3.pipeline import work_together
+from segmv3.pipeline import Progress, work_together
 from segmv3.records import read_json, typed
-
-Progress = Callable[[int, int], None]
 
 FORMAT = 1
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import ClassVar, cast
 
-from segmv3.data.listing import Split, grouped, images_below, importing, told
+from segmv3.data.listing import Split, city_of, grouped, images_below, importing, told
 from segmv3.data.settings import Data, Layout
 from segmv3.errors import DataError, Segmv3Error
 from segmv3.images import SUFFIXES
@@ -197,7 +197,7 @@ class Cityscapes(FolderSource):
         """List the files of a split; an image belongs into the folder of the city that begins its name."""
         found = super().find(root, split)
         images = (paths[0] for _, paths in sorted(found.images.items()))
-        return replace(found, misplaced=tuple(i for i in images if i.parent.name != i.name.split("_")[0]))
+        return replace(found, misplaced=tuple(i for i in images if i.parent.name != city_of(i.name)))
 
 
 @dataclass(frozen=True)

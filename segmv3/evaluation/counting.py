@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from segmv3 import official
 from segmv3.config import Data, Precision
 from segmv3.data.datasets import Dataset, Pair, find_split, opened
+from segmv3.data.listing import city_of
 from segmv3.errors import DataError, EvaluationError
 from segmv3.evaluation.labelling import ConfidentFunction, LabelsFunction
 from segmv3.images import UInt8Array
@@ -50,11 +51,6 @@ def is_cityscapes(dataset: Dataset) -> bool:
     return dataset.classes == cityscapes_classes() and all(
         p.image.parent.name == city_of(p.name) for p in dataset.pairs
     )
-
-
-def city_of(name: str) -> str:
-    """The city of a Cityscapes image, by the image's name."""
-    return name.partition("_")[0]
 
 
 def has_instances(dataset: Dataset) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 
 from segmv3 import official
 from segmv3.data.datasets import Dataset
-from segmv3.evaluation.counting import ImageCounts, city_of, is_cityscapes
+from segmv3.data.listing import city_of
+from segmv3.evaluation.counting import ImageCounts, is_cityscapes
 from segmv3.inference import MULTI_SCALES
 from segmv3.labels import cityscapes_classes
 from segmv3.metrics import BoundaryCounts, ConfusionMatrix, mean

@@ -5,17 +5,18 @@ turn the painted polygons into the label images.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from segmv3.data.listing import city_of
 from segmv3.errors import ConfigError, OutputError, shortened
 from segmv3.files import make_folder, write_bytes, write_json
 from segmv3.images import UInt8Array, write_png
 from segmv3.media.encoding import VideoWriter
 from segmv3.mini_city.scene import CITIES, FPS, render_frame, render_scene
 from segmv3.official import coco_boxes
+from segmv3.pipeline import Progress
 from segmv3.records import read_json, typed
 
 __all__ = ["render_frame", "render_scene", "write_mini_city"]
@@ -34,7 +35,7 @@ def write_mini_city(
     size: tuple[int, int] = (256, 512),
     seed: int = 0,
     video: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a small synthetic Cityscapes (leftImg8bit and gtFine, train and val) under `root`.
 
@@ -109,7 +110,7 @@ def _is_written(root: Path, parameters: dict[str, object]) -> bool:
     return True
 
 
-def _write_drive(root: Path, frames: int, size: tuple[int, int], seed: int, tell: Callable[[int, int], None]) -> None:
+def _write_drive(root: Path, frames: int, size: tuple[int, int], seed: int, tell: Progress) -> None:
     with VideoWriter(root / "drive.webm", FPS, size) as video:
         for frame in range(frames):
             pixels, objects = render_frame(frame, size=size, seed=seed)
@@ -130,7 +131,7 @@ def _write_scene(root: Path, split: str, name: str, pixels: UInt8Array, objects:
     from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
     from cityscapesscripts.preparation.json2labelImg import createLabelImage
 
-    city = name.partition("_")[0]
+    city = city_of(name)
     images = make_folder(root / "leftImg8bit" / split / city)
     labels = make_folder(root / "gtFine" / split / city)
     write_png(images / f"{name}_leftImg8bit.png", pixels)
