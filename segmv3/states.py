@@ -7,7 +7,6 @@ a state without a manifest that verifies does not exist.
 import contextlib
 import hashlib
 import io
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segmv3.errors import CheckpointError, NumericsError, one_line
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder, write_bytes, write_json
 from segmv3.records import read_json, read_regular
 
 _STATES_KEPT = 2
@@ -51,7 +50,7 @@ def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     make_folder(folder)
     write_bytes(_state_path(folder, step), data)
     manifest = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_bytes(_state_path(folder, step).with_suffix(".json"), json.dumps(manifest).encode())
+    write_json(_state_path(folder, step).with_suffix(".json"), manifest)
     for old in saved_steps(folder)[_STATES_KEPT:]:
         # manifest first: a state without one does not exist, a manifest without a state would be a complaint
         _state_path(folder, old).with_suffix(".json").unlink(missing_ok=True)

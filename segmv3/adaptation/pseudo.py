@@ -1,6 +1,5 @@
 """Labels that a net makes for frames: what it is sure of, class by class, in files that training reads."""
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from segmv3.data.datasets import find_split
 from segmv3.data.listing import Split, visible_files
 from segmv3.data.sources import Source
 from segmv3.errors import DataError, PartialVideoError, Segmv3Warning
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder, write_json
 from segmv3.images import SUFFIXES, UInt8Array, read_ids, read_image, write_png
 from segmv3.inference import multi_scale_flip
 from segmv3.labels import IGNORE, Classes
@@ -184,4 +183,4 @@ def _keep_the_surest(folder: Path, images: Path, classes: Classes, settings: Ada
         make_folder(target.parent)
         write_png(target, np.where((sure >= bars[best]) & (sure > drawn), best, np.uint8(IGNORE)))
     found = {name: int(bar) for name, bar in zip(classes.names, bars[: len(classes)], strict=True)}
-    write_bytes(folder / "thresholds.json", json.dumps(found).encode())
+    write_json(folder / "thresholds.json", found)

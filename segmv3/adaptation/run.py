@@ -1,6 +1,5 @@
 """What `segmv3 adapt` does: label the frames, learn from the labels, measure before and after."""
 
-import json
 import math
 import warnings
 from contextlib import suppress
@@ -21,7 +20,7 @@ from segmv3.data.listing import visible_files
 from segmv3.data.sources import SOURCES, data_in
 from segmv3.errors import DataError, PartialOutputError, Segmv3Warning
 from segmv3.evaluation.run import evaluate
-from segmv3.files import make_folder, sha256, text_sha256, write_bytes
+from segmv3.files import make_folder, sha256, text_sha256, write_json
 from segmv3.images import read_image
 from segmv3.models.segmenter import Segmenter
 from segmv3.prediction.listing import ImageSource
@@ -250,7 +249,7 @@ def _renew_paths(file: Path, config: Config) -> None:
     with suppress(ValueError, KeyError, TypeError):  # training says what is wrong with it
         was, now = read_json(file), to_dict(config)
         was["data"]["dataset"], was["model"]["pretrained"] = now["data"]["dataset"], now["model"]["pretrained"]
-        write_bytes(file, json.dumps(was, indent=2).encode())
+        write_json(file, was, indent=2)
 
 
 def _overlap(streets: ImageSource | VideoSource, dataset: Any) -> str:

@@ -1,6 +1,5 @@
 """`segmv3 detect`: boxes around objects."""
 
-import json
 import warnings
 from dataclasses import dataclass
 from functools import cache, partial
@@ -148,7 +147,7 @@ def _evaluate(arguments: list[str]) -> None:
     from segmv3.detection.predictor import load_detector
     from segmv3.detection.scoring import area_scores, average_precisions, count_boxes, import_coco
     from segmv3.detection.tables import scores_table, summary
-    from segmv3.files import make_folder, write_bytes
+    from segmv3.files import make_folder, write_json
     from segmv3.metrics import ConfusionMatrix
     from segmv3.screen import Screen
 
@@ -175,7 +174,7 @@ def _evaluate(arguments: list[str]) -> None:
     }
     if options.output:
         make_folder(options.output.parent)
-        write_bytes(options.output, json.dumps(scores, indent=2).encode())
+        write_json(options.output, scores, indent=2)
     console.print(scores_table(scores))
     console.say(summary(scores))
     console.say(f"weights {options.weights}, SHA-256 {net.card.sha256}")
@@ -258,7 +257,6 @@ def _prepare(arguments: list[str]) -> None:
     files = {split: options.root / f"boxes_{split}.json" for split in options.splits}
     for file in files.values():
         refuse_existing(file, options.overwrite)
-    from segmv3.files import write_bytes
     from segmv3.official import coco_boxes
     from segmv3.screen import Screen
 
@@ -266,7 +264,7 @@ def _prepare(arguments: list[str]) -> None:
     with console.bars() as tell:
         for split, file in files.items():
             content = coco_boxes(options.root, split, partial(tell, f"boxes of {split}"))
-            write_bytes(file, json.dumps(content).encode())
+            write_json(file, content)
             console.say(f"wrote {file}: {len(content['annotations']):,} boxes in {len(content['images']):,} images")
 
 

@@ -31,7 +31,7 @@ from segmv3.convert.onnx import OPSET
 from segmv3.convert.openvino import cpu_settings
 from segmv3.convert.targets import find_target
 from segmv3.errors import OutputError, ResourceError
-from segmv3.files import cache_folder, make_folder, write_bytes
+from segmv3.files import cache_folder, make_folder, write_json
 from segmv3.fitting.cut import Group, Widths, groups_of, with_widths
 from segmv3.fitting.settings import Runtime
 from segmv3.labels import numbered_classes
@@ -157,7 +157,7 @@ class Meter:
             if done % 10 == 0 or done == len(missing):
                 with suppress(OutputError, ResourceError):  # all is measured again the next time
                     make_folder(file.parent)
-                    write_bytes(file, json.dumps({"facts": self.facts, "times": table.times}, indent=1).encode())
+                    write_json(file, {"facts": self.facts, "times": table.times}, indent=1)
         self._hold_against_whole_nets(table, progress)
         return table
 

@@ -7,7 +7,6 @@ final          the last fine-tuning, an ordinary run
 fit.html       the page
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -25,7 +24,7 @@ from segmv3.checkpoint import Card
 from segmv3.config import Classifier, Device, find_config, load_config
 from segmv3.convert.targets import target_of
 from segmv3.errors import CheckpointError, ConfigError, ModelError
-from segmv3.files import make_folder, write_bytes
+from segmv3.files import make_folder, write_json
 from segmv3.fitting.cut import Group, Widths, cut, groups_of
 from segmv3.fitting.latency import Meter, Table
 from segmv3.fitting.settings import Fitting, can_be_fitted
@@ -119,7 +118,7 @@ def fit(
     with claim.held():
         claim.check(asked)
         claim.write(asked)
-        write_bytes(folder / "latency.json", json.dumps(_plain(table), indent=1).encode())
+        write_json(folder / "latency.json", _plain(table), indent=1)
         return work.complete(table, Path(weights), output)
 
 
@@ -255,7 +254,7 @@ class _Work:
         result |= {"start_ms": table.predict(self.meter.full), "split": self.task.val_set.split}
         result |= {"settings": to_dict(self.settings)}
         page = write_fitting_page(self.folder, result)
-        write_bytes(self.folder / "result.json", json.dumps(result, indent=1).encode())
+        write_json(self.folder / "result.json", result, indent=1)
         return Fitted(output, page, trained.score, before, times[1], times[0], widths, tuple(steps), table.error)
 
     def _step(self, table: Table, number: int, model: Any, widths: Widths, score: float) -> dict[str, Any]:
@@ -289,7 +288,7 @@ class _Work:
         step = {"step": number, "latency_before_ms": now, "score_before": score, "proposals": entries}
         step |= {"taken": best, "group": entries[best]["group"], "widths": list(proposals[best][1])}
         step |= {name: entries[best][name] for name in ("from", "to", "latency_ms", "score")}
-        write_bytes(file, json.dumps(step, indent=1).encode())
+        write_json(file, step, indent=1)
         for i in chosen:  # what is left of the proposals is in step.json
             shutil.rmtree(place / f"{i:02}", ignore_errors=True)
             (place / f"{i:02}.safetensors").unlink(missing_ok=True)
@@ -308,7 +307,7 @@ class _Work:
             self.progress(f"step {number}: cut", done, len(proposals))
             entry = {"group": group.name, "from": group.width(widths), "to": group.width(net), "score": None}
             entries.append(entry | {"latency_ms": table.predict(net), "cut_score": self._score(cut(model, net))})
-            write_bytes(file, json.dumps(entries, indent=1).encode())
+            write_json(file, entries, indent=1)
         self.progress(f"step {number}: cut", len(proposals), len(proposals))
         return entries
 

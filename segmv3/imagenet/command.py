@@ -1,6 +1,5 @@
 """`segmv3 classify`: the nets as ImageNet classifiers."""
 
-import json
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -115,7 +114,7 @@ def _evaluate(arguments: list[str]) -> None:
     refuse_limit(options.limit)
     from segmv3.checkpoint import check_folders
     from segmv3.data.class_folders import open_pictures
-    from segmv3.files import make_folder, write_bytes
+    from segmv3.files import make_folder, write_json
     from segmv3.imagenet.scoring import accuracies, count_hits, differing_view
     from segmv3.report.tables import classification_summary
     from segmv3.runtime.classifying import load_classifier
@@ -145,7 +144,7 @@ def _evaluate(arguments: list[str]) -> None:
         "segmv3": segmv3.__version__,
     }
     if options.output:
-        write_bytes(options.output, json.dumps(result, indent=2).encode())
+        write_json(options.output, result, indent=2)
     console.say(classification_summary(result))
     console.say(f"weights {options.weights}, SHA-256 {card.sha256}")
 

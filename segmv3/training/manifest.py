@@ -3,7 +3,6 @@
 docs/files.md lists its keys.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 
 from segmv3.checkpoint import source_commit
 from segmv3.errors import Interrupted
-from segmv3.files import sha256, write_bytes
+from segmv3.files import sha256, write_json
 from segmv3.models.count import gmacs, parameters
 from segmv3.records import read_json, typed
 from segmv3.runtime.machine import machine
@@ -96,7 +95,7 @@ class Manifest:
             "best": _best(setup),
             **self._facts,
         }
-        write_bytes(setup.run.manifest_file, json.dumps(self.content, indent=2).encode())
+        write_json(setup.run.manifest_file, self.content, indent=2)
 
     @contextmanager
     def kept(self) -> Iterator[None]:

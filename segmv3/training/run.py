@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from segmv3.checkpoint import saved_steps
 from segmv3.data.settings import Data, Layout
 from segmv3.errors import ConfigError, DataError
-from segmv3.files import append_line, remove_leftovers, write_bytes
+from segmv3.files import append_line, remove_leftovers, write_bytes, write_json
 from segmv3.records import from_json, read_regular, typed
 from segmv3.training.claim import Claim, read_object
 
@@ -152,7 +152,7 @@ class Run:
         self.report.unlink(missing_ok=True)
         entry = {"from": before, "to": settings["schedule"]["steps"], "at_step": step}
         settings = settings | {"extended": [*self.extensions(), entry]}
-        write_bytes(self.settings_file, json.dumps(settings, indent=2).encode())
+        write_json(self.settings_file, settings, indent=2)
 
     def batch_size(self) -> int:
         """Images per step that the run was started with; 0 where it has not begun.

@@ -1,13 +1,12 @@
 """Scoring a net during its training, and keeping it when it is the best so far."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 from segmv3 import checkpoint
 from segmv3.data.loader import shard
-from segmv3.files import write_bytes
+from segmv3.files import write_json
 from segmv3.settings import to_dict
 from segmv3.training.average import same_on_all_processes
 from segmv3.training.journal import Journal
@@ -63,7 +62,7 @@ def _keep(net: Net, result: dict[str, Any], state: State, setup: Setup) -> None:
     score = {key: result[key] for key in setup.task.metric.recorded}
     checkpoint.save(net, setup.run.best, classes=setup.task.classes, score=score, **facts)
     result = facts | {"device": device_name(setup.fabric.device), "seconds": round(state.seconds)} | result
-    write_bytes(setup.run.metrics_file, json.dumps(result, indent=2).encode())
+    write_json(setup.run.metrics_file, result, indent=2)
 
 
 def headline(task: Task, result: dict[str, Any]) -> str:
