@@ -199,7 +199,8 @@ def read_classes(root: Path) -> tuple[Classes, LabelTable]:
     """
     for path in (root / "classes.json", root / "classes.txt"):
         if path.exists() or path.is_symlink():
-            return classes_of((parse_json if path.suffix == ".json" else _parse_text)(text_of(path), path), path)
+            parse = parse_json if path.suffix == ".json" else _parse_text
+            return classes_of(parse(text_of(path), path), path)
     raise DataError(f"no classes.json or classes.txt in {root}; see data/README.md for its form")
 
 

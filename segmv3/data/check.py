@@ -1,7 +1,7 @@
-"""What keeps a data set from being trained on or scored, and by what a run knows its data again.
+"""The problems that keep a data set from training and scoring, and the digests by which a run knows its data again.
 
-Training runs `check` before its first step; the data doctor (`segmv3.doctor`) builds its tables from the same
-facts (`segmv3.data.facts`), so that either makes the other start at once.
+Training looks for `problems_in` its data before the first step. The data doctor (`segmv3.doctor`) builds its tables
+from the same facts (`segmv3.data.facts`). Whichever comes second reads no file again.
 """
 
 import hashlib

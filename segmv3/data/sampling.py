@@ -32,7 +32,7 @@ class Draws:
     """What `data.class_uniform`, `data.copy_paste` and `data.extra_share` ask for."""
 
     def __init__(self, dataset: Dataset, data: Data) -> None:
-        """The labels are counted from what `segmv3.data.check` remembers of them.
+        """The labels are counted from what `segmv3.data.facts` remembers of them.
 
         Raises: ConfigError when no class of the training set is rare, or no pixel is labelled.
         """

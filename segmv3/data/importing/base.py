@@ -94,7 +94,7 @@ class Reader(ABC):
     looks_for: ClassVar[str]
     """What makes a source one of this kind, as the end of "coco (a .json with images, annotations and categories)"."""
     uses: ClassVar[tuple[str, ...]] = ()
-    """The settings of `OF_READERS` that it looks at. Others are refused where a user gives them."""
+    """The settings that it looks at, of those that not all readers do. Others are refused where a user gives them."""
 
     @abstractmethod
     def look(self, source: Path, settings: ImportSettings) -> str | None:

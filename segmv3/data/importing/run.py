@@ -9,7 +9,7 @@ from pathlib import Path
 from segmv3.data.facts import Facts, read_files
 from segmv3.data.importing.base import SPLITS, Frame, Legend, Reader, SourceClass, Tell
 from segmv3.data.importing.readers import READERS
-from segmv3.data.importing.settings import OF_READERS, ImportSettings, import_rules
+from segmv3.data.importing.settings import ImportSettings, import_rules
 from segmv3.data.importing.splits import share_out
 from segmv3.data.importing.write import Counts, refuse_bad, staging, write_frames
 from segmv3.data.listing import count_of
@@ -111,7 +111,7 @@ def reader_of(source: Path, settings: ImportSettings) -> tuple[Reader, str]:
         raise ConfigError(f"--kind is {settings.kind}; there are {', '.join(reader.name for reader in READERS)}")
     for reader in chosen:
         if found := reader.look(source, settings):
-            for name in set(OF_READERS) - {*reader.uses}:
+            for name in {name for other in READERS for name in other.uses} - {*reader.uses}:
                 if getattr(settings, name) != getattr(ImportSettings, name):
                     raise ConfigError(f"{source} is read as {reader.name}, which has no use for --{name}; leave it out")
             return reader, found

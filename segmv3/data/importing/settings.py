@@ -43,10 +43,6 @@ class ImportSettings:
     """Copy images instead of linking them, for file systems without links or a source that will go away."""
 
 
-OF_READERS = ("classes", "palette", "masks", "images", "background", "native", "snap")
-"""Settings that some kinds of sources have no use for."""
-
-
 def import_rules(settings: ImportSettings) -> list[Rule]:
     low = min(settings.val, settings.test)
     return [(low >= 0 and settings.val + settings.test < 1, "--val and --test", "are shares, and train needs frames")]
