@@ -192,7 +192,7 @@ def png_library() -> str:
     return "libspng"
 
 
-def decoded(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None, Image.Image | None]:
+def decoded(data: bytes, path: Path, *, color: bool) -> UInt8Array | Image.Image:
     """A file as pixels where it is a plain PNG, otherwise as Pillow's image, decoded to its last pixel.
 
     JPEG has no checksums: a flipped bit in one goes unnoticed, a missing end does not.
@@ -206,7 +206,7 @@ def decoded(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None,
             data, plain = _bare_png(data, path)
             pixels = _plain_png(data, color=color) if plain else None
         if pixels is not None:
-            return pixels, None
+            return pixels
     with _blamed_on(path, "cannot be opened as an image", "; replace it"):
         image = kind(io.BytesIO(data))
         _check_size(path, *image.size)
@@ -218,7 +218,7 @@ def decoded(data: bytes, path: Path, *, color: bool) -> tuple[UInt8Array | None,
         image.info["depth"] = int(np.max(depths))
     if frames > 1:
         _say_first(path, frames, "pages" if image.format == "TIFF" else "frames")
-    return None, image
+    return image
 
 
 def _decoder(data: bytes, path: Path) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
@@ -305,9 +305,9 @@ def read_image(path: Path | str, data: bytes | None = None) -> UInt8Array:
         ResourceError: memory runs out.
     """
     path = Path(path)
-    pixels, image = decoded(read_file(path) if data is None else data, path, color=True)
-    if image is None:
-        return cast(UInt8Array, pixels)
+    image = decoded(read_file(path) if data is None else data, path, color=True)
+    if isinstance(image, np.ndarray):
+        return image
     with _blamed_on(path, "has unreadable EXIF data", "; replace it"):
         turn = image.getexif().get(0x0112, 1)
     with _blamed_on(path, "cannot be converted to RGB"):
@@ -358,9 +358,9 @@ def read_ids(path: Path, data: bytes | None = None) -> UInt8Array:
     Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel; and a
         JPEG, whose compression invents ids.
     """
-    plain, image = decoded(read_file(path) if data is None else data, path, color=False)
-    if image is None:
-        return cast(UInt8Array, plain)
+    image = decoded(read_file(path) if data is None else data, path, color=False)
+    if isinstance(image, np.ndarray):
+        return image
     lossy = "a JPEG" if image.format == "JPEG" or "jpeg" in str(image.info.get("compression", "")) else ""
     if lossy or image.mode not in _IDS:
         kind = lossy or _KINDS.get(image.mode, f"of mode {image.mode}")

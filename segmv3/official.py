@@ -120,8 +120,7 @@ def read_instances(path: Path) -> NDArray[np.uint16]:
 
     Raises: DataError naming the path for a file that is damaged or holds no instance ids.
     """
-    plain, image = decoded(read_file(path), path, color=False)
-    pixels = np.asarray(plain if image is None else image)
+    pixels = np.asarray(decoded(read_file(path), path, color=False))
     if pixels.ndim != 2 or pixels.dtype == np.uint8 or not 0 <= pixels.min() <= pixels.max() < 34 * _FIRST_INSTANCE:
         raise DataError(f"{path} holds no instance ids: they are 16-bit, label id (0-33) * 1000 + number")
     return pixels.astype(np.uint16)

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from threading import Condition, get_ident
 from typing import Any, TypeVar
 
@@ -102,9 +102,37 @@ def work_behind(
 
 
 @contextmanager
-def work_together(
-    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int = CORES
+def work_ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, waiting: int = 0
 ) -> Iterator[Iterator[Result]]:
+    """`work(item)` of each item in order, the next ones being worked on while this result is in use.
+
+    What `work` raises is raised in its place. Once the block is left, nothing is worked on.
+
+    Args: items: at hand, such as indices: to ask for one takes no time. threads: how many items are worked on at a
+        time. waiting: how many more results may wait for their turn.
+    """
+
+    def in_order() -> Iterator[Result]:
+        running = deque[Future[Result]]()
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) > threads + waiting:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+    with closing(_Threads(threads)) as pool:
+        yield in_order()
+
+
+def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> AbstractContextManager[Iterator[Result]]:
+    """`work_ahead` where results are small: many may wait, so that no core is idle while one item takes long."""
+    return work_ahead(work, items, threads=CORES, waiting=16 * CORES)
+
+
+@contextmanager
+def work_together(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Iterator[Result]]:
     """`work(item)` of each item in order, several at a time.
 
     What `work` or `items` raises is raised in its place. Once the block is left, nothing is worked on.

@@ -32,7 +32,7 @@ from segmv3.images import UInt8Array, read_ids, read_image
 from segmv3.labels import IGNORE, cityscapes_label_ids, listed
 from segmv3.metrics import ConfusionMatrix
 from segmv3.official import is_truth, prediction_file, script_scores, write_prediction
-from segmv3.pipeline import Progress, work_together
+from segmv3.pipeline import Progress, work_ahead
 from segmv3.records import from_json, read_regular
 
 Size = tuple[int, int]
@@ -139,7 +139,7 @@ def write_predictions(
         make_folder(folder / city)
     if progress:
         progress(len(kept), len(target.images))
-    with work_together(lambda name: read_image(target.images[name]), todo, threads=2) as images:
+    with work_ahead(lambda name: read_image(target.images[name]), todo, threads=2) as images:
         for number, (name, image) in enumerate(zip(todo, images, strict=True), 1):
             path = write_prediction(folder / city_of(name), name, predict(image))
             facts = {"name": name, "sha256": sha256(path), "image_bytes": target.images[name].stat().st_size}

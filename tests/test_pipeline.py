@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmv3.pipeline import read_ahead, work_behind, work_together
+from segmv3.pipeline import on_all_cores, read_ahead, work_ahead, work_behind, work_together
 
 SOON = 20  # seconds after which a test that would hang fails instead
 
@@ -390,3 +390,35 @@ def test_an_error_of_the_caller_ends_the_work_together() -> None:
         next(results)
         raise Broken
     assert len(taken) <= 4
+
+
+# ---- work_ahead ----
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 12), st.integers(1, 4), st.integers(0, 3))
+def test_working_ahead_gives_every_result_once_and_in_order(count: int, threads: int, waiting: int) -> None:
+    with work_ahead(lambda item: 10 * item, range(count), threads=threads, waiting=waiting) as results:
+        assert list(results) == [10 * item for item in range(count)]
+    with on_all_cores(lambda item: 10 * item, range(count)) as results:
+        assert list(results) == [10 * item for item in range(count)]
+
+
+def test_the_next_items_are_worked_on_while_each_result_is_in_use() -> None:
+    begun = [threading.Event() for _ in range(10)]
+    with work_ahead(lambda item: begun[item].set() or item, range(10), threads=2) as results:
+        for item in results:
+            for following in begun[item + 1 : item + 3]:
+                wait(following)
+
+
+def test_an_error_of_the_work_ahead_comes_in_its_place_and_ends_it() -> None:
+    def work(item: int) -> int:
+        if item == 3:
+            raise Broken("item 3")
+        return item
+
+    given: list[int] = []
+    with pytest.raises(Broken, match="item 3"), work_ahead(work, range(100), threads=2) as results:
+        given.extend(results)
+    assert given == [0, 1, 2]

@@ -18,7 +18,7 @@ from segmv3.errors import DataError, Segmv3Error
 from segmv3.files import cache_folder, text_sha256, write_bytes
 from segmv3.images import read_ids, read_image
 from segmv3.labels import IGNORE
-from segmv3.pipeline import Progress, work_together
+from segmv3.pipeline import Progress, on_all_cores
 from segmv3.records import read_regular
 
 Kind = Literal["image", "label"]
@@ -91,7 +91,7 @@ def read_files(files: Sequence[File], progress: Progress | None = None) -> list[
     found: dict[File, Found] = {file: known for file in files if (known := memory.recall(*file))}
     todo = [file for file in dict.fromkeys(files) if file not in found]
     try:
-        with work_together(_read, todo) as results:
+        with on_all_cores(_read, todo) as results:
             for number, (file, facts) in enumerate(zip(todo, results, strict=True), 1):
                 found[file] = facts
                 if isinstance(facts, Facts):
@@ -118,7 +118,8 @@ def _facts(path: Path, kind: Kind) -> Facts:
     more: dict[str, Any]
     if kind == "image":
         pixels = read_image(path)
-        more = {k: tuple(v.ravel().tolist()) for k, v in zip(("mean", "std"), cv2.meanStdDev(pixels), strict=True)}
+        mean, std = (tuple(each.ravel().tolist()) for each in cv2.meanStdDev(pixels))
+        more = {"mean": mean, "std": std}
     else:
         pixels = read_ids(path)
         counts = np.bincount(pixels.ravel(), minlength=256)

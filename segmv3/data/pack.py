@@ -34,7 +34,7 @@ from segmv3.data.packed import (
 from segmv3.errors import OutputError, ResourceError
 from segmv3.files import alone, make_folder, no_link, remove_leftovers, write_bytes, write_error
 from segmv3.images import UInt8Array
-from segmv3.pipeline import CORES, Progress, work_together
+from segmv3.pipeline import CORES, Progress, work_ahead
 from segmv3.records import from_json, read_regular, typed
 from segmv3.screen import print_line
 
@@ -136,7 +136,7 @@ def _write_pixels(dataset: Dataset, folder: Path, half: bool, progress: Progress
         with (
             open(part, "r+b" if part.exists() else "w+b", opener=no_link) as file,
             open(journal, "a", opener=no_link) as notes,
-            work_together(decode, todo, threads=max(2, CORES)) as samples,
+            work_ahead(decode, todo, threads=max(2, CORES)) as samples,
         ):
             file.truncate(written)
             file.seek(written)

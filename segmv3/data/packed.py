@@ -23,7 +23,7 @@ from segmv3.errors import DataError
 from segmv3.files import text_sha256
 from segmv3.images import UInt8Array
 from segmv3.labels import LabelTable
-from segmv3.pipeline import Progress, work_together
+from segmv3.pipeline import Progress, on_all_cores
 from segmv3.records import read_json, typed
 
 FORMAT = 1
@@ -145,7 +145,7 @@ def verify(packed: PackedDataset, progress: Progress | None = None) -> None:
     Raises: DataError naming the first damaged image.
     """
     packed._seen[:] = bytes(len(packed.images))
-    with work_together(packed.read, range(len(packed.images))) as images:
+    with on_all_cores(packed.read, range(len(packed.images))) as images:
         for done, _ in enumerate(images, 1):
             if progress:
                 progress(done, len(packed.images))
@@ -204,7 +204,7 @@ def _difference(dataset: Dataset, packed: PackedDataset, classes: tuple[str, ...
     def same(index: int) -> bool:  # a copy of the files has other dates, and the same pixels
         return digest_of(*sample_of(dataset, index, packed.half)) == packed.images[index].digest
 
-    with work_together(same, changed) as compared:
+    with on_all_cores(same, changed) as compared:
         other = next((index for index, equal in zip(changed, compared, strict=True) if not equal), None)
     return "" if other is None else f"{dataset.pairs[other].name} has changed"
 

@@ -18,7 +18,7 @@ from segmv3.images import UInt8Array
 from segmv3.labels import Classes
 from segmv3.metrics import ConfusionMatrix
 from segmv3.models.detector import ObjectDetector
-from segmv3.pipeline import CORES, work_together
+from segmv3.pipeline import CORES, work_ahead
 
 MOST = 100
 """Boxes of an image that count, as in COCO."""
@@ -105,7 +105,7 @@ def count_boxes(
     """
     indices = range(len(boxes)) if indices is None else indices
     rows = torch.zeros(len(boxes), MOST, 6, dtype=torch.int64)
-    with work_together(boxes.read, indices, threads=min(8, CORES)) as samples:
+    with work_ahead(boxes.read, indices, threads=min(8, CORES)) as samples:
         for done, (index, (image, truth)) in enumerate(zip(indices, samples, strict=True), 1):
             found = detect(net, image, size, device, most=MOST)
             values = torch.cat([found["boxes"], found["scores"][:, None]], 1).double() * torch.from_numpy(_SCALE)

@@ -16,7 +16,7 @@ from segmv3.evaluation.labelling import ConfidentFunction, LabelsFunction
 from segmv3.images import UInt8Array
 from segmv3.labels import IGNORE, cityscapes_classes
 from segmv3.metrics import BoundaryCounts, ConfusionMatrix, Triplet
-from segmv3.pipeline import work_together
+from segmv3.pipeline import work_ahead
 from segmv3.results.calibration import Calibration
 
 Instances = NDArray[np.uint16]
@@ -111,7 +111,7 @@ def count_images(
 
     classes = len(dataset.classes)
     indices = range(len(dataset)) if indices is None else indices
-    with work_together(read, indices, threads=2) as samples:
+    with work_ahead(read, indices, threads=2) as samples:
         for index, image, truth, objects in samples:
             pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -14,7 +14,7 @@ from segmv3.data.view import VIEW, center_crop, trained_view
 from segmv3.imagenet.settings import ImageFolder
 from segmv3.images import UInt8Array
 from segmv3.models.classifier import ImageClassifier
-from segmv3.pipeline import CORES, work_together
+from segmv3.pipeline import CORES, work_ahead
 from segmv3.runtime.classifying import ClassPredictor
 
 _TOP = 5
@@ -45,7 +45,7 @@ def count_hits(
         return center_crop(image, data), target
 
     done = 0
-    with work_together(read, indices, threads=min(16, CORES)) as samples:
+    with work_ahead(read, indices, threads=min(16, CORES)) as samples:
         while batch := list(islice(samples, _BATCH)):
             target = torch.tensor([target for _, target in batch])
             logits = _logits(model, np.stack([image for image, _ in batch]), device)

@@ -65,10 +65,9 @@ def read_raw(path: Path) -> Raw:
         DataError: the file is missing, damaged or no image, or holds floating-point pixels.
     """
     data = read_file(path)
-    plain, image = decoded(data, path, color=False)
-    if image is None:
-        assert plain is not None
-        return Raw(plain.astype(np.int32))
+    image = decoded(data, path, color=False)
+    if isinstance(image, np.ndarray):
+        return Raw(image.astype(np.int32))
     if image.mode == "F":
         raise DataError(f"{path} holds floating-point pixels; masks hold ids or colours")
     lossy = image.format == "JPEG" or "jpeg" in str(image.info.get("compression", ""))

@@ -17,7 +17,7 @@ from segmv3.errors import DataError, OutputError
 from segmv3.files import make_folder, write_error
 from segmv3.images import write_png
 from segmv3.labels import IGNORE
-from segmv3.pipeline import work_together
+from segmv3.pipeline import on_all_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ def over_all(work: Callable[[Item], Result], items: Sequence[Item], what: str, t
             return error
 
     results, bad = list[Result](), list[DataError]()
-    with work_together(caught, items) as done:
+    with on_all_cores(caught, items) as done:
         for number, result in enumerate(done, 1):
             if isinstance(result, DataError):
                 bad.append(result)
