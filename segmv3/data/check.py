@@ -5,10 +5,8 @@ from the same facts (`segmv3.data.facts`). Whichever comes second reads no file 
 """
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +21,7 @@ from segmv3.errors import DataError
 from segmv3.files import text_sha256
 from segmv3.images import NoLabelMap
 from segmv3.labels import IGNORE, Classes, LabelTable
-from segmv3.pipeline import Progress
+from segmv3.pipeline import Progress, on_all_cores
 
 PairFacts = Sequence[tuple[Found, Found]]
 """What was found of each image and its label, in the order of a split."""
@@ -118,9 +116,7 @@ def class_pixels(dataset: Dataset) -> NDArray[np.int64]:
     return class_counts(dataset).sum(0)
 
 
-def digest_some(
-    count: int, digest: Callable[[int], bytes], progress: Callable[[int, int], None], begin: str = ""
-) -> str:
+def digest_some(count: int, digest: Callable[[int], bytes], progress: Progress, begin: str = "") -> str:
     """Decode up to 1,000 evenly spaced files of a split; all of a large one would take hours.
 
     That finds a wrong format, missing rights or a copy that broke off. A damaged file among the others ends the
@@ -136,13 +132,10 @@ def digest_some(
     """
     chosen = np.linspace(0, count - 1, min(count, _CHECKED)).round().astype(int)
     whole = hashlib.sha256(begin.encode())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for done, each in enumerate(pool.map(digest, chosen), 1):
-                whole.update(each)
-                progress(done, len(chosen))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with on_all_cores(digest, chosen) as digests:
+        for done, each in enumerate(digests, 1):
+            whole.update(each)
+            progress(done, len(chosen))
     return whole.hexdigest()
 
 

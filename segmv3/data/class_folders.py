@@ -11,8 +11,8 @@ import hashlib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from segmv3.data.listing import images_below, is_image, told, warn_of
 from segmv3.errors import DataError
 from segmv3.images import UInt8Array, read_image
 from segmv3.labels import class_name
+from segmv3.pipeline import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def check_same_classes(train: Pictures, val: Pictures) -> None:
         raise DataError(f"{train.folder.parent}: train and val must have the same class folders; {'; '.join(parts)}")
 
 
-def check_pictures(pictures: Pictures, progress: Callable[[int, int], None] = lambda done, total: None) -> str:
+def check_pictures(pictures: Pictures, progress: Progress = lambda done, total: None) -> str:
     """Decode some files of a split, as `digest_some` does.
 
     Returns: a digest of their pixels, by which a run knows its data again.
@@ -138,7 +139,7 @@ def _class_names(folders: list[str], folder: Path) -> tuple[str, ...]:
             names.append(class_name(name))
         except ValueError as error:
             raise DataError(f"{folder}: {error}; rename the folder") from None
-    if twice := next((name for i, name in enumerate(sorted(names)[1:]) if name == sorted(names)[i]), None):
+    if twice := next((name for name, other in pairwise(sorted(names)) if name == other), None):
         raise DataError(f"{folder} has two folders of the name {twice}, spelt in other code points; join them")
     if len(names) == 1:
         raise DataError(f"{folder} has one class ({names[0]}): a net of one class is always right; add another")
@@ -146,7 +147,7 @@ def _class_names(folders: list[str], folder: Path) -> tuple[str, ...]:
 
 
 def _loose(folder: Path) -> dict[str, list[str]]:
-    """Pictures beside the class folders, and linked folders that lead nowhere."""
+    """Pictures beside the class folders."""
     loose = [entry.path for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir()]
     return {"outside the class folders": loose} if loose else {}
 

@@ -257,6 +257,7 @@ def _prepare(arguments: list[str]) -> None:
     files = {split: options.root / f"boxes_{split}.json" for split in options.splits}
     for file in files.values():
         refuse_existing(file, options.overwrite)
+    from segmv3.files import write_json
     from segmv3.official import coco_boxes
     from segmv3.screen import Screen
 
