@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,13 +56,11 @@ class Budgeted:
             frames: whether the pictures are frames of one video, so that labels can be kept for some of them.
         """
         self._net, self._budget, self._say, self._frames = net, milliseconds, say, frames
+        self.threads = net.threads
         self._size: tuple[int, int] | None = None
         self._choice = Choice(1.0, 1, 0.0, 1.0)
         self._logits = torch.empty(0)
         self._number = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._net, name)
 
     def low_logits(self, image: Tensor) -> Tensor:
         """As `Predictor.low_logits`, of a smaller picture or of one before."""
@@ -82,7 +79,7 @@ class Budgeted:
         return self._labels(self.low_logits(torch.from_numpy(image).permute(2, 0, 1)[None]), image.shape[:2])
 
     def _labels(self, logits: Tensor, size: tuple[int, ...]) -> UInt8Array:
-        return label_map(logits, (size[0], size[1]), threads=self._net.threads)[0].cpu().numpy()
+        return label_map(logits, (size[0], size[1]), threads=self.threads)[0].cpu().numpy()
 
     def _at(self, image: Tensor, scale: float) -> Tensor:
         if scale < 1:

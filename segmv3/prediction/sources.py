@@ -125,10 +125,6 @@ class _Asked:
     raw: tuple[int, int] | None
     fps: float | None
 
-    @property
-    def is_device(self) -> bool:
-        return bool(re.fullmatch(r"/dev/video\d+", self.text))
-
 
 def find_source(
     source: str, *, leave_out: Path | None = None, raw: tuple[int, int] | None = None, fps: float | None = None
@@ -252,7 +248,7 @@ _SUPPORTED = (
 _OPENERS: tuple[tuple[Callable[[_Asked], object], Callable[[_Asked], Source]], ...] = (
     (lambda asked: asked.text == "-", _from_input),
     (lambda asked: asked.path.is_dir(), lambda asked: listing.in_folder(asked.path, asked.leave_out)),
-    (lambda asked: asked.is_device, _from_camera),
+    (lambda asked: re.fullmatch(r"/dev/video\d+", asked.text), _from_camera),
     (lambda asked: asked.path.exists(), _from_file),
     (lambda asked: asked.text.isascii() and asked.text.isdigit(), _from_camera),
     (lambda asked: asked.text == "screen", _from_screen),
