@@ -4,7 +4,6 @@ Pillow with a full decode, and for plain PNG files what decodes them faster: lib
 else OpenCV. `PIL.Image.verify` and `cv2.imread` both accept half a JPEG; `load()` does not.
 """
 
-import errno
 import io
 import os
 import re
@@ -103,7 +102,7 @@ def _blamed_on(path: Path, what: str, advice: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        if is_out_of_memory(error) or getattr(error, "errno", 0) == errno.ENOMEM or "out of memory" in text:
+        if is_out_of_memory(error) or "out of memory" in text:
             raise ResourceError(f"out of memory while {path} was read; use smaller images") from None
         if any(word in text for word in ("unknown pixel mode", "unknown data organization", "Unsupported BMP")):
             what, advice = "holds pixels of a type that is not read", "; store it as 8-bit RGB"

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from segmv3.config import Data, DataSource, Layout
+from segmv3.config import Data
 from segmv3.data.datasets import Dataset, find_split, open_dataset
 from segmv3.data.listing import city_of, only, warn_of
 from segmv3.data.sources import source_of
@@ -55,13 +55,12 @@ class Target:
     """(height, width) of each image."""
 
 
-def open_target(root: Path, split: str, dataset: Layout | DataSource = "cityscapes") -> Target:
+def open_target(data: Data, split: str) -> Target:
     """Find the images of a split; only their headers are read.
 
     Args:
-        root: the folder of the data set.
+        data: of a layout whose names the server knows.
         split: such as `test`.
-        dataset: a layout whose names the server knows.
 
     Raises:
         DataError: there are none, one cannot be read, or the test split is not complete: the server takes all 1,525
@@ -70,8 +69,7 @@ def open_target(root: Path, split: str, dataset: Layout | DataSource = "cityscap
     Warns:
         Segmv3Warning: images are not 1024x2048, the only size the server knows.
     """
-    data = Data(dataset=dataset, root=root)
-    found, whole = find_split(data, split), source_of(data).whole(root, split)
+    found, whole = find_split(data, split), source_of(data).whole(data.root, split)
     if not found.images:
         raise found.no_images
     images = dict(sorted(only(found.images).items()))

@@ -15,7 +15,15 @@ from segmv3.config import Data
 from segmv3.errors import DataError, OutputError, Segmv3Warning
 from segmv3.images import read_ids, write_png
 from segmv3.models.zoo import create_model
-from segmv3.submission import check_submission, dry_run, open_target, open_truth, write_predictions, write_zip
+from segmv3.submission import (
+    Target,
+    check_submission,
+    dry_run,
+    open_target,
+    open_truth,
+    write_predictions,
+    write_zip,
+)
 
 SMALL = "ignore:.*are not 1024x2048:segmv3.errors.Segmv3Warning"
 pytestmark = pytest.mark.filterwarnings(SMALL)
@@ -44,7 +52,7 @@ def city(tmp_path) -> Path:
 @pytest.fixture
 def written(city, tmp_path) -> Path:
     """Their predictions."""
-    folder, _ = write_predictions(open_target(city, "test"), stripes, tmp_path / "out", settings=SETTINGS)
+    folder, _ = write_predictions(target_of(city, "test"), stripes, tmp_path / "out", settings=SETTINGS)
     return folder
 
 
@@ -53,19 +61,23 @@ def packed(folder: Path, path: Path) -> Path:
     return path
 
 
+def target_of(root: Path, split: str) -> Target:
+    return open_target(Data(dataset="cityscapes", root=root), split)
+
+
 def test_predictions_are_label_ids_in_the_name_and_size_of_the_image(city, written, tmp_path):
     path = written / "bonn" / "bonn_000002_000019_pred_labelIds.png"
     expected = np.array(LABEL_IDS)[stripes(np.full((12, 20, 3), 6, np.uint8))]
     assert np.array_equal(read_ids(path), expected)
     assert Image.open(path).mode == "L"
-    target = open_target(city, "test")
+    target = target_of(city, "test")
     for source in (written, packed(written, tmp_path / "test.zip")):
         check = check_submission(source, target)
         assert (check.files, check.ids) == (4, LABEL_IDS)
 
 
 def test_the_same_predictions_make_the_same_zip(city, written, tmp_path):
-    other, _ = write_predictions(open_target(city, "test"), stripes, tmp_path / "other", settings=SETTINGS)
+    other, _ = write_predictions(target_of(city, "test"), stripes, tmp_path / "other", settings=SETTINGS)
     for path in other.rglob("*.png"):
         path.touch()
     assert write_zip(written, tmp_path / "a.zip") == write_zip(other, tmp_path / "b.zip")
@@ -81,7 +93,7 @@ def test_the_same_predictions_make_the_same_zip(city, written, tmp_path):
 
 
 def test_a_run_goes_on_where_it_stopped(city, tmp_path):
-    target, output, seen = open_target(city, "test"), tmp_path / "out", []
+    target, output, seen = target_of(city, "test"), tmp_path / "out", []
 
     def counting(image):
         seen.append(int(image[0, 0, 0]) // 3)
@@ -108,7 +120,7 @@ def test_a_run_goes_on_where_it_stopped(city, tmp_path):
 
 
 def test_predictions_of_other_settings_are_never_mixed(city, written):
-    target, other = open_target(city, "test"), {**SETTINGS, "flip": True}
+    target, other = target_of(city, "test"), {**SETTINGS, "flip": True}
     with pytest.raises(OutputError, match=r"made with flip False \(now True\)"):
         write_predictions(target, stripes, written.parent, settings=other)
     _, kept = write_predictions(target, stripes, written.parent, settings=other, overwrite=True)
@@ -186,12 +198,12 @@ def test_what_the_server_would_refuse_is_refused(spoil, says, as_zip, city, writ
     spoil(written)
     source = packed(written, tmp_path / "bad.zip") if as_zip else written
     with pytest.raises(DataError, match=says) as error:
-        check_submission(source, open_target(city, "test"))
+        check_submission(source, target_of(city, "test"))
     assert "\n" not in str(error.value)
 
 
 def test_files_that_are_no_zip_are_refused(city, written, tmp_path):
-    target, path = open_target(city, "test"), tmp_path / "test.zip"
+    target, path = target_of(city, "test"), tmp_path / "test.zip"
     with pytest.raises(DataError, match="does not exist"):
         check_submission(path, target)
     path.write_bytes(b"PK no zip")
@@ -211,7 +223,7 @@ def test_files_that_are_no_zip_are_refused(city, written, tmp_path):
 
 
 def test_other_layouts_pass_and_odd_files_are_told(city, written, tmp_path):
-    target, flat = open_target(city, "test"), tmp_path / "flat"
+    target, flat = target_of(city, "test"), tmp_path / "flat"
     flat.mkdir()
     for path in written.rglob("*.png"):
         palette = Image.open(path).convert("P")
@@ -234,16 +246,16 @@ def test_other_layouts_pass_and_odd_files_are_told(city, written, tmp_path):
 
 def test_the_test_split_is_complete_or_refused(city, tmp_path):
     with pytest.warns(Segmv3Warning, match=r"4 of 4 images are not 1024x2048 \(first: berlin_000000_000019, 12x20\)"):
-        assert list(open_target(city, "test").images)[-1] == "bonn_000003_000019"
+        assert list(target_of(city, "test").images)[-1] == "bonn_000003_000019"
     (city / "mini-city.json").unlink()
     with pytest.raises(DataError, match=r"has 4 of the 1,525 test images; the server takes all or nothing"):
-        open_target(city, "test")
+        target_of(city, "test")
     with pytest.raises(DataError, match="found 0 images under"):
-        open_target(city, "val")
+        target_of(city, "val")
     with pytest.raises(DataError, match="data root .* does not exist"):
-        open_target(tmp_path / "nowhere", "test")
+        target_of(tmp_path / "nowhere", "test")
     with pytest.raises(DataError, match="is no split"):
-        open_target(city, "../test")
+        target_of(city, "../test")
 
 
 @pytest.fixture
@@ -260,7 +272,7 @@ def labelled(city) -> Path:
 
 
 def test_the_official_script_agrees(labelled, tmp_path):
-    target = open_target(labelled, "val")
+    target = target_of(labelled, "val")
     folder, _ = write_predictions(target, stripes, tmp_path / "out", settings=SETTINGS)
     dataset = open_truth(Data(dataset="cityscapes", root=labelled), "val")
     result = dry_run(folder, dataset)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import tyro
 
 from segmv3.commands.label_loop import run_next, run_suspects
-from segmv3.commands.options import Output, parse, refuse_existing, run_one_of
+from segmv3.commands.options import Output, given, parse, refuse_existing, run_one_of
 from segmv3.config import Data, Layout, load_config
 from segmv3.data.importing.settings import ImportSettings
 from segmv3.errors import DataError, OutputError
@@ -168,12 +168,9 @@ def _mini_city(arguments: list[str]) -> None:
     with console.bars() as tell:
         write_mini_city(
             options.root,
-            train=options.train,
-            val=options.val,
-            size=options.size,
-            seed=options.seed,
             video=options.frames if options.video else None,
             progress=partial(tell, "mini-city"),
+            **given(options, "train", "val", "size", "seed"),
         )
     drawn = f"{options.train} train and {options.val} val scenes"
     if options.video:

@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> None:
     from segmv3.submission import open_target
 
     split = options.split or ("val" if options.dry_run else "test")
-    target = open_target(options.data.root, split, options.data.dataset)
+    target = open_target(options.data, split)
     console = Screen()
     with console.bars() as tell:
         if options.check:
