@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from segmv3.config import Config
     from segmv3.models.detector import ObjectDetector
 
+MOST_CLASSES = 100_000
 _TABLE = packaged("segmv3.models", "nets.toml")
 
 
@@ -71,10 +72,11 @@ def create_model(name_or_config: "str | Model | Config", num_classes: int = 19) 
     Raises:
         ModelError: the name is unknown, or there are fewer than one class.
     """
-    _check_classes(num_classes)
     if isinstance(name_or_config, str):
-        return Segmenter(net(name_or_config), num_classes)
-    return Segmenter(name_or_config if isinstance(name_or_config, Model) else name_or_config.model, num_classes)
+        settings = net(name_or_config)
+    else:
+        settings = name_or_config if isinstance(name_or_config, Model) else name_or_config.model
+    return cast(Segmenter, build(settings, num_classes))
 
 
 def create_classifier(config: Classifier, num_classes: int = 1000) -> ImageClassifier:
@@ -82,8 +84,7 @@ def create_classifier(config: Classifier, num_classes: int = 1000) -> ImageClass
 
     Raises: ModelError for a class count below 1.
     """
-    _check_classes(num_classes)
-    return ImageClassifier(config, num_classes)
+    return cast(ImageClassifier, build(config, num_classes))
 
 
 def create_backbone(
@@ -124,10 +125,13 @@ def build(net: Net, num_classes: int) -> "Segmenter | ImageClassifier | ObjectDe
 
     Raises: ModelError for a class count below 1.
     """
-    if isinstance(net, Detector):
-        _check_classes(num_classes)
-        return import_module("segmv3.models.detector").ObjectDetector(net, num_classes)  # torchvision takes seconds
-    return create_model(net, num_classes) if isinstance(net, Model) else create_classifier(net, num_classes)
+    if not 1 <= num_classes <= MOST_CLASSES:
+        raise ModelError(f"num_classes is {num_classes}; it must be at least 1 and at most {MOST_CLASSES:,}")
+    if isinstance(net, Model):
+        return Segmenter(net, num_classes)
+    if isinstance(net, Classifier):
+        return ImageClassifier(net, num_classes)
+    return import_module("segmv3.models.detector").ObjectDetector(net, num_classes)  # torchvision takes seconds
 
 
 @lru_cache(maxsize=64)
@@ -135,11 +139,3 @@ def state_shapes(net: Net, num_classes: int) -> Mapping[str, torch.Size]:
     """The shapes of all tensors of a net by name; nothing is allocated."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in build(net, num_classes).state_dict().items()}
-
-
-MOST_CLASSES = 100_000
-
-
-def _check_classes(number: int) -> None:
-    if not 1 <= number <= MOST_CLASSES:
-        raise ModelError(f"num_classes is {number}; it must be at least 1 and at most {MOST_CLASSES:,}")

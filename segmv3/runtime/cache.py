@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,24 +35,20 @@ def converted(model: Segmenter, metadata: Metadata, target: Target, *, again: bo
     folder = cache_folder() / "converted" / key
     if again:
         shutil.rmtree(folder, ignore_errors=True)
-    if not folder.is_dir():
-        _fill(folder, lambda part: target.write(model, metadata, part / name))
-    return folder / name
-
-
-def _fill(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make a folder that is complete or not there."""
+    if folder.is_dir():
+        return folder / name
     make_folder(folder.parent)
     try:
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent) as temporary:
             part = Path(temporary) / "net"
             part.mkdir()
-            write(part)
+            target.write(model, metadata, part / name)
             part.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             raise OutputError(f"{folder} cannot be written ({error.strerror or error}); set SEGMV3_CACHE") from None
     _prune(folder.parent)
+    return folder / name
 
 
 def _prune(cache: Path) -> None:
