@@ -10,10 +10,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from segmv3.benchmark.nets import AnyBackend, AnyPrecision, Place, open_fresh
+from segmv3.benchmark.nets import Place, open_fresh
 from segmv3.benchmark.pictures import Size
 from segmv3.benchmark.timing import Progress, Times, in_turns
-from segmv3.config import Model
+from segmv3.config import AnyBackend, AnyPrecision, Model
 from segmv3.images import UInt8Array
 from segmv3.models.zoo import NETS, PAPER_NETS
 from segmv3.runtime import Predictor

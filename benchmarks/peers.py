@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from segmv3.benchmark.memory import Peak, peak_memory
 from segmv3.benchmark.nets import (
     CLASSES,
-    AnyBackend,
-    AnyPrecision,
     Place,
     fresh,
     open_fresh,
@@ -31,6 +29,7 @@ from segmv3.benchmark.nets import (
     settling,
 )
 from segmv3.benchmark.timing import Progress, Times, time_in_turns
+from segmv3.config import AnyBackend, AnyPrecision
 from segmv3.errors import NumericsError, Segmv3Error
 from segmv3.images import UInt8Array
 from segmv3.models.zoo import NETS

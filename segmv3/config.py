@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
+AnyBackend = Literal["auto", "torch", "onnxruntime", "openvino"]
+AnyPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 __all__ = [  # noqa: RUF022 - by lines
-    "LRASPP", "RASPP", "SGD", "AdamW", "Backbone", "Classifier", "Detector", "Compile", "Config", "Criterion", "Data",
-    "DataSource", "Layout", "data_rules", "flag_rules",
+    "LRASPP", "RASPP", "SGD", "AdamW", "AnyBackend", "AnyPrecision", "Backbone", "Classifier", "Detector", "Compile",
+    "Config", "Criterion", "Data", "DataSource", "Layout", "data_rules", "flag_rules",
     "Device", "Distill", "Experiment", "Freeze", "Head", "LRASPPDecoder", "LRASPPPlus", "Loss", "MobileNetV2",
     "MobileNetV3", "MobileSeg", "Model", "Precision", "RMSProp", "Schedule", "Tap", "Timm", "TrainingPrecision",
     "has_type", "load_config", "load_parts", "mistyped", "net_from_dict", "net_rules", "to_dict",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.latency import Arithmetic, Backend
 from segmv3.commands.benchmark.shared import Measurement, columns, measuring, milliseconds, refuse_odd, refuse_sizes
 from segmv3.commands.options import parse
+from segmv3.config import AnyBackend, AnyPrecision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,9 +23,9 @@ class Paper(Measurement):
     """Timed calls of each, at full and at half size."""
     size: tuple[int, int] = (1024, 2048)
     """Height and width of the full size, even."""
-    backend: Backend = "auto"
+    backend: AnyBackend = "auto"
     """Runtime; auto is the fastest that is installed."""
-    precision: Arithmetic = "fp32"
+    precision: AnyPrecision = "fp32"
     """Arithmetic of the nets; the paper's is fp32."""
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from segmv3.commands.benchmark.latency import Arithmetic, Backend
 from segmv3.commands.benchmark.shared import Measurement, columns, measuring
 from segmv3.commands.options import Trusting, parse
+from segmv3.config import AnyBackend, AnyPrecision
 from segmv3.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ class Video(Measurement, Trusting):
     """A weight file, an exported file or a published name."""
     repeat: int = 5
     """Timed passes of each."""
-    backend: Backend = "auto"
+    backend: AnyBackend = "auto"
     """Runtime; auto is the fastest."""
-    precision: Arithmetic = "auto"
+    precision: AnyPrecision = "auto"
     """Arithmetic of the net; auto is the fastest."""
     ultralytics: Path | None = None
     """Python of an environment that has the package ultralytics: its own predict then takes turns."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from segmv3.benchmark.memory import Peak, peak_memory
-from segmv3.benchmark.nets import AnyBackend, AnyPrecision, Place, open_fresh, open_weights
+from segmv3.benchmark.nets import Place, open_fresh, open_weights
 from segmv3.benchmark.pictures import Size
 from segmv3.benchmark.roofline import Work, copied_gbytes, matrix_gflops, work_of
 from segmv3.benchmark.timing import Progress, Times, in_turns
+from segmv3.config import AnyBackend, AnyPrecision
 from segmv3.images import UInt8Array, read_image, write_png
 from segmv3.media.draw import overlay, with_legend
 from segmv3.models.zoo import net

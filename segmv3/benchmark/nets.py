@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segmv3.benchmark.pictures import Size, resized
 from segmv3.checkpoint import Card
-from segmv3.config import Model
+from segmv3.config import AnyBackend, AnyPrecision, Model
 from segmv3.convert.base import open_file
 from segmv3.convert.graph import needs_fixed_size
 from segmv3.convert.metadata import describe
@@ -27,8 +27,6 @@ from segmv3.runtime.machine import has_bf16
 
 CLASSES = 19
 
-AnyBackend = Literal["auto"] | BackendName
-AnyPrecision = Literal["auto"] | Arithmetic
 Net = TypeVar("Net", bound=nn.Module)
 
 _SETTLING: Size = (448, 896)  # mmsegmentation's pooling window needs 392 rows and columns

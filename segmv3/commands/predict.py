@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from segmv3.commands.options import OnDevice, OwnParts, Trusting, parse
+from segmv3.config import AnyBackend, AnyPrecision
 from segmv3.errors import ConfigError
 from segmv3.evaluation.settings import Settings
 
@@ -74,9 +75,9 @@ class Predict(OnDevice, Trusting, OwnParts):
     """Frames a second of --raw, from 0.5 to 480. [25]"""
     video: Literal["webm", "mp4", "av1"] = "webm"
     """How videos are written: VP9 in WebM; H.264 in MP4, which every phone plays; or AV1 in MP4."""
-    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    backend: AnyBackend = "auto"
     """What runs the net; auto is the fastest here that agrees with PyTorch, found out once for each weight file."""
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    precision: AnyPrecision = "auto"
     """Arithmetic of the net; auto is the fastest here that agrees with fp32."""
 
 

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -20,7 +20,7 @@ from segmv3.commands.options import (
     run_one_of,
     spread,
 )
-from segmv3.config import Classifier, Precision, Schedule, find_config, load_config
+from segmv3.config import AnyBackend, Classifier, Precision, Schedule, find_config, load_config
 from segmv3.errors import ConfigError, Segmv3Warning
 from segmv3.imagenet.settings import Classification, ImageFolder
 
@@ -53,7 +53,7 @@ class Evaluate(OnDevice, Trusting):
     """Replace the file that --output names."""
     precision: Precision | None = None
     """Arithmetic of the net; by default fp32, or an exported file's own."""
-    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    backend: AnyBackend = "auto"
     """The runtime of an exported file; by default its own."""
 
 
@@ -67,7 +67,7 @@ class Predict(OnDevice, Trusting):
     """Weight file, published name or exported file of a classifier."""
     top: int = 5
     """Classes to print for each picture."""
-    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    backend: AnyBackend = "auto"
     """The runtime of an exported file; by default its own."""
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from segmv3.commands.benchmark.shared import Measurement, columns, fresh_nets, measuring, milliseconds, refuse_sizes
 from segmv3.commands.options import Trusting, parse, refuse_existing
+from segmv3.config import AnyBackend, AnyPrecision
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
     from segmv3.benchmark.latency import Row
     from segmv3.benchmark.pictures import Size
-
-Backend = Literal["auto", "torch", "onnxruntime", "openvino"]
-Arithmetic = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +28,9 @@ class Latency(Measurement, Trusting):
     """Named nets, with fresh weights. Without, and without --weights: lraspp_large_d8 lraspp_small_d8."""
     size: tuple[tuple[int, int], ...] = ((1024, 2048), (512, 1024))
     """Heights and widths, such as --size 1024 2048 512 1024."""
-    backend: tuple[Backend, ...] = ("auto",)
+    backend: tuple[AnyBackend, ...] = ("auto",)
     """Runtimes; auto is the fastest."""
-    precision: tuple[Arithmetic, ...] = ("auto",)
+    precision: tuple[AnyPrecision, ...] = ("auto",)
     """Arithmetic of the net; auto is the fastest."""
     image: Path | None = None
     """The picture, resized to every size. Without: a drawn street."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from segmv3.commands.benchmark.latency import Arithmetic, Backend
 from segmv3.commands.benchmark.shared import (
     Measurement,
     columns,
@@ -17,6 +16,7 @@ from segmv3.commands.benchmark.shared import (
     refuse_sizes,
 )
 from segmv3.commands.options import Trusting, parse
+from segmv3.config import AnyBackend, AnyPrecision
 from segmv3.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class Throughput(Measurement, Trusting):
     """A named net, with fresh weights. Without, and without --weights: lraspp_large_d8."""
     size: tuple[int, int] = (1024, 2048)
     """Height and width, even, as videos have them."""
-    backend: Backend = "auto"
+    backend: AnyBackend = "auto"
     """Runtime; auto is the fastest."""
-    precision: tuple[Arithmetic, ...] = ("auto",)
+    precision: tuple[AnyPrecision, ...] = ("auto",)
     """Arithmetic of the net; auto is the fastest."""
     batch: tuple[int, ...] = (1, 4, 8, 16)
     """Images of a batch."""
