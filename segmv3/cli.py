@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         try:
             code = main(sys.argv[1:])
-        except (Interrupted, KeyboardInterrupt):  # behind the last word
+        except (Interrupted, KeyboardInterrupt):  # after the command had ended
             code = 128 + _heard[-1]
         for number in _SIGNALS:  # while the interpreter goes, an exception would end in a traceback
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -72,7 +72,7 @@ def ask(address: str, most: int) -> Answer:
     Raises:
         DataError: nothing is there, or a web page; or the certificate is not trusted.
     """
-    response, head = in_thread(lambda: _request(address))  # who looks up a name hears no signal
+    response, head = in_thread(lambda: _request(address))  # a look-up of a name obeys no signal
     with response:
         kind = response.headers.get_content_type()
         start = head.lstrip().lower()
@@ -93,7 +93,7 @@ def download(address: str, folder: Path) -> Path:
 
     Raises: DataError as `ask`; ResourceError when the disk is full.
     """
-    response, head = in_thread(lambda: _request(address))  # who looks up a name hears no signal
+    response, head = in_thread(lambda: _request(address))  # a look-up of a name obeys no signal
     path = folder / "video"
     with response, path.open("wb") as file:
         try:

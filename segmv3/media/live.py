@@ -191,7 +191,7 @@ def camera(device: int | str) -> Iterator[Callable[[], UInt8Array]]:
     if sys.platform == "linux" and not path.exists():
         raise OSError(f"{path} is not there")
     if hasattr(cv2, "setLogLevel"):
-        cv2.setLogLevel(0)  # what it says of a missing camera is said here
+        cv2.setLogLevel(0)  # the error below says what OpenCV would print
     capture = cv2.VideoCapture(device)
     try:
         while capture.isOpened():
@@ -236,7 +236,7 @@ class StreamFeed:
                 return
             for frame in frames:
                 size = frame.width, frame.height
-                if view is None or size != viewed:  # asked of each frame, it would stay until the garbage goes
+                if view is None or size != viewed:  # a view of each frame would keep it in memory for long
                     view, viewed = View.of(frame, video.sample_aspect_ratio), size
                 yield partial(view.pixels, frame)
 

@@ -38,7 +38,7 @@ def standard_input() -> BufferedReader:
 
 
 class _OneWay:
-    """A pipe whose reader can give up. It is all that PyAV needs, which would wind back whatever says that it can."""
+    """A pipe whose reader can give up. PyAV needs no more than `read`; where there is a `seek`, it would wind back."""
 
     def __init__(self, pipe: BufferedReader) -> None:
         self._held = pipe.read1()  # what was looked at

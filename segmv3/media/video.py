@@ -254,8 +254,10 @@ def open_video(source: Any, title: Path | str, protocols: str = "none") -> Any:
 
 
 def video_stream(container: Any, path: Path | str) -> Any:
-    """The stream FFmpeg would take: the default one with most pixels. Not threaded by frame: an error would also take
-    its neighbours."""
+    """The stream FFmpeg would take: the default one with most pixels.
+
+    It is not decoded by a thread for each frame: there an error in one frame would damage its neighbours, too.
+    """
     streams = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED_PICTURE]
     if not streams:
         raise VideoError(f"{path} has no video stream (found: {_streams(container)})")
