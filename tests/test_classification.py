@@ -33,7 +33,7 @@ from segmv3.config import (
     load_config,
     to_dict,
 )
-from segmv3.data import class_folders
+from segmv3.data import check
 from segmv3.data.class_folders import check_pictures, check_same_classes, open_pictures
 from segmv3.data.loader import batches as batches_of
 from segmv3.data.transforms import transform
@@ -342,7 +342,7 @@ def test_segmentation_averages_and_drops_out_exactly_too(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_the_check_did_not_see_stops_the_run_with_its_state(experiment, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(class_folders, "_CHECKED", 1)
+    monkeypatch.setattr(check, "_CHECKED", 1)
     path = experiment.data.root / "train" / "cat" / "cat_3.JPEG"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
