@@ -1,29 +1,28 @@
 """Comparing runs: their curves, settings, scores with intervals, cost, and what they make of the same images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmv3.checkpoint import differences
 from segmv3.config import Device
 from segmv3.errors import ConfigError, DataError, shortened
-from segmv3.evaluation.run import Evaluation, open_evaluation
+from segmv3.evaluation.run import Evaluation, Progress, open_evaluation
 from segmv3.evaluation.settings import Settings
 from segmv3.records import read_json, typed
 from segmv3.report.comparison import Column, Rows, write_comparison
+from segmv3.report.html import NONE, percent
 from segmv3.report.plots import number
-from segmv3.report.samples import Sample
 from segmv3.report.sweep import shown
 from segmv3.results.ranking import ranking
 from segmv3.results.result import Result
 from segmv3.results.uncertainty import FEWEST_IMAGES
 from segmv3.results.uncertainty import compare as compare_results
 from segmv3.runtime import use_device
+from segmv3.settings import flat
 from segmv3.training.claim import LATER
 from segmv3.training.manifest import read_manifest
 from segmv3.training.progress import duration
@@ -33,12 +32,10 @@ from segmv3.training.summary import start_of
 if TYPE_CHECKING:
     import torch
 
-_NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 _SILENT = (
     *("contents", "extended", "train_set", "val_set", "data.root", "data.cache", "data.workers"),
     *("schedule.eval_every", "schedule.save_every", "schedule.log_every"),
 )
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,17 +110,18 @@ def compare(
         OutputError: a file cannot be written.
     """
     opened = _open([Path(each) for each in runs])
-    notes = _refuse_unlike(opened)
+    shared = _shared(opened)
+    left = list(dict.fromkeys(name for one in opened for name in one.classes if name not in shared))
+    notes = _refuse_unlike(opened, shared, left)
     tables = {"runs": _runs(opened), "settings": _settings(opened)}
     scored = [each for each in opened if each.metrics.get("classes") and each.score.key == "miou"]
     pictures: dict[str, Any] = {"samples": [], "captions": [], "classes": None}
-    if scored:
-        tables["classes"] = _classes(opened)
-    unlike = _left_out(opened)
-    if len(scored) == len(opened) and score and not unlike:
-        settings, place = Settings(limit=score), Path(data_root) if data_root else None
+    scores = (shared, _by_class(opened, shared)) if scored else None
+    if scores:
+        tables["classes"] = _classes(opened, *scores)
+    if len(scored) == len(opened) and score and not left:
         try:
-            evaluations = _evaluations(opened, place, settings, use_device(device, threads))
+            evaluations = _evaluations(opened, data_root, Settings(limit=score), use_device(device, threads))
         except DataError as error:
             notes.append(f"no pictures and no intervals: {shortened(error.args[0], 200)}; --data-root names its folder")
         else:
@@ -132,24 +130,21 @@ def compare(
             _add_speed(tables["runs"], results)
             pictures = _pictures(opened, evaluations, results, images)
     elif score:
-        notes.append(f"no pictures and no intervals: {_why_none(opened, unlike=bool(unlike))}")
+        why = "the runs have other classes" if left else "not every run has scores yet"
+        if opened[0].score.key != "miou":
+            why = "classifiers and detectors have curves, settings and cost alone"
+        notes.append(f"no pictures and no intervals: {why}")
     words = _words(opened) | {"notes": notes, "resamples": resamples, "fewest": FEWEST_IMAGES}
-    columns, scores = [Column(each.name, _points(each)) for each in opened], _by_class(opened) if scored else None
+    columns = [Column(each.name, _points(each)) for each in opened]
     page = write_comparison(Path(output), dpi=dpi, columns=columns, tables=tables, scores=scores, **words, **pictures)
     return Compared(page, tables, notes)
 
 
-def _why_none(opened: list[_One], *, unlike: bool) -> str:
-    if opened[0].score.key != "miou":
-        return "classifiers and detectors have curves, settings and cost alone"
-    return "the runs have other classes" if unlike else "not every run has scores yet"
-
-
 def _evaluations(
-    opened: list[_One], data_root: Path | None, settings: Settings, device: "torch.device"
+    opened: list[_One], root: Path | str | None, settings: Settings, device: "torch.device"
 ) -> list[Evaluation]:
-    root = data_of(opened[0].run, opened[0].settings, data_root)
-    return [open_evaluation(root, one.run.best, settings, device) for one in opened]
+    data = data_of(opened[0].run, opened[0].settings, Path(root) if root else None)
+    return [open_evaluation(data, one.run.best, settings, device) for one in opened]
 
 
 def _open(folders: list[Path]) -> list[_One]:
@@ -176,12 +171,12 @@ def _open(folders: list[Path]) -> list[_One]:
     return opened
 
 
-def _refuse_unlike(opened: list[_One]) -> list[str]:
-    """What to know of runs that can be compared.
+def _refuse_unlike(opened: list[_One], shared: list[str], left: list[str]) -> list[str]:
+    """What to know of runs that can be compared. `shared` and `left`: the classes that all have, and the others.
 
     Raises: DataError for runs of other kinds or images, and for those that share no class.
     """
-    first, notes, shared, left = opened[0], [], _shared(opened), _left_out(opened)
+    first, notes = opened[0], []
     for other in opened[1:]:
         both = f"{first.run.folder} and {other.run.folder} cannot be compared"
         if first.score.key != other.score.key:
@@ -213,11 +208,6 @@ def _shared(opened: list[_One]) -> list[str]:
     return [name for name in known[0] if all(name in each for each in known)] if known else []
 
 
-def _left_out(opened: list[_One]) -> list[str]:
-    shared = _shared(opened)
-    return list(dict.fromkeys(name for one in opened for name in one.classes if name not in shared))
-
-
 def _state(one: _One) -> str:
     steps, done = one.settings["schedule"]["steps"], one.log[-1]["step"] if one.log else 0
     if one.run.finished():
@@ -236,9 +226,9 @@ def _runs(opened: list[_One]) -> Rows:
         net, best = one.manifest.get("net", {}), one.metrics.get(one.score.key)
         points, seconds = _points(one), one.manifest.get("seconds")
         minutes, images = (points[-1]["minutes"], points[-1]["images"]) if points else (0, 0)
-        cells = [_state(one), _count(net.get("parameters")), _percent(net.get("gmacs")), _count(images)]
+        cells = [_state(one), _count(net.get("parameters")), percent(net.get("gmacs"), 2), _count(images)]
         cells.append(duration(minutes * 60 if seconds is None else seconds))
-        score = (_percent(best), best is not None and best == top)
+        score = (percent(best, 2), best is not None and best == top)
         rows.append([(one.name, False), score, (_count(one.metrics.get("step")), False), *((c, False) for c in cells)])
     return Rows("runs", header, rows)
 
@@ -246,57 +236,39 @@ def _runs(opened: list[_One]) -> Rows:
 def _settings(opened: list[_One]) -> Rows:
     """Settings that differ, and what else of the runs does."""
     sides = [_facts(one) for one in opened]
-    names = dict.fromkeys(name for side in sides[1:] for name in differences(sides[0], side))
     rows = []
-    for name in names:
-        values = [_at(side, name) for side in sides]
-        rows.append([(name.removesuffix(".kind"), False), *((shortened(shown(value), 80), False) for value in values)])
+    for name in dict.fromkeys(name for side in sides for name in side):
+        if any(side.get(name) != sides[0].get(name) for side in sides):
+            values = (shortened(shown(side.get(name, NONE)), 80) for side in sides)
+            rows.append([(name, False), *((value, False) for value in values)])
     return Rows("settings", ["setting", *(one.name for one in opened)], rows)
 
 
 def _facts(one: _One) -> dict[str, Any]:
-    def kept(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found = {}
-        for name, value in values.items():
-            if prefix + name not in _SILENT:
-                found[name] = kept(value, f"{prefix}{name}.") if isinstance(value, dict) else value
-        return found
-
-    facts, manifest = kept(one.settings), one.manifest
-    for name, value in LATER.items():
-        *groups, key = name.split(".")
-        reduce(lambda inner, group: inner.get(group, {}), groups, facts).setdefault(key, value)
+    """The settings of a run by dotted names, and where it was trained."""
+    manifest = one.manifest
+    facts = {name: value for name, value in flat(one.settings).items() if not name.startswith(_SILENT)}
+    facts |= {name: value for name, value in flat(LATER).items() if name not in facts}
     facts["training images"] = str(one.settings.get("train_set"))[:12]
-    facts["model"]["pretrained"] = (
-        start_of(manifest) if manifest else facts["model"].get("pretrained") or "from scratch"
-    )
+    facts["model.pretrained"] = start_of(manifest) if manifest else facts.get("model.pretrained") or "from scratch"
     for part, names in (("machine", ("device", "cpu")), ("versions", ("segmv3", "commit", "torch"))):
-        facts[part] = {name: manifest.get(part, {}).get(name, "not recorded") for name in names}
+        facts |= {f"{part}.{name}": manifest.get(part, {}).get(name, "not recorded") for name in names}
     return facts
 
 
-def _at(values: dict[str, Any], name: str) -> Any:
-    for part in name.split("."):
-        values = values.get(part, _NONE) if isinstance(values, dict) else _NONE
-    return "…" if isinstance(values, dict) else values
+def _by_class(opened: list[_One], names: list[str]) -> list[list[float]]:
+    """The IoU of some classes, of each run."""
+    found = [{row["name"]: row.get("iou") for row in one.metrics.get("classes", [])} for one in opened]
+    return [[number(each.get(name)) for name in names] for each in found]
 
 
-def _by_class(opened: list[_One]) -> tuple[list[str], list[list[float]]]:
-    names, scores = _shared(opened), []
-    for one in opened:
-        found = {row["name"]: number(row.get("iou")) for row in one.metrics.get("classes", [])}
-        scores.append([found.get(name, math.nan) for name in names])
-    return names, scores
-
-
-def _classes(opened: list[_One]) -> Rows:
-    names, scores = _by_class(opened)
+def _classes(opened: list[_One], names: list[str], scores: list[list[float]]) -> Rows:
     rows = []
     finite = [[value for value in side if math.isfinite(value)] for side in scores]
     means = (sum(side) / len(side) if side else math.nan for side in finite)
     for name, *values in [*zip(names, *scores, strict=True), ("mean", *means)]:
         top = max((value for value in values if math.isfinite(value)), default=math.nan)
-        rows.append([(name, False), *((_percent(value), value == top) for value in values)])
+        rows.append([(name, False), *((percent(value, 2), value == top) for value in values)])
     return Rows("IoU by class, percent", ["class", *(one.name for one in opened)], rows)
 
 
@@ -309,7 +281,7 @@ def _differences(opened: list[_One], results: list[Result], resamples: int, seed
         for line in lines:
             known = math.isfinite(line.difference) and math.isfinite(line.low)
             text = f"{line.difference:+.1f} [{line.low:+.1f}, {line.high:+.1f}]{' *' * line.beyond_chance}"
-            cells.append((text if known else _NONE, line.beyond_chance))
+            cells.append((text if known else NONE, line.beyond_chance))
         rows.append(cells)
     count, of = len(results[0].names), results[0].images_in_split or 0
     where = f"the first {count:,} of {of:,} images" if count < of else f"{count:,} images"
@@ -333,8 +305,7 @@ def _result(evaluation: Evaluation, one: _One, progress: Progress | None) -> Res
 def _words(opened: list[_One]) -> dict[str, Any]:
     """What the page says of all runs."""
     names = ", ".join(each.run.folder.resolve().name for each in opened)
-    metric = opened[0].score.name
-    return {"metric": metric, "title": f"Comparison of {names}", "conditions": _conditions(opened)}
+    return {"metric": opened[0].score.name, "title": f"Comparison of {names}", "conditions": _conditions(opened)}
 
 
 def _add_speed(table: Rows, results: list[Result]) -> None:
@@ -342,7 +313,7 @@ def _add_speed(table: Rows, results: list[Result]) -> None:
     if any(result.fps for result in results):
         table.header.append("images/s")
         for row, result in zip(table.rows, results, strict=True):
-            row.append((_percent(result.fps), False))
+            row.append((percent(result.fps, 2), False))
 
 
 def _pictures(opened: list[_One], evaluations: list[Evaluation], results: list[Result], count: int) -> dict[str, Any]:
@@ -351,7 +322,7 @@ def _pictures(opened: list[_One], evaluations: list[Evaluation], results: list[R
     names = [name for name in scores[0] if all(name in side for side in scores)]
     spread = {name: max(side[name] for side in scores) - min(side[name] for side in scores) for name in names}
     names = sorted(names, key=lambda name: -spread[name])[:count]
-    sides = [[Sample(*image) for image in evaluation.labelled(names)] for evaluation in evaluations]
+    sides = [evaluation.samples(names) for evaluation in evaluations]
     captions = [
         "mIoU " + ", ".join(f"{one.name.split()[0]} {side[name]:.1f}" for one, side in zip(opened, scores, strict=True))
         for name in names
@@ -391,9 +362,5 @@ def _conditions(opened: list[_One]) -> str:
     return " · ".join([*parts, "best weights of each run, single scale"])
 
 
-def _percent(value: Any) -> str:
-    return f"{number(value):.2f}" if math.isfinite(number(value)) else _NONE
-
-
 def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else _NONE
+    return f"{value:,}" if isinstance(value, int) else NONE

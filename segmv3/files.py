@@ -138,14 +138,14 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def alone(lock: Path, in_use: Callable[[], None]) -> Iterator[None]:
+def alone(lock: Path, in_use: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """One process at a time; the system lets go of the lock when it ends, however it ends.
 
     A POSIX lock, which data workers do not inherit: one that outlives a killed run by seconds would keep it from being
     resumed. There is none on Windows, nor on network file systems that know no locks.
 
-    Args: in_use: called when another process is there; what it raises ends the wait.
-    Raises: OutputError when the file cannot be written.
+    Args: in_use: the line for when another process is there. say: tells it, and then waits; without `say` it is raised.
+    Raises: OutputError when the file cannot be written, or another process is there.
     """
     try:
         file = open(lock, "ab", opener=no_link)  # noqa: SIM115
@@ -156,7 +156,9 @@ def alone(lock: Path, in_use: Callable[[], None]) -> Iterator[None]:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):  # POSIX allows both
-                in_use()
+                if not say:
+                    raise OutputError(in_use) from None
+                say(in_use)
                 fcntl.lockf(file, fcntl.LOCK_EX)
             except OSError:
                 pass

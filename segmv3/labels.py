@@ -7,7 +7,7 @@ storing labels is one `LabelTable`; the Cityscapes facts come from `cityscapessc
 import colorsys
 import json
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -44,6 +44,10 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def key(self, train_ids: Iterable[int]) -> list[tuple[str, Color]]:
+        """Names and colours of some classes in the order of their ids, for the key of a picture."""
+        return [(self.names[i], self.colors[i]) for i in sorted(train_ids)]
 
     @property
     def palette(self) -> UInt8Array:

@@ -87,12 +87,12 @@ class ConfusionMatrix:
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union by class, percent; NaN for a class in neither truth nor prediction."""
         hits = np.diagonal(self.matrix)
-        return _percent(hits, self.matrix.sum(0) + self.matrix.sum(1) - hits)
+        return percent(hits, self.matrix.sum(0) + self.matrix.sum(1) - hits)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
         """Share of each class's true pixels that were found (recall), percent; NaN for a class without any."""
-        return _percent(np.diagonal(self.matrix), self.matrix.sum(1))
+        return percent(np.diagonal(self.matrix), self.matrix.sum(1))
 
     @property
     def miou(self) -> float:
@@ -103,7 +103,7 @@ class ConfusionMatrix:
     def frequency_weighted_iou(self) -> float:
         """Mean IoU weighted by each class's share of the labelled pixels, percent (Long et al., arXiv 1411.4038)."""
         labelled = self.matrix.sum(1)
-        return float(_percent((labelled * np.nan_to_num(self.iou)).sum() / 100, labelled.sum()))
+        return float(percent((labelled * np.nan_to_num(self.iou)).sum() / 100, labelled.sum()))
 
     @property
     def mean_accuracy(self) -> float:
@@ -113,7 +113,7 @@ class ConfusionMatrix:
     @property
     def pixel_accuracy(self) -> float:
         """Share of labelled pixels that are right, percent."""
-        return float(_percent(np.trace(self.matrix), self.matrix.sum()))
+        return float(percent(np.trace(self.matrix), self.matrix.sum()))
 
 
 BAND_RATIO = 0.02
@@ -176,14 +176,14 @@ class BoundaryCounts:
     def iou(self) -> NDArray[np.float64]:
         """Boundary IoU by class, percent; NaN for a class in neither truth nor prediction."""
         hits, truth, prediction = self.counts[:, :3].T
-        return _percent(hits, truth + prediction - hits)
+        return percent(hits, truth + prediction - hits)
 
     @property
     def f_score(self) -> NDArray[np.float64]:
         """Boundary F-score by class, percent; NaN for a class that has no contour in truth and prediction."""
         truth, found, prediction, right = self.counts[:, 3:].T
-        recall, precision = np.nan_to_num(_percent(found, truth)), np.nan_to_num(_percent(right, prediction))
-        score = np.nan_to_num(_percent(2 * precision * recall, precision + recall) / 100)
+        recall, precision = np.nan_to_num(percent(found, truth)), np.nan_to_num(percent(right, prediction))
+        score = np.nan_to_num(percent(2 * precision * recall, precision + recall) / 100)
         return np.where(truth + prediction > 0, score, np.nan)
 
 
@@ -193,8 +193,9 @@ def mean(values: NDArray[np.float64]) -> float:
     return float(present.mean()) if present.size else float("nan")
 
 
-def _percent(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
-    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+def percent(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
+    """Share in percent of each number, float64; NaN where the whole is 0."""
+    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
     return np.divide(100 * part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 

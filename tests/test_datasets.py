@@ -14,7 +14,7 @@ from PIL import Image
 from segmv3.checkpoint import save
 from segmv3.cli import main
 from segmv3.config import Data
-from segmv3.data.check import class_fault, contents
+from segmv3.data.check import class_remark, contents
 from segmv3.data.datasets import open_dataset
 from segmv3.data.facts import read_pairs
 from segmv3.errors import ConfigError, DataError, Segmv3Warning
@@ -323,23 +323,22 @@ def relabel(folder: Path, change: dict[int, int], *splits: str) -> None:
 
 
 def test_a_class_that_cannot_be_learned_is_named(folder):
-    assert class_fault(open_dataset(own(folder), "train")) is None
+
+    def remark(split: str) -> str:
+        return class_remark(open_dataset(own(folder), split), folder)
+
+    assert remark("train") == ""
     relabel(folder, {3: 255})
     says = "; id 255 is read as ignore: where it means a class, give it another (segmv3 data import)"
-    assert class_fault(open_dataset(own(folder), "train")) == (
-        "warning",
-        f"1 class is absent (cannot be learned): sky{says}",
-    )
-    assert class_fault(open_dataset(own(folder), "val"))[1] == (
-        f"1 class is absent (left out of the mean IoU unless predicted): sky{says}"
-    )
+    assert remark("train") == f"1 class is absent (cannot be learned): sky{says}"
+    assert remark("val") == f"1 class is absent (left out of the mean IoU unless predicted): sky{says}"
     relabel(folder, {1: 255, 2: 255})
-    level, text = class_fault(open_dataset(own(folder), "train"))
-    assert level == "error" and text.startswith("road is the only class with a pixel in 'train': a net of one class")
-    level, text = class_fault(open_dataset(own(folder), "val"))
-    assert level == "warning" and text.endswith("predicted): house, tree, sky")  # 255 cannot mean all of them
+    with pytest.raises(DataError, match=r"road is the only class with a pixel in 'train': a net of one class"):
+        remark("train")
+    assert remark("val").endswith("predicted): house, tree, sky")  # 255 cannot mean all of them
     relabel(folder, {0: 255})
-    assert class_fault(open_dataset(own(folder), "val"))[1].startswith("no pixel of 'val' is labelled")
+    with pytest.raises(DataError, match=r"no pixel of 'val' is labelled"):
+        remark("val")
 
 
 def test_the_three_commands_say_the_same_of_classes(folder, tmp_path, capsys):

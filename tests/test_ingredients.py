@@ -23,6 +23,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from segmv3 import checkpoint
 from segmv3.checkpoint import Card
 from segmv3.config import SGD, AdamW, Classifier, Distill, Loss, RMSProp, Schedule
+from segmv3.data.check import class_pixels
 from segmv3.data.datasets import open_dataset
 from segmv3.errors import CheckpointError, ConfigError, ModelError, NumericsError, ResourceError
 from segmv3.evaluation.counting import confusion_matrix
@@ -103,7 +104,7 @@ def test_auxiliary_heads_train_and_are_left_behind(config, tmp_path):
 
 def test_the_auxiliary_loss_is_the_weighted_sum_of_three(config):
     task = SegmentationTask(replace(config, loss=Loss(auxiliary=0.25)))
-    task.prepare(torch.device("cpu"), first=True, everywhere=lambda value: value)
+    task.prepare(torch.device("cpu"), lambda dataset: torch.from_numpy(class_pixels(dataset)))
     low = [torch.randn(2, 4, h, 2 * h) for h in (4, 4, 2)]
     targets = torch.randint(0, 4, (2, 32, 64), dtype=torch.uint8)
     targets[0, :9] = IGNORE
@@ -162,7 +163,7 @@ def test_a_teacher_of_ours_is_followed(config, tmp_path):
     task = SegmentationTask(taught)
     images = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
     low, targets = torch.randn(2, 4, 4, 6), torch.randint(0, 4, (2, 32, 48), dtype=torch.uint8)
-    task.prepare(torch.device("cpu"), first=True, everywhere=lambda value: value)
+    task.prepare(torch.device("cpu"), lambda dataset: torch.from_numpy(class_pixels(dataset)))
     _, term = task.terms
     found = term.sums(Seen(images, targets, low))
     total, count = channel_distillation(low, net.low_logits(images), 3.0)

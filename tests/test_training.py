@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from segmv3 import checkpoint
 from segmv3.config import SGD, AdamW, Loss, Schedule
 from segmv3.data import loader
+from segmv3.data.check import class_pixels
 from segmv3.data.datasets import open_dataset
 from segmv3.data.loader import TrainSamples
 from segmv3.data.pack import pack
@@ -28,6 +31,7 @@ from segmv3.training.loop import train
 from segmv3.training.losses import Seen, functional
 from segmv3.training.losses.functional import balanced_weights, cross_entropy
 from segmv3.training.optim import build_optimizer, lr_at
+from segmv3.training.processes import class_pixels_of
 from segmv3.training.segmentation import SegmentationTask
 
 
@@ -202,7 +206,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_batches_without_a_labelled_pixel_have_loss_zero(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("segmv3.training.segmentation.class_fault", lambda *_: None)  # it refuses a set of such batches
+    monkeypatch.setattr("segmv3.training.segmentation.class_remark", lambda *_: "")  # it refuses a set of such batches
     for path in (config.data.root / "train" / "labels").iterdir():
         write_png(path, np.full((48, 64), 255, np.uint8))
     for name, loss in (("plain", Loss()), ("all", Loss(ohem=0.7, min_kept=0.5, class_weights="balanced"))):
@@ -219,7 +223,7 @@ def test_the_loss_is_made_of_its_settings(config):
 
     def loss(**settings):
         task = SegmentationTask(replace(config, loss=Loss(**settings)))
-        task.prepare(torch.device("cpu"), first=True, everywhere=lambda value: value)
+        task.prepare(torch.device("cpu"), lambda dataset: torch.from_numpy(class_pixels(dataset)))
         [term] = task.terms
         assert term.weight == 1 and term.name == "cross_entropy"
         return term.sums(Seen(images=low, targets=labels, logits=low))
@@ -234,18 +238,20 @@ def test_the_loss_is_made_of_its_settings(config):
     assert loss(ohem=1e-6, min_kept=0.1)[1] == round(0.1 * labels.numel())
 
 
-def test_balanced_weights_are_those_of_the_training_labels(config):
+def test_balanced_weights_are_those_of_the_training_labels(config, monkeypatch):
     task = SegmentationTask(replace(config, loss=Loss(class_weights="balanced")))
     labels = np.concatenate([task.train_set.read(i)[1].ravel() for i in range(6)])
     pixels = np.bincount(labels, minlength=4)
     told = []
 
-    def everywhere(value):
+    def all_reduce(value, how):
         told.append(value.tolist())
-        return torch.from_numpy(pixels)
+        value.copy_(torch.from_numpy(pixels))
 
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     for first in (True, False):  # what the first process found is added to what the others did not look for
-        task.prepare(torch.device("cpu"), first=first, everywhere=everywhere)
+        fabric = SimpleNamespace(device=torch.device("cpu"), is_global_zero=first, world_size=2)
+        task.prepare(torch.device("cpu"), partial(class_pixels_of, fabric))
         [term] = task.terms
         expected = (pixels / np.log(1.02 + pixels / labels.size)).sum()
         assert term.denominator is not None and np.isclose(term.denominator(torch.from_numpy(labels)), expected)

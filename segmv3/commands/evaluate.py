@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from segmv3.evaluation.settings import Settings
 
 if TYPE_CHECKING:
     from segmv3.evaluation.run import Evaluation
-    from segmv3.report import Sample
     from segmv3.results.result import Result
     from segmv3.screen import Screen
 
@@ -66,11 +66,11 @@ def run(arguments: list[str]) -> None:
             return evaluation
 
         evaluation = group.agree(opened)
-        for remark in group.agree(lambda: evaluation.remarks() if group.rank == 0 else []):
+        if remark := group.first(evaluation.remark):
             console.say(remark)
         with console.bars() as progress:
             result = replace(evaluation.run(group, progress), config=str(path))
-        group.agree(lambda: _finish(options, evaluation, result, console) if group.rank == 0 else None)
+        group.first(lambda: _finish(options, evaluation, result, console))
 
 
 def _refuse_outputs(options: Evaluate) -> None:
@@ -142,14 +142,9 @@ def _show(result: Result, console: Screen) -> None:
 
 def _write_page(folder: Path, evaluation: Evaluation, result: Result, console: Screen) -> None:
     """Write the page; the net runs again, over the images that are shown."""
-    from segmv3.report import Sample, write_evaluation_page
+    from segmv3.report import write_evaluation_page
 
     with console.bars() as progress:
-
-        def samples_of(names: Sequence[str]) -> Iterator[Sample]:
-            for done, image in enumerate(evaluation.labelled(names), 1):
-                yield Sample(*image)
-                progress("draw the page", done, len(names))
-
+        samples_of = partial(evaluation.samples, progress=progress)
         page = write_evaluation_page(folder, result, evaluation.dataset.classes, samples_of)
     console.say(f"report {page}")

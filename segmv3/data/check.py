@@ -139,8 +139,17 @@ def digest_some(count: int, digest: Callable[[int], bytes], progress: Progress, 
     return whole.hexdigest()
 
 
-def class_fault(dataset: Dataset, found: PairFacts | None = None) -> tuple[Literal["error", "warning"], str] | None:
-    """What `fault_of` says of a split and its extra images. `found`: what `read_pairs` gave, where it was asked."""
+def class_remark(dataset: Dataset, root: Path, found: PairFacts | None = None) -> str:
+    """What to know of the classes of a split and its extra images; empty where all of them occur.
+
+    Args:
+        dataset: the split.
+        root: of the data set, for the message.
+        found: what `read_pairs` gave, where it was asked.
+
+    Raises:
+        DataError: the split cannot teach or test its classes.
+    """
     pixels, marked = np.zeros(256, np.int64), False
     parts = [(dataset, found or read_pairs(dataset))]
     parts += [(dataset.extra, read_pairs(dataset.extra))] if dataset.extra else []
@@ -149,7 +158,10 @@ def class_fault(dataset: Dataset, found: PairFacts | None = None) -> tuple[Liter
             if isinstance(label, Facts):
                 pixels += train_counts(label, pair.table)
                 marked |= bool(dict(label.ids).get(IGNORE))
-    return fault_of(dataset.split, dataset.classes, pixels[: len(dataset.classes)], marked=marked)
+    level, text = fault_of(dataset.split, dataset.classes, pixels[: len(dataset.classes)], marked=marked) or ("", "")
+    if level == "error":
+        raise DataError(f"{root}: {text}")
+    return text
 
 
 def fault_of(

@@ -107,9 +107,9 @@ def city_of(name: str) -> str:
     return name.partition("_")[0]
 
 
-def count_of(number: int, one: str, many: str) -> str:
-    """`1 file is`, `3 files are`."""
-    return f"{number:,} {one if number == 1 else many}"
+def count_of(number: int, one: str, many: str = "") -> str:
+    """`1 file is`, `3 files are`. `many`: by default `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def first_existing_parent(path: Path) -> Path:

@@ -68,7 +68,7 @@ def pack(
     if finished.is_file() and not overwrite:
         return _compared(dataset, folder, half, progress)
     make_folder(folder)
-    with alone(folder / ".lock", lambda: say(f"data: waiting for another process that packs into {folder}")):
+    with alone(folder / ".lock", f"data: waiting for another process that packs into {folder}", say):
         remove_leftovers(folder)
         try:
             if overwrite:

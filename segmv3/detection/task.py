@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segmv3.data.check import class_fault, class_pixels, contents, problems_in, refuse
+from segmv3.data.check import class_remark, contents, problems_in, refuse
+from segmv3.data.datasets import Dataset
 from segmv3.data.facts import read_pairs
 from segmv3.detection.coco import check_images, check_same_classes, describe, open_boxes
 from segmv3.detection.drawing import draw_found
 from segmv3.detection.samples import BoxesAndLabels, BoxSamples
 from segmv3.detection.scoring import MOST, area_scores, average_precisions, count_boxes, found_in, import_coco
 from segmv3.detection.settings import Detection
-from segmv3.errors import DataError, ModelError
+from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
 from segmv3.metrics import ConfusionMatrix
 from segmv3.models.detector import ObjectDetector
@@ -60,18 +62,15 @@ class DetectionTask(Task):
                     refuse(problems_in(boxes.areas, progress), boxes.split)
                 found = read_pairs(boxes.areas)
                 self.seen[boxes.split] = contents(boxes.areas, found)
-                kind, fault = class_fault(boxes.areas, found) or ("", "")
-                if kind == "error":
-                    raise DataError(f"{self.config.data.root}: {fault}")
-                if fault:
-                    say(f"data: labels of '{boxes.split}': {fault}")
+                if remark := class_remark(boxes.areas, self.config.data.root, found):
+                    say(f"data: labels of '{boxes.split}': {remark}")
             with progress_of(f"check {boxes.split}") as progress:
                 pixels = check_images(boxes, progress)
             self.seen[boxes.split] |= {"boxes" if boxes.areas else "images": pixels}
             for line in describe(boxes):
                 say(f"data: {line}")
 
-    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
+    def prepare(self, device: torch.device, class_pixels: Callable[[Dataset], Tensor]) -> None:
         self.terms = [Term("ssd", self._sums)]
 
     def _sums(self, seen: Seen) -> tuple[Tensor, Tensor]:
@@ -138,14 +137,9 @@ class AreasTask(DetectionTask):
         super().__init__(config)
         refuse_settings(*under("loss", config.loss.rules(len(self.classes))))
 
-    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
-        super().prepare(device, first=first, everywhere=everywhere)
-        areas = self.train_set.areas
-
-        def pixels() -> Tensor:
-            found = torch.zeros(len(self.classes), dtype=torch.int64)
-            return everywhere(torch.from_numpy(class_pixels(areas)) if first else found)
-
+    def prepare(self, device: torch.device, class_pixels: Callable[[Dataset], Tensor]) -> None:
+        super().prepare(device, class_pixels)
+        pixels = partial(class_pixels, self.train_set.areas)
         self.terms += [_of_areas(term) for term in self.config.loss.build(len(self.classes), device, pixels)]
 
     def _sums(self, seen: Seen) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,10 @@ class Processes:
             raise SystemExit(first.exit_code)
         return outcome  # type: ignore[return-value]
 
+    def first(self, action: Callable[[], Value]) -> Value | None:
+        """Do something on the first process alone; the others get None, and stop where it fails."""
+        return self.agree(lambda: action() if self.rank == 0 else None)
+
 
 ALONE = Processes(torch.device("cpu"))
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from segmv3 import checkpoint, official
 from segmv3.config import Config, Data, Device, Precision
 from segmv3.convert.receipt import files_of
-from segmv3.data.check import class_fault
+from segmv3.data.check import class_remark
 from segmv3.data.datasets import Dataset
 from segmv3.data.loader import shard
 from segmv3.errors import ConfigError, DataError, ModelError, Segmv3Warning
@@ -31,6 +31,9 @@ from segmv3.results.uncertainty import FEWEST_IMAGES, bootstrap_miou
 from segmv3.runtime import Predictor
 from segmv3.runtime.loading import is_export, load
 from segmv3.weights.opening import open_segmenter
+
+if TYPE_CHECKING:
+    from segmv3.report.samples import Sample
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -84,7 +87,7 @@ def evaluate(
     settings = Settings(**{field.name: named[field.name] for field in fields(Settings)})
     with processes(weights, device, threads) as group:
         evaluation = group.agree(partial(open_evaluation, data, weights, settings, group.device, trust))
-        for remark in group.agree(lambda: evaluation.remarks() if group.rank == 0 else []):
+        if remark := group.first(evaluation.remark):
             warnings.warn(Segmv3Warning(remark), stacklevel=2)
         return evaluation.run(group, progress)
 
@@ -109,16 +112,14 @@ class Evaluation:
         """Images to score."""
         return min(self.settings.limit or len(self.dataset), len(self.dataset))
 
-    def remarks(self) -> list[str]:
-        """What a user should know of the classes of the split before its first image is scored.
+    def remark(self) -> str:
+        """What a user should know of the classes of the split before its first image is scored; empty for nothing.
 
         Raises:
             DataError: nothing of it can be scored.
         """
-        fault = None if self.settings.limit else class_fault(self.dataset)
-        if fault and fault[0] == "error":
-            raise DataError(f"{self.root}: {fault[1]}")
-        return [f"data: '{self.settings.split}': {fault[1]}"] if fault else []
+        text = "" if self.settings.limit else class_remark(self.dataset, self.root)
+        return text and f"data: '{self.settings.split}': {text}"
 
     def run(self, group: Processes = ALONE, progress: Progress | None = None) -> Result:
         """Score this process's share of the images and add up what all processes counted.
@@ -140,24 +141,26 @@ class Evaluation:
         with TemporaryDirectory(prefix="segmv3-official-") if writes else nullcontext() as own:
             folder = group.share(Path(own) if own else None)[0]
             shares = group.share(group.agree(lambda: self._share(group, folder, tell)))
-            result = group.agree(lambda: self._result(shares, folder, tell) if group.rank == 0 else None)
-        found = group.share(result)[0]
+            found = group.share(group.first(lambda: self._result(shares, folder, tell)))[0]
         assert found
         return found
 
-    def labelled(self, names: Sequence[str]) -> Iterator[tuple[str, UInt8Array, UInt8Array, UInt8Array]]:
-        """Run the net over some images again.
+    def samples(self, names: Sequence[str], progress: Progress | None = None) -> Iterator["Sample"]:
+        """Run the net over some images again, for pictures of them.
 
         Args:
             names: of the images, in the wanted order.
-
-        Yields:
-            Name, image, ground truth and prediction of one image after the other.
+            progress: as for `evaluate`.
         """
+        from segmv3.report.samples import Sample
+
         places = {pair.name: place for place, pair in enumerate(self.dataset.pairs)}
-        kept: list[tuple[str, UInt8Array, UInt8Array, UInt8Array]] = []
-        for _ in self._counts([places[name] for name in names], lambda *each: kept.append(each)):
+        kept: list[Sample] = []
+        counts = self._counts([places[name] for name in names], lambda *each: kept.append(Sample(*each)))
+        for done, _ in enumerate(counts, 1):
             yield kept.pop()
+            if progress:
+                progress("draw the page", done, len(names))
 
     def _counts(self, indices: Sequence[int], keep: Keep, **also: bool) -> Iterator[ImageCounts]:
         return counting.count_images(

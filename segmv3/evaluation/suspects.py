@@ -4,7 +4,8 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,9 @@ from segmv3.files import make_folder, write_bytes
 from segmv3.results.ranking import Suspect, label_suspects
 
 if TYPE_CHECKING:
-    from segmv3.evaluation.run import Evaluation
+    from segmv3.evaluation.run import Evaluation, Progress
     from segmv3.results.result import Result
 
-Progress = Callable[[str, int, int], None]
 LIST, TABLE, PAGE = "suspects.txt", "suspects.csv", "suspects.html"
 
 
@@ -33,7 +33,7 @@ def find_suspects(
     device: Device = "auto",
     threads: int | None = None,
     trust: bool = False,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
 ) -> list[Suspect]:
     """Find the labels that a net denies, though it knows their class everywhere else (`label_suspects`).
 
@@ -62,30 +62,24 @@ def find_suspects(
     from segmv3.evaluation.run import open_evaluation
     from segmv3.runtime import use_device
 
-    tell = progress or (lambda what, done, total: None)
     evaluation = open_evaluation(data, weights, Settings(split=split), use_device(device, threads), trust)
-    for remark in evaluation.remarks():
+    if remark := evaluation.remark():
         warnings.warn(Segmv3Warning(remark), stacklevel=2)
-    result = evaluation.run(progress=tell)
+    result = evaluation.run(progress=progress)
     suspects = label_suspects(result, count=count)
     if output:
-        _write(output, suspects, result, evaluation, tell)
+        _write(output, suspects, result, evaluation, progress)
     return suspects
 
 
 def _write(
-    folder: Path, suspects: Sequence[Suspect], result: "Result", evaluation: "Evaluation", progress: Progress
+    folder: Path, suspects: Sequence[Suspect], result: "Result", evaluation: "Evaluation", progress: "Progress | None"
 ) -> None:
     """Write the page, for which the net runs again over the images shown, and the lists."""
     from segmv3.report.ranking import write_suspects_page
-    from segmv3.report.samples import Sample
-
-    def samples_of(names: Sequence[str]) -> Iterator[Sample]:
-        for done, image in enumerate(evaluation.labelled(names), 1):
-            yield Sample(*image)
-            progress("draw the page", done, len(names))
 
     pairs = {pair.name: pair for pair in evaluation.dataset.pairs}
+    samples_of = partial(evaluation.samples, progress=progress)
     write_suspects_page(make_folder(folder) / PAGE, result, suspects, evaluation.dataset.classes, samples_of)
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmv3.data.class_folders import check_pictures, check_same_classes, open_pictures
+from segmv3.data.datasets import Dataset
 from segmv3.errors import ModelError
 from segmv3.imagenet.scoring import accuracies, count_hits
 from segmv3.imagenet.settings import Classification
@@ -48,7 +49,7 @@ class ClassificationTask(Task):
             with progress_of(f"check {pictures.split}") as progress:
                 self.seen[pictures.split] = {"images": check_pictures(pictures, progress)}
 
-    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
+    def prepare(self, device: torch.device, class_pixels: Callable[[Dataset], Tensor]) -> None:
         self.terms = [class_cross_entropy(self.config.label_smoothing)]
 
     def build(self, batch_size: int) -> ImageClassifier:

@@ -126,10 +126,8 @@ def image_grid(
             if picture is not None:
                 axes.imshow(picture, interpolation="antialiased")
                 axes.set_title(cut(what, 28), fontsize=SMALL - 1.5, color=theme.ink, pad=2)
-    shown = sorted(present([shrunk(each) for runs in samples for each in runs], classes))
-    patches = [
-        Patch(color="#{:02x}{:02x}{:02x}".format(*classes.colors[i]), label=cut(classes.names[i])) for i in shown
-    ]
+    shown = present([shrunk(each) for runs in samples for each in runs], classes)
+    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*rgb), label=cut(name)) for name, rgb in classes.key(shown)]
     patches.append(Patch(color="#ed2438", label="wrong"))
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=SMALL - 1.5, frameon=False)
     return figure
@@ -231,10 +229,10 @@ def write_comparison(
     for name, draw in draws.items():
         charts[name] = Chart(figures / f"{name}.png", lambda theme, draw=draw: pixels_of(draw(theme), theme))  # type: ignore[misc]
         export(draw(LIGHT), figures / f"{name}.png", dpi)
-    found = set[int]()
+    key = []
     if samples and classes:
         export(image_grid(samples, columns, classes, LIGHT), figures / "images.png", dpi)
-        found = present([shrunk(each) for runs in samples for each in runs], classes)
+        key = classes.key(present([shrunk(each) for runs in samples for each in runs], classes))
     write_tables(sheets, tables)
     return write_page(
         folder / PAGE,
@@ -244,7 +242,7 @@ def write_comparison(
         axes=list(_AXES.values()),
         tables=tables,
         pictures=[_blocks(runs, columns, classes) for runs in samples] if classes else [],
-        present=[(classes.names[i], classes.colors[i]) for i in sorted(found)] if classes else [],
+        present=key,
         wide=min(len(columns), _BLOCK) + 1,
         dpi=dpi,
         **values,

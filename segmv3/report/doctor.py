@@ -5,7 +5,7 @@ and no network, like the report of a run.
 """
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from segmv3.data.listing import count_of
 from segmv3.files import make_folder
 from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes
 from segmv3.media.draw import colorize, legend, occurring, overlay
-from segmv3.report.html import Chart, count, data_uri, write_page
+from segmv3.report.html import NONE, Chart, data_uri, write_page
 from segmv3.report.plots import NORMAL, SMALL, Theme, cut, new_figure, pixels_of, style
 from segmv3.report.samples import side_by_side
 
@@ -27,7 +28,6 @@ _LINES = 10  # files of a finding in the terminal
 _SHOWN = 6  # files of a finding on the page
 _SIDE = 480  # pixels of a thumbnail
 _GAP = 12
-_NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def verdict(result: dict[str, Any]) -> str:
     found = " and ".join(_level_count(result, level) for level in ("error", "warning"))
     *others, last = result["splits"]
     splits = f"{', '.join(others)} and {last}" if others else last
-    return f"{result['dataset']} {state}: {found} in {count(images, 'image')} of {splits}"
+    return f"{result['dataset']} {state}: {found} in {count_of(images, 'image')} of {splits}"
 
 
 def _level_count(result: dict[str, Any], level: str) -> str:
     """`6 errors (10 files)`."""
     files = {file["path"] for finding in result["findings"] if finding["level"] == level for file in finding["files"]}
-    return count(result[f"{level}s"], level) + (f" ({count(len(files), 'file')})" if files else "")
+    return count_of(result[f"{level}s"], level) + (f" ({count_of(len(files), 'file')})" if files else "")
 
 
 def _split_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -102,9 +102,9 @@ def _split_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         "width x height": lambda each: _most(each["sizes"]),
         "images are": lambda each: _most(each["image_modes"]),
         "labels are": lambda each: _most(each["label_modes"]),
-        "labelled pixels": lambda each: _NONE if (share := each["labelled_share"]) is None else f"{share:.2f} %",
-        "mean R G B": lambda each: " ".join(f"{value:.1f}" for value in each["mean"] or ()) or _NONE,
-        "std R G B": lambda each: " ".join(f"{value:.1f}" for value in each["std"] or ()) or _NONE,
+        "labelled pixels": lambda each: NONE if (share := each["labelled_share"]) is None else f"{share:.2f} %",
+        "mean R G B": lambda each: " ".join(f"{value:.1f}" for value in each["mean"] or ()) or NONE,
+        "std R G B": lambda each: " ".join(f"{value:.1f}" for value in each["std"] or ()) or NONE,
     }
     return [(name, *map(of, result["splits"].values())) for name, of in facts.items()]
 
@@ -119,7 +119,7 @@ def _class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _class_cells(each: dict[str, Any]) -> tuple[str, str]:
     if each["share"] is None:
-        return _NONE, _NONE
+        return NONE, NONE
     if not each["pixels"]:
         return "absent", "0"
     return ("< 0.01" if each["share"] < 0.01 else f"{each['share']:.2f}"), f"{each['images']:,}"
@@ -128,7 +128,7 @@ def _class_cells(each: dict[str, Any]) -> tuple[str, str]:
 def _most(counts: dict[str, int], limit: int = 3) -> str:
     """`480x360` where all are alike, else `480x360 (364), 640x480 (3)`."""
     if len(counts) <= 1:
-        return next(iter(counts), _NONE)
+        return next(iter(counts), NONE)
     shown = ", ".join(f"{value} ({count:,})" for value, count in list(counts.items())[:limit])
     return shown + (f", {len(counts) - limit} more" if len(counts) > limit else "")
 
@@ -166,14 +166,15 @@ def write_check_page(
     """
     figures = make_folder(folder / "figures")
     bars = Chart(figures / "shares.png", lambda theme: share_bars(result, theme))
+    thumbnails = [_thumbnails(sample, classes) for sample in samples]
+    present = set().union(*(occurring(sample.labels, classes) for sample in samples))
     if samples:
-        write_png(figures / "samples.png", sample_sheet(samples, classes))
+        write_png(figures / "samples.png", sample_sheet(thumbnails, classes, present))
     else:
         (figures / "samples.png").unlink(missing_ok=True)
     images = sum(each["images"] for each in result["splits"].values())
     counts = (("image", images), ("error", result["errors"]), ("warning", result["warnings"]))
     id_splits, ids = _ids(result)
-    present = sorted(set().union(*(occurring(sample.labels, classes) for sample in samples)))
     return write_page(
         folder / "check.html",
         "check.html",
@@ -185,8 +186,8 @@ def write_check_page(
         facts=[(name, values) for name, *values in _split_rows(result)],
         bars=bars,
         classes=[(name, classes.colors[i], values) for i, (name, *values) in enumerate(_class_rows(result))],
-        samples=[(sample.name, sample.split, _sample(sample, classes)) for sample in samples],
-        present=[(classes.names[i], classes.colors[i]) for i in present],
+        samples=[(s.name, s.split, _addresses(pictures)) for s, pictures in zip(samples, thumbnails, strict=True)],
+        present=classes.key(present),
         id_splits=id_splits,
         ids=ids,
     )
@@ -214,12 +215,10 @@ def share_bars(result: dict[str, Any], theme: Theme) -> UInt8Array:
     return pixels_of(figure, theme)
 
 
-def sample_sheet(samples: list[LabelledImage], classes: Classes) -> UInt8Array:
-    """Rows of image | labels | labels over the image, and a legend below."""
-    rows = [_thumbnails(sample, classes) for sample in samples]
+def sample_sheet(rows: Sequence[Sequence[UInt8Array]], classes: Classes, present: set[int]) -> UInt8Array:
+    """Rows of image | labels | labels over the image, and a legend of the classes in `present` below."""
     cell = max(row[0].shape[1] for row in rows)
     strips = [np.pad(side_by_side(row, cell, _GAP), ((0, _GAP), (0, 0), (0, 0)), constant_values=255) for row in rows]
-    present = set().union(*(occurring(sample.labels, classes) for sample in samples))
     return np.vstack([*strips, legend(classes, strips[0].shape[1], present)])
 
 
@@ -257,10 +256,9 @@ def _finding(
     return finding | {"files": files, "more": max(len(finding["files"]) - _SHOWN, 0)}
 
 
-def _sample(sample: LabelledImage, classes: Classes) -> list[tuple[str, str]]:
+def _addresses(thumbnails: Sequence[UInt8Array]) -> list[tuple[str, str]]:
     kinds = (("image", "JPEG"), ("labels", "PNG"), ("labels over the image", "JPEG"))
-    shown = zip(kinds, _thumbnails(sample, classes), strict=True)
-    return [(what, data_uri(picture, kind)) for (what, kind), picture in shown]
+    return [(what, data_uri(picture, kind)) for (what, kind), picture in zip(kinds, thumbnails, strict=True)]
 
 
 def _ids(result: dict[str, Any]) -> tuple[list[str], list[tuple[int, str, list[tuple[float, int]]]]]:

@@ -17,12 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from segmv3.data.listing import count_of
 from segmv3.errors import printable
 from segmv3.files import write_bytes
 from segmv3.images import UInt8Array, write_png
 from segmv3.report.plots import DARK, LIGHT, Theme, number
 
-_NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
+NONE = "–"  # noqa: RUF001 (an en dash stands for "no number")
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -79,7 +80,7 @@ def environment() -> Environment:
         "percent": percent,
         "share": lambda value: "< 0.01" if 0 < number(value) < 0.01 else percent(value, 2),
         "thousands": "{:,}".format,
-        "count": count,
+        "count": count_of,
         # a text that may be broken after a dot, an underscore or a slash
         "breakable": lambda text: Markup(re.sub(r"(?<=\w)([._/])(?=\w)", r"\1<wbr>", str(escape(printable(text))))),
     }
@@ -89,9 +90,4 @@ def environment() -> Environment:
 
 def percent(value: Any, decimals: int = 1) -> str:
     """A number with some decimals; a dash for none."""
-    return f"{number(value):.{decimals}f}" if math.isfinite(number(value)) else _NONE
-
-
-def count(value: int, what: str) -> str:
-    """`1 image`, `1,200 images`."""
-    return f"{value:,} {what}{'' if value == 1 else 's'}"
+    return f"{number(value):.{decimals}f}" if math.isfinite(number(value)) else NONE

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from segmv3.data.listing import count_of
 from segmv3.files import make_folder
 from segmv3.images import UInt8Array, write_png
 from segmv3.labels import Classes
-from segmv3.report.html import Chart, count, data_uri, write_page
+from segmv3.report.html import Chart, data_uri, write_page
 from segmv3.report.plots import confusion, curves, iou_bars, number, row_percent
 from segmv3.report.samples import Sample, cells, present, sample_panel
 
@@ -73,7 +74,7 @@ def write_report(
         values["samples"] = [
             (sample.name, _pixel_accuracy(sample, classes), cells(sample, classes)) for sample in shown
         ]
-        values["present"] = [(classes.names[i], classes.colors[i]) for i in sorted(present(shown, classes))]
+        values["present"] = classes.key(present(shown, classes))
     else:
         (figures / "samples.png").unlink(missing_ok=True)
     return write_page(run / "report.html", "run.html", **values)
@@ -111,7 +112,7 @@ def write_classification_report(run: Path, *, title: str, facts: dict[str, str],
     hardest = sorted(classes, key=lambda row: math.inf if row["top1"] is None else row["top1"])[:_MAX_HARDEST]
     crop = f"middle {' x '.join(map(str, scores['crop_size']))} of a shorter side of {scores['resize']}"
     named = (("top-1", "top1"), ("top-5", "top5"))
-    conditions = (scores["split"], count(scores["images"], "image"), f"{len(classes):,} classes", crop)
+    conditions = (scores["split"], count_of(scores["images"], "image"), f"{len(classes):,} classes", crop)
     figures = make_folder(run / "figures")
     return write_page(
         run / "report.html",
@@ -158,7 +159,7 @@ def write_detection_report(
     named = [("mAP", "map"), ("mAP at 50 % overlap", "map50")]
     named += [("mIoU of the areas", "miou") if "miou" in scores else ("mAP at 75 % overlap", "map75")]
     size = f"seen at {' x '.join(map(str, scores['size']))}"
-    conditions = (scores["split"], count(scores["images"], "image"), f"{len(scores['classes']):,} classes", size)
+    conditions = (scores["split"], count_of(scores["images"], "image"), f"{len(scores['classes']):,} classes", size)
     figures = make_folder(run / "figures")
     return write_page(
         run / "report.html",
@@ -182,9 +183,9 @@ def _conditions(scores: dict) -> str:
     text = f"scale{'' if len(scales) == 1 else 's'} " + ", ".join(f"{scale:g}" for scale in scales)
     parts = [
         str(scores.get("split", "")),
-        count(images, "image") if isinstance(images, int) else "",
+        count_of(images, "image") if isinstance(images, int) else "",
         ("single scale" if scales == [1.0] else text) + (" + flip" if scores.get("flip") else ""),
-        f"{classes} class{'' if classes == 1 else 'es'}",
+        count_of(classes, "class", "classes"),
         f"{len(absent)} absent and left out of the means: {', '.join(absent)}" if absent else "",
     ]
     return " · ".join(filter(None, parts))

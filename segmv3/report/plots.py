@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from segmv3.errors import printable
 from segmv3.images import UInt8Array
 from segmv3.labels import Classes, Color
+from segmv3.metrics import percent
 
 FloatArray = NDArray[np.float64]
 
@@ -123,9 +124,9 @@ def confusion(scores: dict, theme: Theme) -> UInt8Array:
         axes.vlines(edges, *ends, color=theme.surface, linewidth=1.5)
     if len(names) <= 24:
         for truth, predicted in np.argwhere(share >= 0.5):
-            percent = share[truth, predicted]
-            ink = theme.surface if percent > 30 else theme.ink
-            text = f"{percent:.{1 if len(names) <= 6 else 0}f}"
+            part = share[truth, predicted]
+            ink = theme.surface if part > 30 else theme.ink
+            text = f"{part:.{1 if len(names) <= 6 else 0}f}"
             axes.text(predicted, truth, text, color=ink, fontsize=SMALL, ha="center", va="center")
     return pixels_of(figure, theme)
 
@@ -133,8 +134,7 @@ def confusion(scores: dict, theme: Theme) -> UInt8Array:
 def row_percent(matrix: list[list[int]]) -> FloatArray:
     """C x C counts (rows = truth) as percent of each row; NaN in rows without pixels."""
     counts = np.asarray(matrix, np.float64)
-    totals = counts.sum(axis=1, keepdims=True)
-    return np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    return percent(counts, counts.sum(axis=1, keepdims=True))
 
 
 def number(value: Any) -> float:

@@ -74,7 +74,7 @@ def write_evaluation_page(folder: Path, result: Result, classes: Classes, sample
             for name, color in zip(classes.names, classes.colors, strict=True)
             if by_class[name]
         ],
-        present=[(classes.names[i], classes.colors[i]) for i in sorted(pictures.present)],
+        present=classes.key(pictures.present),
         key=_KEY,
     )
 
@@ -91,7 +91,7 @@ def write_suspects_page(
         result=result,
         images=len({suspect.name for suspect in suspects}),
         suspects=[(suspect, pictures.suspects[suspect]) for suspect in suspects],
-        present=[(classes.names[i], classes.colors[i]) for i in sorted(pictures.present)],
+        present=classes.key(pictures.present),
     )
 
 

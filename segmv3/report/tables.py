@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from segmv3.data.listing import count_of
 from segmv3.models.count import NetFacts
 from segmv3.models.family import Counted
 from segmv3.results.result import CategoryScore, City, Result
@@ -77,7 +78,7 @@ def images(scores: Result) -> str:
     """`500 images`, `1 image`, or `the first 20 of 500 images`."""
     if scores.images < (scores.images_in_split or 0):
         return f"the first {scores.images:,} of {scores.images_in_split:,} images"
-    return f"{scores.images:,} image{'' if scores.images == 1 else 's'}"
+    return count_of(scores.images, "image")
 
 
 def over(scores: Result, *, names: bool = True) -> str:

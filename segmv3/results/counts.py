@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from segmv3.metrics import Triplet
+from segmv3.metrics import Triplet, percent
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -31,7 +31,7 @@ class IouCounts:
     @property
     def iou(self) -> FloatArray:
         """IoU of each class over all images, percent; NaN for a class that does not occur."""
-        return iou_of(self.hits.sum(0), self.union.sum(0))
+        return percent(self.hits.sum(0), self.union.sum(0))
 
     @property
     def miou(self) -> float:
@@ -60,12 +60,6 @@ def confusion_of(rows: IntArray, classes: int) -> IntArray:
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (rows[:, 0], rows[:, 1]), rows[:, 2])
     return matrix
-
-
-def iou_of(hits: ArrayLike, union: ArrayLike) -> FloatArray:
-    """Intersection over union, percent; NaN where there is no pixel."""
-    hits, union = np.asarray(hits, np.float64), np.asarray(union, np.float64)
-    return np.divide(100 * hits, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
 def mean_of(iou: FloatArray) -> FloatArray:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmv3.results.counts import FloatArray, confusion_of, iou_of, mean_of, rows_of
+from segmv3.metrics import percent
+from segmv3.results.counts import FloatArray, confusion_of, mean_of, rows_of
 from segmv3.results.result import Result
 
 
@@ -22,7 +23,7 @@ class RankedImage:
 def ranking(result: Result) -> list[RankedImage]:
     """All images with a labelled pixel, lowest mIoU first (by name where equal)."""
     counts = result.counts
-    iou = np.where(counts.truth > 0, iou_of(counts.hits, counts.union), np.nan)
+    iou = np.where(counts.truth > 0, percent(counts.hits, counts.union), np.nan)
     images = [RankedImage(*row) for row in zip(result.names, mean_of(iou).tolist(), iou, strict=True)]
     return sorted((image for image in images if not np.isnan(image.miou)), key=lambda image: (image.miou, image.name))
 
@@ -38,7 +39,7 @@ def worst_by_class(result: Result, *, count: int = 10, share: float = 0.001) -> 
         share: of the labelled pixels, that a class must cover.
     """
     counts = result.counts
-    iou = iou_of(counts.hits, counts.union)
+    iou = percent(counts.hits, counts.union)
     covers = (counts.truth > 0) & (counts.truth >= share * counts.truth.sum(1, keepdims=True))
     worst = {}
     for place, name in enumerate(result.class_names):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -317,9 +318,9 @@ def _whole(values: list[Any], *shape: int) -> IntArray:
 
 def _refuse_contradiction(names: Sequence[str], images: Sequence[IntArray], total: IntArray, source: str) -> None:
     """Raises: DataError unless each image is there once and all together make the confusion matrix."""
-    doubled = next((name for name, before in zip(sorted(names)[1:], sorted(names), strict=False) if name == before), "")
-    if doubled:
-        raise DataError(f"{source} has image {doubled} twice; {_WRITE_AGAIN}")
+    for name, times in sorted(Counter(names).items()):
+        if times > 1:
+            raise DataError(f"{source} has image {name} twice; {_WRITE_AGAIN}")
     rows = np.concatenate([np.empty((0, 3), np.int64), *images])
     classes = len(total)
     fits = (rows < [classes, classes, _MOST_PIXELS]).all() and rows[:, 2].sum(dtype=float) < _MOST_PIXELS

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from segmv3.errors import DataError
-from segmv3.results.counts import FloatArray, IouCounts, iou_of, mean_of
+from segmv3.metrics import percent
+from segmv3.results.counts import FloatArray, IouCounts, mean_of
 from segmv3.results.result import Result
 
 Interval = tuple[float, float]
@@ -70,7 +71,7 @@ def _resampled(results: Sequence[IouCounts], resamples: int, seed: int) -> list[
         size = min(_BLOCK, resamples - start)
         weights = generator.multinomial(number, np.full(number, 1 / number), size).astype(np.float64)
         for block, (hits, union) in zip(blocks, parts, strict=True):
-            block.append(iou_of(weights @ hits, weights @ union))
+            block.append(percent(weights @ hits, weights @ union))
     return [np.concatenate(block) for block in blocks]
 
 

@@ -55,7 +55,7 @@ def write(
         chosen=chosen,
         names=classes.names,
         shown=shown,
-        present=[(classes.names[i], classes.colors[i]) for i in sorted(present)],
+        present=classes.key(present),
     )
     write_bytes(folder / LIST, os.fsencode("".join(f"{files[frame.number]}\n" for frame in chosen.frames)))
     return replace(chosen, files=(folder / LIST, page))

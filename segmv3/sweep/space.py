@@ -268,9 +268,8 @@ def _check_corners(settings: Mapping[str, Choices | Range], config: Config, path
         try:
             with_values(config, chosen)
         except ConfigError as error:
-            wrong = str(error).removeprefix(f"{ConfigError.area}: ")
             text = ", ".join(f"{name} = {_toml(value)}" for name, value in chosen.items())
-            raise ConfigError(f"{path}: {text} is no valid config: {wrong}") from None
+            raise ConfigError(f"{path}: {text} is no valid config: {error.args[0]}") from None
 
 
 def _options(kind: Any) -> tuple[Any, ...]:

@@ -65,12 +65,8 @@ class Claim:
             OutputError: another process holds it.
         """
         folder = make_folder(self.file.parent)
-
-        def refuse() -> None:
-            remedy = f"wait for it, stop it, or use another {self.flag}"
-            raise OutputError(f"another process {self.doing} in {folder}; {remedy}")
-
-        with alone(folder / f"{self.what}.lock", refuse):
+        remedy = f"wait for it, stop it, or use another {self.flag}"
+        with alone(folder / f"{self.what}.lock", f"another process {self.doing} in {folder}; {remedy}"):
             yield
 
     def write(self, settings: dict[str, Any]) -> None:

@@ -16,6 +16,13 @@ from segmv3.training.experiment import Compile
 _EAGER_STEPS, _COMPILED_STEPS, _MEASURED = 6, 8, 4  # the first ones warm up, the last ones count
 
 
+def now_on(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Compilation:
     """Puts a compiled form of a method in its place. Only training uses it: evaluation has images of many sizes.
 
@@ -49,16 +56,11 @@ class Compilation:
         if self.used is not None:
             yield
             return
-        began = self._now()
+        began = now_on(self._device)
         yield
-        self._seconds.append(self._now() - began)
+        self._seconds.append(now_on(self._device) - began)
         if len(self._seconds) == _EAGER_STEPS + _COMPILED_STEPS:
             self._decide()
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
     def _decide(self) -> None:
         mine = [min(self._seconds[end - _MEASURED : end]) for end in (_EAGER_STEPS, len(self._seconds))]

@@ -1,4 +1,4 @@
-"""What the machine and the data do to a run, told in one line each, with the work so far kept."""
+"""Errors of the machine and of the data during a run: each becomes one line, and the work so far is kept."""
 
 import re
 import traceback
@@ -14,7 +14,7 @@ from segmv3.training.state import State, save
 
 @contextmanager
 def in_one_line(state: State) -> Iterator[None]:
-    """Name the end of a data worker and of the memory. Torch tells of a dead worker wherever the main thread is.
+    """Say in one line that a data worker died or memory ran out. Torch raises the first wherever the main thread is.
 
     Raises:
         ResourceError, OutOfMemoryError: in place of what torch raised.
@@ -51,7 +51,7 @@ def next_batch(batches: Iterator[Batch], state: State, setup: Setup, journal: Jo
     """The next batch.
 
     Raises:
-        DataError: for a file that broke since the check, or was not looked at by it. The state is saved.
+        DataError: a file broke since the check, or the check did not look at it. The state is saved.
     """
     try:
         with journal.waiting():

@@ -22,7 +22,7 @@ from segmv3.training.journal import HINT, Journal, Stepped
 from segmv3.training.losses import Seen
 from segmv3.training.optim import lr_at, set_lr
 from segmv3.training.photometric import adjust
-from segmv3.training.processes import Setup, agreed, everywhere, launch
+from segmv3.training.processes import Setup, agreed, class_pixels_of, everywhere, launch
 from segmv3.training.progress import RunConsole
 from segmv3.training.run import Run, Trained
 from segmv3.training.signals import StopRequest
@@ -174,11 +174,10 @@ def _ends_early(state: State, setup: Setup) -> bool:
 
 def _tell_thaw(state: State, setup: Setup) -> None:
     if text := state.freezing.thawed(state.step):
+        coming = state.step + 1  # the first step that trains more
         if setup.fabric.is_global_zero:
-            setup.run.log.add(
-                event="thaw", step=state.step + 1, text=text
-            )  # the step that trains more is still to come
-        setup.console.say(f"step {state.step + 1:,}: {text}")
+            setup.run.log.add(event="thaw", step=coming, text=text)
+        setup.console.say(f"step {coming:,}: {text}")
 
 
 def train_batches(state: State, setup: Setup) -> Iterable[Batch]:
@@ -273,7 +272,7 @@ def _run(
         settings["contents"] = task.contents()
     with setup.run.claimed(settings, extend=before is not None) if first else nullcontext():
         fabric.barrier()
-        task.prepare(fabric.device, first=first, everywhere=partial(everywhere, fabric))
+        task.prepare(fabric.device, partial(class_pixels_of, fabric))
         restore(state, setup)
         if before and first:
             _extend(state, setup, settings, before)

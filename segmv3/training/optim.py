@@ -43,7 +43,7 @@ class Optimizer:
         ]
 
     def scale(self, batch: int) -> float:
-        """What the linear rule multiplies the rate by, for a batch of so many."""
+        """Factor of the rate by the linear rule, for a batch of `batch` images."""
         return batch / self.reference_batch if self.reference_batch else 1.0
 
     @abstractmethod

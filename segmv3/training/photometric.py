@@ -1,7 +1,7 @@
 """The colours of a batch, changed on the device.
 
-Workers only draw what is to happen (`segmv3.data.transforms`): decoding and cropping keep them busy, and the
-arithmetic is nothing to a GPU. On a CPU it is OpenCV's.
+Workers only draw the changes (`segmv3.data.transforms`), for decoding and cropping keep them busy. A GPU computes the
+changes in almost no time. On a CPU OpenCV does it.
 """
 
 import cv2

@@ -9,6 +9,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from segmv3.data.check import class_pixels
+from segmv3.data.datasets import Dataset
 from segmv3.data.listing import count_of
 from segmv3.data.loader import refuse_workers_beyond_memory
 from segmv3.errors import ConfigError, ResourceError
@@ -74,6 +76,12 @@ def everywhere(fabric: Fabric, value: Tensor, operation: Literal["sum", "max"] =
         how = torch.distributed.ReduceOp.SUM if operation == "sum" else torch.distributed.ReduceOp.MAX
         torch.distributed.all_reduce(value, how)
     return value
+
+
+def class_pixels_of(fabric: Fabric, dataset: Dataset) -> Tensor:
+    """Labelled pixels of each class in a data set, int64 C. The first process counted them in its check."""
+    unknown = torch.zeros(len(dataset.classes), dtype=torch.int64)
+    return everywhere(fabric, torch.from_numpy(class_pixels(dataset)) if fabric.is_global_zero else unknown)
 
 
 def agreed(fabric: Fabric, stop: StopRequest, step: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from segmv3.screen import Screen, Words
 
@@ -21,7 +21,7 @@ class RunConsole:
         self.steps = steps
         columns = (Words(style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(), Words("status"))
         self._progress = self.console.progress(*columns, TimeRemainingColumn(), disable=quiet or not self.live)
-        self._train: TaskID | None = None
+        self._train = self._progress.add_task("train", total=steps, visible=False, status="")
 
     def __enter__(self) -> "RunConsole":
         self._progress.start()
@@ -32,19 +32,17 @@ class RunConsole:
 
     def begin(self, done: int, title: str = "train") -> None:
         """Show the bar of the steps."""
-        self._train = self._progress.add_task(title, total=self.steps, completed=done, status="")
+        self._progress.reset(self._train, completed=done, visible=True, description=title)
 
     def say(self, text: str) -> None:
         self.console.say(text)
 
     def step(self, done: int) -> None:
-        if self._train is not None:
-            self._progress.update(self._train, completed=done)
+        self._progress.update(self._train, completed=done)
 
     def status(self, text: str) -> None:
         """Show a few words behind the bar."""
-        if self._train is not None:
-            self._progress.update(self._train, status=text)
+        self._progress.update(self._train, status=text)
 
     def train_line(self, entry: dict[str, Any], seconds_left: float) -> None:
         status = (
@@ -53,8 +51,8 @@ class RunConsole:
         )
         if entry.get("skipped"):
             status += f"  {entry['skipped']} skipped (fp16 overflow)"
-        if self.live and self._train is not None:
-            self._progress.update(self._train, status=status)
+        if self.live:
+            self.status(status)
         else:
             self.say(f"step {entry['step']:,}/{self.steps:,}  {status}  left {duration(seconds_left)}")
 

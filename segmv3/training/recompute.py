@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from segmv3.errors import ModelError
-from segmv3.models.classifier import ImageClassifier
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
 from segmv3.models.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from segmv3.models.detector import ObjectDetector
+from segmv3.training.task import Net
 
 
 class _Recomputed(nn.Module):
@@ -51,7 +48,7 @@ def _statistics_kept(part: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, counted
 
 
-def recompute(net: "Segmenter | ImageClassifier | ObjectDetector") -> None:
+def recompute(net: Net) -> None:
     """Have the backbone's layers and the head's convolutions with BN run again in the backward pass (arXiv 1604.06174).
 
     Losses, gradients, BN statistics and dropout are those of before; the collectives of synchronised BN run twice, in

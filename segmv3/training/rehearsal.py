@@ -1,6 +1,5 @@
 """How long training takes here, measured over a few real steps and a few scored images."""
 
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -11,8 +10,9 @@ import torch
 from segmv3.config import Config, Device
 from segmv3.data.listing import count_of
 from segmv3.runtime import use_device
+from segmv3.training.compiling import now_on
 from segmv3.training.loop import step, train_batches
-from segmv3.training.processes import Setup, everywhere, launch
+from segmv3.training.processes import Setup, class_pixels_of, launch
 from segmv3.training.progress import RunConsole
 from segmv3.training.run import Run
 from segmv3.training.state import fresh
@@ -53,32 +53,23 @@ def rehearse(config: Config, run: Path, *, device: Device = "auto", threads: int
     task = config.task()
     with RunConsole(1, quiet=True) as console:
         task.check(console.task, lambda text: None)
-        task.prepare(fabric.device, first=True, everywhere=partial(everywhere, fabric))
+        task.prepare(fabric.device, partial(class_pixels_of, fabric))
         setup = Setup(config, task, fabric, Run(run), console)
         state = fresh(setup)
         stream = iter(train_batches(state, setup))
         for number in count(1 - _WARM_UP):
             if number == 1:
-                began = _now(fabric.device)
+                began = now_on(fabric.device)
             step(state, next(stream), setup)
-            taken = _now(fabric.device) - began if number >= _LEAST else 0.0
+            taken = now_on(fabric.device) - began if number >= _LEAST else 0.0
             if number >= _LEAST and (taken >= _SECONDS or number == _MOST):
                 break
         net = state.scored.eval()
         images = min(_IMAGES, len(task.val_set))
         task.count(net, fabric.device, range(1), lambda done, total: None)
-        before = _now(fabric.device)
+        before = now_on(fabric.device)
         task.count(net, fabric.device, range(images), lambda done, total: None)
-        scoring = (_now(fabric.device) - before) / images
-    kind = fabric.device.type
-    threads = torch.get_num_threads()
-    name = (
-        torch.cuda.get_device_name(fabric.device) if kind == "cuda" else count_of(threads, "CPU thread", "CPU threads")
-    )
+        scoring = (now_on(fabric.device) - before) / images
+    on_gpu = fabric.device.type == "cuda"
+    name = torch.cuda.get_device_name(fabric.device) if on_gpu else count_of(torch.get_num_threads(), "CPU thread")
     return Pace(taken / number, scoring, name, number)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

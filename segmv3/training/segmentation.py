@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from segmv3.checkpoint import load
 from segmv3.config import Config
-from segmv3.data.check import Problem, class_fault, class_pixels, contents, problems_in, refuse
-from segmv3.data.datasets import open_dataset
+from segmv3.data.check import Problem, class_remark, contents, problems_in, refuse
+from segmv3.data.datasets import Dataset, open_dataset
 from segmv3.data.facts import read_pairs
 from segmv3.data.loader import TrainSamples
 from segmv3.data.packed import open_training
@@ -30,7 +31,6 @@ from segmv3.report import Sample, write_report
 from segmv3.runtime import Predictor
 from segmv3.runtime.backends import TorchBackend
 from segmv3.settings import refuse as refuse_settings
-from segmv3.training.losses import Term
 from segmv3.training.manifest import read_manifest
 from segmv3.training.run import Run
 from segmv3.training.summary import evenly_spaced, facts_of
@@ -81,30 +81,18 @@ class SegmentationTask(Task):
         for dataset in (self.train_set, self.val_set):
             found = read_pairs(dataset)  # it is remembered
             self.seen[dataset.split] = contents(dataset, found)
-            fault = class_fault(dataset, found)
-            if fault and fault[0] == "error":
-                raise DataError(f"{self.config.data.root}: {fault[1]}")
-            if fault:
-                say(f"data: '{dataset.split}': {fault[1]}")
+            if remark := class_remark(dataset, self.config.data.root, found):
+                say(f"data: '{dataset.split}': {remark}")
         draws_of(self.train_set, self.config.data)  # says what cannot be drawn before there is a run
 
-    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
-        def pixels() -> Tensor:
-            found = torch.zeros(len(self.classes), dtype=torch.int64)
-            if first:  # the files were read by `check`: what it counted is remembered
-                found = torch.from_numpy(class_pixels(self.train_set))
-            return everywhere(found)
-
-        loss = self.config.loss.build(len(self.classes), device, pixels)
-        self.terms = [*loss, *self._distillation()]
+    def prepare(self, device: torch.device, class_pixels: Callable[[Dataset], Tensor]) -> None:
+        teachers = self.teacher, self.features[0] if self.features else None
+        loss = self.config.loss.build(len(self.classes), device, partial(class_pixels, self.train_set))
+        self.terms = [*loss, *self.config.distill.build(len(self.classes), *teachers)]
         names = [term.name for term in self.terms]
         if twice := {name for name in names if names.count(name) > 1}:
             kind = type(self.config.loss).__name__
             raise ConfigError(f"loss: {kind} has two terms of the name {min(twice)!r}; give each its own")
-
-    def _distillation(self) -> list[Term]:
-        features = self.features[0] if self.features else None
-        return self.config.distill.build(len(self.classes), self.teacher, features)
 
     def build(self, batch_size: int) -> Segmenter:
         net = create_model(self.config.model, len(self.classes))

@@ -4,6 +4,7 @@ import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from segmv3.errors import ConfigError, OutOfMemoryError, is_out_of_memory
 from segmv3.training.experiment import Experiment
 from segmv3.training.freezing import Freeze
 from segmv3.training.loop import step
-from segmv3.training.processes import Setup, everywhere
+from segmv3.training.processes import Setup, class_pixels_of
 from segmv3.training.progress import RunConsole
 from segmv3.training.run import Run
 from segmv3.training.state import fresh
@@ -45,7 +46,7 @@ def sized(config: Experiment, task: Task, fabric: Fabric, run: Run, console: Run
         run.check({})
         if fabric.world_size > 1:
             raise ConfigError("data.batch-size 0 is found by one process alone; give a number for several")
-        task.prepare(fabric.device, first=True, everywhere=lambda value: everywhere(fabric, value))
+        task.prepare(fabric.device, partial(class_pixels_of, fabric))
         most = max(1, len(task.samples(config.seed)) // parts)
         with console.task("batch size") as progress, RunConsole(1, quiet=True) as silent:
             trial = _Trial(Setup(config, task, fabric, run, silent))

@@ -1,4 +1,4 @@
-"""What every report of a run tells beside the scores."""
+"""The facts about a run that its report shows beside the scores."""
 
 import math
 from datetime import datetime
@@ -21,7 +21,7 @@ _NOTHING: tuple[Any, ...] = (None, 0, "none", "")  # False is 0
 
 
 def evenly_spaced(count: int) -> range:
-    """Up to four images out of so many, not the prettiest."""
+    """The places of up to four images out of `count`, evenly spaced."""
     return range(0, count, max(1, math.ceil(count / _SAMPLES)))
 
 

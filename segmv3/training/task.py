@@ -1,4 +1,4 @@
-"""What the training loop knows of that which it trains: one interface, for streets and whatever else."""
+"""The interface between the training loop and what it trains: segmentation, classification or detection."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from segmv3.data.datasets import Dataset
 from segmv3.data.loader import Samples
 from segmv3.images import UInt8Array
 from segmv3.models.classifier import ImageClassifier
@@ -82,13 +83,12 @@ class Task(ABC):
         return {"classes": list(getattr(self.classes, "names", self.classes)), **self.seen}
 
     @abstractmethod
-    def prepare(self, device: torch.device, *, first: bool, everywhere: Callable[[Tensor], Tensor]) -> None:
+    def prepare(self, device: torch.device, class_pixels: Callable[[Dataset], Tensor]) -> None:
         """Build the terms of the loss, after `check`.
 
         Args:
             device: where the logits will be.
-            first: whether this process is the one that looks at files.
-            everywhere: gives the sum over all processes, on the device.
+            class_pixels: gives the labelled pixels of each class in a data set, int64 C.
         """
 
     @abstractmethod

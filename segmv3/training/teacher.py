@@ -57,7 +57,7 @@ def open_teacher(config: Config, classes: Classes) -> Teacher | None:
         order = _order(source, card.names, classes)
         _refuse_non_finite(source, net)
     except CheckpointError as error:
-        raise CheckpointError(f"distill.teacher: {_reason(error)}") from None
+        raise CheckpointError(f"distill.teacher: {error.args[0]}") from None
     low_logits = net.low_logits
     return Teacher(
         net, lambda x: low_logits(x) if order is None else low_logits(x)[:, order], card.sha256, config.precision
@@ -105,7 +105,7 @@ def open_features(config: Config) -> tuple[Teacher, int] | None:
             raise CheckpointError(f"the features of {source} are not known; use timm:NAME or weights of segmv3")
         _refuse_non_finite(source, net)
     except CheckpointError as error:
-        raise CheckpointError(f"distill.features: {_reason(error)}") from None
+        raise CheckpointError(f"distill.features: {error.args[0]}") from None
     maps = len(net.config.head.taps())
     teacher = Teacher(net, lambda x: backbone(net.normalize(x))[maps], card.sha256, config.precision)
     return teacher, backbone.channels[maps]
@@ -175,7 +175,3 @@ def _refuse_non_finite(source: str, net: nn.Module) -> None:
     for name, value in net.state_dict().items():
         if not bool(value.isfinite().all()):
             raise CheckpointError(f"{source} is not finite ({name}); use other weights")
-
-
-def _reason(error: CheckpointError) -> str:
-    return str(error).removeprefix(f"{error.area}: ")

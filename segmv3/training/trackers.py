@@ -30,7 +30,7 @@ class Tracker(ABC):
         Args:
             folder: of the run.
             manifest: the content of manifest.json.
-            step: where the run stands; what was told of later steps before is not true any more.
+            step: where the run stands. What was told earlier about later steps no longer holds.
         """
 
     @abstractmethod

@@ -83,7 +83,7 @@ def fetch(
         what = "is damaged in the cache" if path.exists() else "is not in the cache"
         raise CheckpointError(f"{published.name} {what}; run without --offline, or put {published.url} at {path}")
     make_folder(path.parent)
-    with alone(path.parent / ".lock", lambda: say(f"checkpoint: waiting for another download into {path.parent}")):
+    with alone(path.parent / ".lock", f"checkpoint: waiting for another download into {path.parent}", say):
         if not _is_intact(path, published):  # another process may have brought it in the meantime
             if path.exists():
                 say(f"checkpoint: {path} is damaged; fetching it again")

@@ -1,4 +1,4 @@
-"""What training makes small: a loss is its settings, and the terms it is made of.
+"""Losses: the settings of each, and the terms that it is the sum of.
 
 A loss of your own is a frozen dataclass that derives from `Criterion`; `Config(loss=...)` takes it, and
 examples/own_loss.py shows one. Importing this module imports no torch.
@@ -149,21 +149,20 @@ class Loss(Criterion):
         elif not isinstance(self.class_weights, str):
             weights = torch.tensor(self.class_weights, device=device)
         count = partial(_labelled, weights=weights, classes=classes) if self.ohem is None else None
-        terms = []
-        if self.cross_entropy:
-            name, own = "cross_entropy", lambda seen: self._sums(seen.logits, seen.targets, weights)
-            terms.append(Term(name, own, count, self.cross_entropy))
-        for place, name in enumerate(("auxiliary_fine", "auxiliary_deep") if self.auxiliary else ()):
-            sums = partial(self._auxiliary, place=place, weights=weights)
-            terms.append(Term(name, sums, count, self.auxiliary))
+
+        def term(name: str, weight: float, logits: "Callable[[Seen], Tensor]") -> Term:
+            return Term(name, lambda seen: self._sums(logits(seen), seen.targets, weights), count, weight)
+
+        terms = [
+            term("cross_entropy", self.cross_entropy, lambda seen: seen.logits),
+            term("auxiliary_fine", self.auxiliary, lambda seen: seen.auxiliary[0]),
+            term("auxiliary_deep", self.auxiliary, lambda seen: seen.auxiliary[1]),
+        ]
         if self.dice or self.focal or self.lovasz:
             from segmv3.training.losses.regions import region_terms
 
             terms += region_terms(self.dice, self.focal, self.focal_gamma, self.lovasz)
-        return terms
-
-    def _auxiliary(self, seen: Seen, place: int, weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
-        return self._sums(seen.auxiliary[place], seen.targets, weights)
+        return [each for each in terms if each.weight]
 
     def _sums(self, low: "Tensor", targets: "Tensor", weights: "Tensor | None") -> "tuple[Tensor, Tensor]":
         from segmv3.training.losses import functional

@@ -16,7 +16,7 @@ from segmv3.training.losses import Seen, Term
 
 
 def region_terms(dice: float, focal: float, gamma: float, lovasz: float) -> list[Term]:
-    """The terms whose weights are above 0.
+    """The three terms with their weights.
 
     Args:
         dice: weight of 1 - Dice (arXiv 1606.04797), the mean over the classes that each image has.
@@ -27,12 +27,11 @@ def region_terms(dice: float, focal: float, gamma: float, lovasz: float) -> list
     """
     of_image = {"dice": DiceLoss("multiclass", ignore_index=IGNORE), "lovasz": LovaszLoss("multiclass", False, IGNORE)}
     pixels = FocalLoss("multiclass", gamma=gamma, ignore_index=IGNORE, reduction="sum")
-    terms = [
+    return [
         Term("dice", _sums(lambda x, y: of_image["dice"](x, y) * x.shape[1], _classes), _classes, dice),
         Term("focal", _sums(pixels, _pixels, whole=True), _pixels, focal),
         Term("lovasz", _sums(lambda x, y: of_image["lovasz"](x, y).sum(), _images), _images, lovasz),
     ]
-    return [term for term in terms if term.weight]
 
 
 def _sums(
