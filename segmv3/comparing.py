@@ -95,8 +95,7 @@ def compare(
         output: folder of the page, of `figures/` (PNG, SVG, PDF) and of `tables/` (CSV, LaTeX).
         dpi: of the PNG figures, and of pictures in the others.
         images: how many images are shown, those where the runs differ most.
-        score: how many images of the split are scored anew, the first ones, to find these and for the intervals; 0 for
-            neither.
+        score: so many first images of the split are scored anew, to find these and for the intervals; 0 for neither.
         resamples: times the images are drawn anew for the intervals.
         seed: same seed, same intervals.
         data_root: of the data set, where it is not where the runs found it.
@@ -130,14 +129,17 @@ def compare(
             _add_speed(tables["runs"], results)
             pictures = _pictures(opened, evaluations, results, images)
     elif score:
-        why = "the runs have other classes" if left else "not every run has scores yet"
-        if opened[0].score.key != "miou":
-            why = "classifiers and detectors have curves, settings and cost alone"
-        notes.append(f"no pictures and no intervals: {why}")
+        notes.append(f"no pictures and no intervals: {_why_none(opened[0], left)}")
     words = _words(opened) | {"notes": notes, "resamples": resamples, "fewest": FEWEST_IMAGES}
-    columns = [Column(each.name, _points(each)) for each in opened]
-    page = write_comparison(Path(output), dpi=dpi, columns=columns, tables=tables, scores=scores, **words, **pictures)
+    words["columns"] = [Column(each.name, _points(each)) for each in opened]
+    page = write_comparison(Path(output), dpi=dpi, tables=tables, scores=scores, **words, **pictures)
     return Compared(page, tables, notes)
+
+
+def _why_none(run: _One, left: Sequence[str]) -> str:
+    if run.score.key != "miou":
+        return "classifiers and detectors have curves, settings and cost alone"
+    return "the runs have other classes" if left else "not every run has scores yet"
 
 
 def _evaluations(

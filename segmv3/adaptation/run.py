@@ -104,9 +104,7 @@ def adapt(
     make_folder(output.parent)
     work = _Work(run, settings, card, source, progress)
     old, student = net.to(on), Path(weights)
-    with claim.held():
-        claim.check(asked)
-        claim.write(asked)
+    with claim.started(asked):
         for number in range(1, settings.rounds + 1):
             config, place = work.config(number, streets, net, student), run / f"round-{number}" / "run"
             _renew_paths(place / "config.json", config)

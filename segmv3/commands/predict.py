@@ -139,11 +139,15 @@ def run(arguments: list[str]) -> None:
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     net, predict = opened()
-    how = f"{net.backend} {net.precision}"
-    if len(seconds) > 1:
-        total = time.perf_counter() - start
-        how += f", {len(seconds) / total:.1f} a second, {sum(seconds) / total / together:.0%} of it in the net"
-    _tell_of_the_run(console, f"to {options.output} ({how})", len(written), predict)
+    speed = _speed(seconds, time.perf_counter() - start, together)
+    _tell_of_the_run(console, f"to {options.output} ({net.backend} {net.precision}{speed})", len(written), predict)
+
+
+def _speed(seconds: "list[float]", total: float, together: int) -> str:
+    """Of a run that labelled so many frames together; empty for a single one."""
+    if len(seconds) < 2:
+        return ""
+    return f", {len(seconds) / total:.1f} a second, {sum(seconds) / total / together:.0%} of it in the net"
 
 
 def _tell_of_the_run(console: "Screen", where: str, files: int, predict: "Labeller") -> None:

@@ -69,6 +69,18 @@ class Claim:
         with alone(folder / f"{self.what}.lock", f"another process {self.doing} in {folder}; {remedy}"):
             yield
 
+    @contextmanager
+    def started(self, settings: dict[str, Any]) -> Iterator[None]:
+        """Hold the folder and write down the settings; what `check` saw before may have changed, so it looks again.
+
+        Raises:
+            OutputError, ConfigError: as `held` and `check`.
+        """
+        with self.held():
+            self.check(settings)
+            self.write(settings)
+            yield
+
     def write(self, settings: dict[str, Any]) -> None:
         """Write down what the work is started with, where it is new."""
         if not self.file.is_file():
