@@ -121,9 +121,14 @@ def save(
 def load(path: Path | str, parts: Iterable[Part] = ()) -> tuple[Segmenter, Card]:
     """Read the weight file of a segmentation net, written by `save`.
 
-    Args: parts: classes of heads and backbones that are not segmv3's own.
-    Returns: the net in eval mode on the CPU, and what the file says of itself.
-    Raises: CheckpointError when the file is missing, damaged, not segmv3's, or does not fit the net it names.
+    Args:
+        parts: classes of heads and backbones that are not segmv3's own.
+
+    Returns:
+        The net in eval mode on the CPU, and what the file says of itself.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not segmv3's, or does not fit the net it names.
     """
     return load_net(path, Model, parts)
 
@@ -153,10 +158,7 @@ def check_kind(net: Net, wanted: Any, source: Path | str) -> None:
 
 
 def wrong_kind(source: Path | str, kind: type[Net]) -> CheckpointError:
-    """What to say of a net that a command for another kind of net was given.
-
-    Args: kind: what the net is.
-    """
+    """What to say of a net of a kind that the command does not take."""
     uses: dict[type, str] = {
         Classifier: "a classifier: use it with segmv3 classify predict or segmv3 classify evaluate",
         Detector: "a detector: use it with segmv3 detect predict or segmv3 detect evaluate",

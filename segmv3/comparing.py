@@ -88,7 +88,7 @@ def compare(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Compared:
-    """Compare runs on one page: finished ones, running ones and interrupted ones.
+    """Compare runs, finished or not, on one page; returns the page, its tables, and what could not be compared.
 
     Args:
         runs: 2 to 8 folders that `segmv3 train` wrote; the first is what the others are compared with.

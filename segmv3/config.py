@@ -114,6 +114,9 @@ def load_config(path: Path | str, overrides: list[str] | None = None, kind: type
             exit code 2.
         kind: `Config`, `Classification` or `Detection`.
 
+    Returns:
+        The experiment, an instance of `kind`.
+
     Raises:
         ConfigError: there is no such file, it fails, or it builds no `config` of this kind.
     """
@@ -225,7 +228,7 @@ def headline(name: str) -> str:
 
 
 def _source(value: Any, kinds: dict[str, set[str]], indent: str = "") -> str:
-    """A value as Python. Args: kinds: is told from which modules which names are needed."""
+    """A value as Python. The names that it needs go into `kinds`, by their module."""
     if isinstance(value, Path):
         kinds.setdefault("pathlib", set()).add("Path")
         return f"Path({_source(str(value), kinds)})"

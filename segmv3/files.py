@@ -27,8 +27,12 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
 
     Until this returns the old file is untouched; afterwards the new one survives a power cut.
 
-    Args: durable: False leaves the flushing to the system, for pictures that can be made again.
-    Raises: ResourceError when the disk is full, OutputError for any other reason, both naming the path.
+    Args:
+        durable: False leaves the flushing to the system, for pictures that can be made again.
+
+    Raises:
+        ResourceError: the disk is full; the path is named.
+        OutputError: the file cannot be written for any other reason; the path is named.
     """
     part: Path | None = None
     try:
@@ -144,8 +148,12 @@ def alone(lock: Path, in_use: str, say: Callable[[str], None] | None = None) -> 
     A POSIX lock, which data workers do not inherit: one that outlives a killed run by seconds would keep it from being
     resumed. There is none on Windows, nor on network file systems that know no locks.
 
-    Args: in_use: the line for when another process is there. say: tells it, and then waits; without `say` it is raised.
-    Raises: OutputError when the file cannot be written, or another process is there.
+    Args:
+        in_use: the line for when another process is there.
+        say: is told that line, and then this waits. Without `say` the line is raised.
+
+    Raises:
+        OutputError: the file cannot be written, or another process is there.
     """
     try:
         file = open(lock, "ab", opener=no_link)  # noqa: SIM115

@@ -295,6 +295,10 @@ def read_image(path: Path | str, data: bytes | None = None) -> UInt8Array:
     Grey, palette, CMYK, YCbCr and 16-bit images become 8-bit RGB, alpha is dropped, EXIF rotation is applied. Of an
     animation or a file of many pages the first picture is read.
 
+    Args:
+        path: the file; messages name it.
+        data: its bytes, where they are read already. Without them the file is read.
+
     Returns:
         uint8 H x W x 3, RGB.
 
@@ -350,12 +354,13 @@ class NoLabelMap(DataError):
 
 
 def read_ids(path: Path, data: bytes | None = None) -> UInt8Array:
-    """Decode a label file completely, values as stored (a palette is kept as ids, never turned into colours).
+    """Decode a label file: uint8 H x W, values as stored (a palette is kept as ids, never turned into colours).
 
-    Args: data: the bytes of the file, where it lies in an archive.
-    Returns: uint8 H x W.
-    Raises: DataError naming the path when the file is missing, damaged, or not 8-bit single-channel; and a
-        JPEG, whose compression invents ids.
+    Args:
+        data: the bytes of the file, where it lies in an archive.
+
+    Raises:
+        DataError: the file is missing, damaged, not 8-bit single-channel, or a JPEG, whose compression invents ids.
     """
     image = decoded(read_file(path) if data is None else data, path, color=False)
     if isinstance(image, np.ndarray):

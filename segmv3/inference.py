@@ -78,6 +78,13 @@ def scaled_size(size: Size, scale: float) -> Size:
 
     Both sides are rounded half up, then the image is fitted into that box with its ratio of sides kept: where
     rounding moved the two sides by different shares, the smaller of the two ratios counts for both.
+
+    Args:
+        size: (height, width) of the image, pixels.
+        scale: above 0; 1 leaves the size as it is.
+
+    Returns:
+        (height, width), each at least 1.
     """
     box = [max(1, int(side * scale + 0.5)) for side in size]
     ratio = min(max(box) / max(size), min(box) / min(size))
@@ -130,7 +137,15 @@ def sliding_window(logits_of: LogitsFunction, image: Tensor, *, window: Size, st
 
 
 def check_window(window: Size, stride: Size) -> None:
-    """Raises: ConfigError for sizes below 1, or a stride that leaves pixels between windows."""
+    """Refuse windows that cannot cover an image.
+
+    Args:
+        window: (height, width) of a window, pixels.
+        stride: rows and columns from one window to the next.
+
+    Raises:
+        ConfigError: a size is below 1, or the stride leaves pixels between windows.
+    """
     for flag, size in (("--sliding-window", window), ("--stride", stride)):
         if min(size) < 1:
             raise ConfigError(f"{flag} is {size[0]} {size[1]}; height and width must be at least 1")
@@ -187,7 +202,12 @@ def resized_bands(logits: Tensor, *sizes: Size) -> Iterator[tuple[slice, Tensor]
     Bilinear with align_corners=False. It is linear and separable, so all steps are first taken over the rows that a
     band needs, then over its columns: equal to whole maps resized step by step, but for float32 rounding.
 
-    Yields: the rows of the band, and N x classes x rows x width.
+    Args:
+        logits: floating-point N x classes x h x w.
+        sizes: (height, width) of each step; the last one is the size of the result.
+
+    Yields:
+        The rows of the band, and its logits, float32 N x classes x rows x width.
     """
     logits = logits.float().contiguous()
     heights, widths = zip(*sizes, strict=True)

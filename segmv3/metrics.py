@@ -149,7 +149,12 @@ class BoundaryCounts:
         self.counts: NDArray[np.int64] = np.zeros((num_classes, len(self._COLUMNS)), np.int64)
 
     def update(self, prediction: UInt8Array, target: UInt8Array) -> None:
-        """Count one image, uint8 H x W of train ids each; ids are not checked here, `ConfusionMatrix` does."""
+        """Count one image. Ids are not checked here, `ConfusionMatrix` does.
+
+        Args:
+            prediction: uint8 H x W of train ids.
+            target: uint8 H x W of train ids, 255 = ignore.
+        """
         diagonal = math.hypot(*target.shape)
         guess = np.where(target == IGNORE, np.uint8(IGNORE), prediction)
         in_truth, in_guess = (_band(labels, max(1, round(BAND_RATIO * diagonal))) for labels in (target, guess))
@@ -194,7 +199,15 @@ def mean(values: NDArray[np.float64]) -> float:
 
 
 def percent(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
-    """Share in percent of each number, float64; NaN where the whole is 0."""
+    """Share in percent of each number.
+
+    Args:
+        part: numbers of any shape.
+        whole: numbers of a shape that broadcasts with that of `part`.
+
+    Returns:
+        float64; NaN where the whole is 0.
+    """
     part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
     return np.divide(100 * part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 

@@ -255,9 +255,15 @@ class _Watched(list[str]):
 def agreement(official: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
     """Compare the script's result with ours: every class, every category, both means and every pixel count.
 
-    Args: official: as `script_scores` returns it. scores: as `segmv3.evaluation.scores.scores` returns them.
-    Returns: what was compared, as JSON types.
-    Raises: OfficialError naming the first score that differs by more than `TOLERANCE`.
+    Args:
+        official: as `script_scores` returns it.
+        scores: as `segmv3.evaluation.scores.scores` returns them.
+
+    Returns:
+        What was compared, as JSON types.
+
+    Raises:
+        OfficialError: a score differs by more than `TOLERANCE`; the first such score is named.
     """
     classes, categories = official["classScores"], official["categoryScores"]
     compared = [

@@ -38,7 +38,8 @@ def read_ahead(items: Iterable[Item], *, ahead: int = 2) -> Iterator[Iterator[It
 
     What `items` raises is raised in its place, after the items before it. Once the block is left, nothing is made.
 
-    Args: ahead: how many items may be waiting.
+    Args:
+        ahead: how many items may be waiting.
     """
     source = iter(items)
 
@@ -63,7 +64,9 @@ def work_behind(
     block is left by an error of `items`, by one of the caller's or by Ctrl-C: what was handed over is worked on
     first. A second Ctrl-C drops what has not begun. Once the block is left, nothing is worked on.
 
-    Args: threads: with one, work begins and ends in order. waiting: how many items may wait for a thread.
+    Args:
+        threads: with one, work begins and ends in order.
+        waiting: how many items may wait for a thread.
     """
     running: deque[Future[Result]] = deque()
     failed: list[int] = []
@@ -109,8 +112,10 @@ def work_ahead(
 
     What `work` raises is raised in its place. Once the block is left, nothing is worked on.
 
-    Args: items: at hand, such as indices: to ask for one takes no time. threads: how many items are worked on at a
-        time. waiting: how many more results may wait for their turn.
+    Args:
+        items: items at hand, such as indices: to ask for one takes no time.
+        threads: how many items are worked on at a time.
+        waiting: how many more results may wait for their turn.
     """
 
     def in_order() -> Iterator[Result]:
@@ -137,7 +142,8 @@ def work_together(work: Callable[[Item], Result], items: Iterable[Item], *, thre
 
     What `work` or `items` raises is raised in its place. Once the block is left, nothing is worked on.
 
-    Args: threads: how many items are worked on at a time, while one more waits; one item in the caller's own thread.
+    Args:
+        threads: how many items are worked on at a time, while one more waits. With one, the caller's own thread works.
     """
     if threads == 1:
         yield map(work, items)

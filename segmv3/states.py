@@ -39,8 +39,15 @@ def refuse_non_finite(content: Any, name: str = "") -> None:
 def save_state(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     """Write a training state: file, then manifest, then forget all but the newest two.
 
-    Args: state: plain types and tensors only, so that it loads with weights_only=True.
-    Raises: NumericsError, OutputError or ResourceError; earlier states are untouched then.
+    Earlier states are untouched when it raises.
+
+    Args:
+        state: plain types and tensors only, so that it loads with weights_only=True.
+
+    Raises:
+        NumericsError: a number is not finite.
+        OutputError: a file cannot be written.
+        ResourceError: the disk is full.
     """
     refuse_non_finite(state["model"])  # by the names of the net
     refuse_non_finite({key: value for key, value in state.items() if key != "model"})

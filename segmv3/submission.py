@@ -113,11 +113,17 @@ def write_predictions(
     `output/submission.jsonl` records the settings and each finished file with its SHA-256; a file is taken over
     from an earlier run only if both are still true.
 
-    Args: predict: uint8 H x W x 3 RGB to uint8 H x W train ids. settings: JSON types that say how, such as the
-        weights' SHA-256. overwrite: start anew where the folder holds predictions made otherwise. progress: called
-        with (images done, images in all).
-    Returns: the folder of the predictions, and how many were taken over.
-    Raises: OutputError when the folder holds other files, or predictions made otherwise.
+    Args:
+        predict: from uint8 H x W x 3 RGB to uint8 H x W of train ids.
+        settings: JSON types that say how, such as the weights' SHA-256.
+        overwrite: start anew where the folder holds predictions made otherwise.
+        progress: called with (images done, images in all).
+
+    Returns:
+        The folder of the predictions, and how many were taken over.
+
+    Raises:
+        OutputError: the folder holds other files, or predictions made otherwise.
     """
     make_folder(output)
     folder, record = output / "predictions", output / "submission.jsonl"
@@ -354,8 +360,11 @@ def open_truth(data: Data, split: str) -> Dataset:
 def dry_run(folder: Path, dataset: Dataset, *, progress: Progress | None = None) -> DryRun:
     """Score written predictions against a split with ground truth, by the official script and by segmv3.
 
-    Args: dataset: as `open_truth` returns it.
-    Raises: DataError when the script refuses a file.
+    Args:
+        dataset: as `open_truth` returns it.
+
+    Raises:
+        DataError: the script refuses a file.
     """
     predictions = [prediction_file(folder / city_of(pair.name), pair.name) for pair in dataset.pairs]
     confusion, table = ConfusionMatrix(len(dataset.classes)), cityscapes_label_ids()

@@ -70,7 +70,7 @@ def adapt(
     progress: Progress = lambda what, done, total: None,
     quiet: bool = True,
 ) -> Adapted:
-    """Adapt a net to new streets without labels, or go on where that stopped.
+    """Adapt a net to new streets without labels, or go on where that stopped; returns the scores before and after.
 
     Args:
         weights: weight file or published name.

@@ -112,8 +112,13 @@ def time_stages(
 ) -> list[Row]:
     """Time all stages of all cases, by turns.
 
-    Args: files: an image of each size. say: told what is being done.
-    Raises: what opening weights raises; DataError naming an image that cannot be read.
+    Args:
+        files: an image file of each size.
+        say: is told what is being done.
+
+    Raises:
+        Segmv3Error: the weights cannot be opened.
+        DataError: an image cannot be read; it is named.
     """
     predictors = {}
     for case in cases:

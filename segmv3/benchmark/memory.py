@@ -29,8 +29,12 @@ class Peak:
 def peak_memory(work: Callable[[], object]) -> Peak:
     """Call a function in a fresh process, and see how large that became.
 
-    Args: work: of a module, so that the process can import it; what it returns is dropped.
-    Raises: what the function raises; ResourceError when the process is killed, as it is without memory.
+    Args:
+        work: a function of a module, so that the process can import it. What it returns is dropped.
+
+    Raises:
+        Exception: what the function raises.
+        ResourceError: the process was killed, as it is without memory.
     """
     # Forked, the process would begin with the memory of this one. Ctrl-C is for this one to obey.
     pool = ProcessPoolExecutor(1, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))

@@ -59,8 +59,12 @@ def settle(net: Net, images: Tensor) -> Net:
 
     Without it values shrink from layer to layer until every pixel has the same label, which is cheaper than a street.
 
-    Args: images: N x 3 x H x W as the net takes them.
-    Returns: the net, in eval mode.
+    Args:
+        net: the net, with fresh weights.
+        images: N x 3 x H x W, as the net takes them.
+
+    Returns:
+        The net, in eval mode.
     """
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -94,9 +98,13 @@ def open_fresh(
 ) -> Predictor:
     """A net with fresh weights in a runtime, without the proof that `segmv3.load` asks for: its labels mean nothing.
 
-    Args: picture: uint8 H x W x 3, of the size that it will be used at. backend: "auto" is OpenVINO on a CPU where it
-        is installed, then ONNX Runtime, then torch. precision: "auto" is bf16 where that is faster, fp16 on a GPU.
-    Raises: ModelError for a backend that is not installed, or a precision that is missing here.
+    Args:
+        picture: uint8 H x W x 3, of the size that the net will be used at.
+        backend: "auto" is OpenVINO on a CPU where it is installed, then ONNX Runtime, then torch.
+        precision: "auto" is bf16 where that is faster, fp16 on a GPU.
+
+    Raises:
+        ModelError: the backend is not installed, or the precision is missing here.
     """
     device = place.use()
     name, arithmetic = chosen(backend, precision, place)

@@ -25,7 +25,10 @@ class Conditions:
 def receipt(kind: str, conditions: Conditions, settings: Mapping[str, Any], **results: Any) -> dict[str, Any]:
     """Everything that is known about a benchmark that just ended, as JSON types.
 
-    Args: kind: the subcommand. settings: what was asked for. results: what was found.
+    Args:
+        kind: the subcommand.
+        settings: what was asked for.
+        results: what was found.
     """
     meanwhile = conditions.others.cores()
     return {

@@ -62,8 +62,11 @@ def time_batches(
 ) -> list[Rate]:
     """Time `predict` on batches of one picture, by turns.
 
-    Args: work: of the net, for the floor on a GPU.
-    Raises: ModelError for a net that takes one image at a time.
+    Args:
+        work: the work of the net, for the floor on a GPU.
+
+    Raises:
+        ModelError: the net takes one image at a time.
     """
     calls = {batch: partial(predict, np.ascontiguousarray(np.stack([picture] * batch))) for batch in batches}
     on_gpu = predict.device == "cuda"
@@ -94,8 +97,12 @@ def time_folder(
 ) -> list[Rate]:
     """Time `segmv3 predict` on a folder of PNGs, against bare inference on the same images in memory.
 
-    Args: folder: to be filled; empty.
-    Raises: OutputError or ResourceError when it cannot be.
+    Args:
+        folder: an empty folder, to be filled.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        ResourceError: the disk is full.
     """
     source = folder / "images"
     source.mkdir(parents=True)
@@ -120,8 +127,13 @@ def time_video(
 ) -> list[Rate]:
     """Time `segmv3 predict` on a video, with reading, drawing and encoding, against bare inference on its frames.
 
-    Args: picture: of even height and width. folder: for the video and the result; empty.
-    Raises: ResourceError without the package av; OutputError or ResourceError when the folder cannot be written.
+    Args:
+        picture: uint8 H x W x 3, H and W even.
+        folder: an empty folder, for the video and the result.
+
+    Raises:
+        ResourceError: the package av is missing, or the disk is full.
+        OutputError: the folder cannot be written.
     """
     path = folder / "street.webm"
     folder.mkdir(parents=True)

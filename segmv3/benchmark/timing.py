@@ -75,10 +75,14 @@ def in_turns(
     The first call of each does not count. Nor does the first call of every turn, unless calls take over a second: what
     ran before it has emptied the caches.
 
-    Args: repeat: calls of each that count. budget: seconds; what would take longer is called less often, but no less
-        than three times (or `repeat`, where that is fewer). called: seconds that a first call took, of those that were
-        called already.
-    Returns: what the calls returned, in order.
+    Args:
+        repeat: calls of each that count.
+        budget: seconds. What would take longer is called less often, but no less than three times (or `repeat`, where
+            that is fewer).
+        called: seconds that a first call took, where there was one already.
+
+    Returns:
+        What the calls returned, in order.
     """
     lengths = dict(called or {})
     lengths |= {key: timed(measure) for key, measure in measures.items() if key not in lengths}
@@ -137,9 +141,15 @@ class Others:
 def refuse_busy(*, force: bool = False, seconds: float = 1.0) -> float | None:
     """Watch the machine for a moment.
 
-    Args: force: do not refuse.
-    Returns: cores that other programs used, None where that cannot be known.
-    Raises: BusyError when they use a tenth of the cores or more.
+    Args:
+        force: do not refuse.
+        seconds: how long to watch.
+
+    Returns:
+        Cores that other programs used; None where that cannot be known.
+
+    Raises:
+        BusyError: they use a tenth of the cores or more.
     """
     others = Others()
     time.sleep(seconds)

@@ -215,7 +215,7 @@ def _at_once(options: Predict, frames: "Frames") -> int:
 
 
 def _net(options: Predict, console: "Screen", together: int) -> "Predictor":
-    """The net. Args: together: how many pictures are labelled at a time and share the threads."""
+    """The net, for `together` pictures at a time that share the threads."""
     import torch
 
     from segmv3.runtime import load

@@ -133,7 +133,12 @@ class Target:
         raise NotImplementedError
 
     def precisions(self, own: FilePrecision, runtime: str) -> tuple[Arithmetic, ...]:
-        """Precisions in which a runtime can run a file of this precision."""
+        """Precisions in which a runtime can run a file of this precision.
+
+        Args:
+            own: the precision of the file.
+            runtime: one of `runtimes`.
+        """
         return ("fp32", "bf16") if (own, runtime) == ("fp32", "openvino") else (own,)
 
     def is_safe(self, path: Path) -> bool:

@@ -22,7 +22,9 @@ INPUT = "image"
 class Graph(nn.Module):
     """A copy of a net for inference. Batch norms are folded, normalisation is inside, images are channels-last.
 
-    Args: model: left as it is. output: what comes out.
+    Args:
+        model: the net; it is left as it is.
+        output: what comes out.
     """
 
     def __init__(self, model: Net, output: Output) -> None:
@@ -34,9 +36,12 @@ class Graph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Run the net.
 
-        Args: image: uint8 N x H x W x 3, RGB.
-        Returns: float32 N x C x h x w at the head's own resolution ("low-logits"), float32 N x C x H x W ("logits"),
-            uint8 N x H x W ("labels"), or float32 N x C ("class-logits").
+        Args:
+            image: uint8 N x H x W x 3, RGB.
+
+        Returns:
+            "low-logits": float32 N x C x h x w at the head's own resolution; "logits": float32 N x C x H x W; "labels":
+            uint8 N x H x W; "class-logits": float32 N x C.
         """
         if isinstance(self.model, ImageClassifier):
             return self.model(image.permute(0, 3, 1, 2)).float()

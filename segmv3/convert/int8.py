@@ -94,11 +94,18 @@ def quantize_openvino(
 ) -> "openvino.Model":
     """Quantise by NNCF, with full bias correction.
 
-    Args: model: from `to_openvino`; left as it is. images: uint8 H x W x 3, RGB, of any sizes; ENOUGH_IMAGES of the
-        training set. A net of fixed size gets them resized. progress: called with (images read, images to read),
-        once for each time that NNCF goes through them.
-    Returns: a model with the same input, output and metadata, its precision "int8".
-    Raises: DataError for too few images, ModelError for one of another shape or dtype or when nncf is missing.
+    Args:
+        model: from `to_openvino`; it is left as it is.
+        images: uint8 H x W x 3, RGB, of any sizes; ENOUGH_IMAGES of the training set. A net of fixed size gets them
+            resized.
+        progress: called with (images read, images to read), once for each time that NNCF goes through them.
+
+    Returns:
+        A model with the same input, output and metadata, its precision "int8".
+
+    Raises:
+        DataError: there are too few images.
+        ModelError: an image has another shape or dtype, or nncf is missing.
     """
     metadata = from_text(model.get_rt_info([KEY]).astype(str), "the model")
     batches = _Batches(images, metadata.size, progress)
@@ -125,9 +132,17 @@ def quantize_openvino(
 def quantize_onnx(data: bytes, images: Sequence[UInt8Array], *, progress: Progress | None = None) -> bytes:
     """Quantise by ONNX Runtime: static, with QuantizeLinear and DequantizeLinear around the layers.
 
-    Args: data: from `to_onnx`. images, progress: as in `quantize_openvino`.
-    Returns: a model with the same input, output and metadata, its precision "int8".
-    Raises: DataError for too few images, ModelError for one of another shape or dtype or when onnxruntime is missing.
+    Args:
+        data: from `to_onnx`.
+        images: as for `quantize_openvino`.
+        progress: as for `quantize_openvino`.
+
+    Returns:
+        A model with the same input, output and metadata, its precision "int8".
+
+    Raises:
+        DataError: there are too few images.
+        ModelError: an image has another shape or dtype, or onnxruntime is missing.
     """
     try:
         import onnx
@@ -194,7 +209,9 @@ class _Batches:
 def _pooled_layers(kinds: Mapping[str, str], users: Mapping[str, Sequence[str]]) -> list[str]:
     """The layers that work on pooled maps, up to where these come back to the whole map.
 
-    Args: kinds: the kind of each layer, by its name. users: the layers that take its result.
+    Args:
+        kinds: the kind of each layer, by its name.
+        users: the layers that take its result, by its name.
     """
     found: dict[str, None] = {}  # a set that keeps its order
     waiting = [user for name, kind in kinds.items() if kind in _POOLS for user in users[name]]

@@ -96,7 +96,9 @@ class Onnx(Target):
 def to_onnx(model: Net, metadata: Metadata) -> bytes:
     """Convert a net.
 
-    Args: metadata: says which output and size; its text is kept in the file's metadata_props.
+    Args:
+        model: the net.
+        metadata: says which output and size; its text is kept in the file's metadata_props.
     """
     import onnx
 

@@ -120,8 +120,12 @@ def cpu_settings(precision: Arithmetic, threads: int) -> dict[str, Any]:
 def to_openvino(model: Net, metadata: Metadata) -> "openvino.Model":
     """Convert a net.
 
-    Args: metadata: says which output and size; its text is kept in the model's rt_info.
-    Raises: ModelError when openvino is not installed.
+    Args:
+        model: the net.
+        metadata: says which output and size; its text is kept in the model's rt_info.
+
+    Raises:
+        ModelError: openvino is not installed.
     """
     openvino = import_openvino()
     with silence(), torch.inference_mode():

@@ -74,7 +74,9 @@ def least_size(model: Net) -> int:
 def to_torch_export(model: Net, metadata: Metadata) -> bytes:
     """Convert a net.
 
-    Args: metadata: says which output and size; its text is kept among the file's extra files.
+    Args:
+        model: the net.
+        metadata: says which output and size; its text is kept among the file's extra files.
     """
     image, shapes = example(metadata.size), None
     if not metadata.size:

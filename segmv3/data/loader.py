@@ -255,9 +255,13 @@ _QUEUED = 3  # batches of one worker: two are prefetched (torch's default), one 
 
 
 def refuse_workers_beyond_memory(data: Batching, processes: int = 1) -> None:
-    """Args: processes: that train on this machine, each with workers of its own.
+    """Refuse more workers than the memory of this machine can hold.
 
-    Raises: ConfigError when the workers would need more memory than is free, or their batches more shared memory.
+    Args:
+        processes: number of training processes on this machine. Each has workers of its own.
+
+    Raises:
+        ConfigError: the workers need more memory than is free, or their batches more shared memory.
     """
     samples = _QUEUED * data.batch_size / processes
     queued = samples * math.prod(data.crop_size) * (3 + 1)  # uint8 RGB and labels

@@ -58,8 +58,11 @@ class Draws:
     def read(self, index: int, generator: np.random.Generator) -> tuple[UInt8Array, UInt8Array, Place | None]:
         """The image of one sample.
 
-        Args: index: the image whose turn it is; it is taken where nothing else is drawn.
-        Returns: image uint8 H x W x 3 RGB, labels uint8 H x W of train ids, a pixel that the crop is to show.
+        Args:
+            index: the image whose turn it is; it is taken where nothing else is drawn.
+
+        Returns:
+            Image, uint8 H x W x 3 RGB; labels, uint8 H x W of train ids; a pixel that the crop is to show.
         """
         kind, extra = generator.random(), self.dataset.extra
         share = self.data.extra_share if extra else 0.0
@@ -106,9 +109,16 @@ def paste(
     such as a rider and the bicycle, stay together. Pieces under 20 pixels or over a tenth of the image are left out,
     and those beyond the first 20.
 
-    Args: image, donor: uint8 H x W x 3, of any sizes; what does not fit in is cut off. labels, donor_labels: uint8
-        H x W. rare: train ids that are pasted. mirrored: whether the donor is, first.
-    Returns: image and labels, copies where anything was pasted.
+    Args:
+        image: uint8 H x W x 3.
+        labels: uint8 H x W of train ids.
+        donor: uint8 H x W x 3, of any size. What does not fit into the image is cut off.
+        donor_labels: uint8 H x W of train ids.
+        rare: train ids to paste.
+        mirrored: mirror the donor first.
+
+    Returns:
+        Image and labels, copies where anything was pasted.
     """
     height, width = (min(sides) for sides in zip(labels.shape, donor_labels.shape, strict=True))
     donor, donor_labels = donor[:height, :width], donor_labels[:height, :width]

@@ -55,7 +55,15 @@ class Source:
 
     @abstractmethod
     def pairs(self, root: Path, split: str) -> Iterable[tuple[Path, Path | None]]:
-        """The image and the label of each example of a split; no label where there is none."""
+        """The image and the label of each example of a split.
+
+        Args:
+            root: the folder of the data set.
+            split: such as `train`.
+
+        Returns:
+            Pairs of paths. The label is None where there is none.
+        """
 
     def splits(self, root: Path) -> tuple[str, ...]:
         """The splits to look at when none is named."""
@@ -70,7 +78,15 @@ class Source:
         return train_ids(self.classes(root), f"the classes of {type(self).__name__}")
 
     def whole(self, root: Path, split: str) -> int | None:
-        """How many images the test server asks for; None where it does not."""
+        """How many images of a split the test server asks for.
+
+        Args:
+            root: the folder of the data set.
+            split: such as `test`.
+
+        Returns:
+            The number; None for a split or data set that the server does not take.
+        """
         return None
 
     def extra_tables(self, root: Path) -> dict[str, LabelTable]:
@@ -83,6 +99,9 @@ class Source:
         Args:
             root: the folder of the data set.
             split: such as `train`.
+
+        Returns:
+            The images and the labels of the split, by name.
 
         Raises:
             DataError: the classes are not known, or the layout cannot be read.

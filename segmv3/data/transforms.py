@@ -76,8 +76,11 @@ def transform(
     `set_random_state` is what makes the draws independent: `set_random_seed` would seed every child alike, so
     that mirror and jitter agree.
 
-    Args: place: row and column of a pixel that the crop must show.
-    Returns: image, target, and what is to become of the colours: None where they never change.
+    Args:
+        place: row and column of a pixel that the crop must show.
+
+    Returns:
+        Image, target, and what is to become of the colours: None where they never change.
     """
     transforms.set_random_state(generator, random.Random(int(generator.integers(2**63))))
     if isinstance(target, int):
@@ -232,8 +235,13 @@ def color_matrix(
 ) -> NDArray[np.float32]:
     """The 3 x 4 matrix that turns the colours (R, G, B, 1) of an image into jittered ones, before clipping.
 
-    Args: mean: of the image's R, G, B: contrast stretches about its luma. brightness, contrast, saturation: factors,
-        1 = unchanged. hue: share of a full turn, 0 = unchanged. order: in which they act, as they are listed here.
+    Args:
+        mean: mean R, G and B of the image. Contrast stretches about its luma.
+        brightness: factor, 1 = unchanged.
+        contrast: factor, 1 = unchanged.
+        saturation: factor, 1 = unchanged.
+        hue: share of a full turn, 0 = unchanged.
+        order: the order in which they act: 0 brightness, 1 contrast, 2 saturation, 3 hue.
     """
     matrix = np.eye(3, 4)
     for step in order:

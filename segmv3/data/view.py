@@ -51,8 +51,11 @@ def center_crop(image: UInt8Array, view: View) -> UInt8Array:
 
     Pillow's antialiased resize with torchvision's rounding, by which the published accuracies were measured.
 
-    Args: image: uint8 H x W x 3, any size.
-    Returns: uint8 crop height x crop width x 3.
+    Args:
+        image: uint8 H x W x 3, any size.
+
+    Returns:
+        uint8 crop height x crop width x 3.
     """
     from PIL import Image
     from torchvision.transforms import InterpolationMode

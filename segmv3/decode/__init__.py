@@ -51,14 +51,35 @@ def label_map_and_confidence(
 ) -> tuple[Array, Array]:
     """As `label_map`, and how sure the net is: the softmax of the upsampled logits at the winner.
 
+    Args:
+        logits: floating-point N x C x h x w, as for `label_map`.
+        size: (height, width) of the result.
+        merge: the id 0..255 to write for each class.
+        threads: CPU threads; torch's own number by default.
+
     Returns:
         The labels, and float32 N x height x width, 1/C..1. With `merge` it is still that of the winning class alone.
+
+    Raises:
+        ValueError: an argument is none of these.
     """
     return _decode(logits, size, merge, threads, confidence=True)
 
 
 def reference_label_map(logits: Tensor, size: tuple[int, int], merge: Merge | None = None) -> tuple[Tensor, Tensor]:
-    """What `label_map_and_confidence` means, in torch: all classes at full size, on the tensor's device."""
+    """What `label_map_and_confidence` means, in torch: all classes at full size, on the tensor's device.
+
+    Args:
+        logits: floating-point N x C x h x w, 1 <= C <= 256.
+        size: (height, width) of the result.
+        merge: the id 0..255 to write for each class.
+
+    Returns:
+        The labels, uint8 N x height x width, and the confidence, float32 of the same shape.
+
+    Raises:
+        ValueError: `merge` has no id 0..255 for some class.
+    """
     bound = float(cpu.LIMIT)
     full = logits.detach().float().nan_to_num(nan=-bound).clamp(-bound, bound)
     if tuple(full.shape[2:]) != tuple(size):

@@ -166,10 +166,16 @@ def _contenders(rows, upper, lower, stride, classes, column, columns, slack, top
 def label_rows(memory, steps, shape, image, cells, down, across, table, labels, confidence):  # type: ignore[no-untyped-def]
     """Label the output rows of some vertical cells of one image.
 
-    Args: memory: flat float32. steps: how far apart in it neighbours in N, C, h and w are. shape: (C, w). cells: the
-        first one and the one after the last. down, across: the parts of the vertical and horizontal `Axis` from
-        `start` on. table: int32, what to write for each class. labels: uint8 N x H x W. confidence: float32 N x H x W,
-        or N x 0 x 0 for none.
+    Args:
+        memory: flat float32.
+        steps: how far apart in it neighbours in N, C, h and w are.
+        shape: (C, w).
+        cells: the first one and the one after the last.
+        down: the parts of the vertical `Axis` from `start` on.
+        across: the same of the horizontal one.
+        table: int32, what to write for each class.
+        labels: uint8 N x H x W.
+        confidence: float32 N x H x W, or N x 0 x 0 for none.
     """
     classes, width = shape
     start, top, bottom, weight, next_weight = down

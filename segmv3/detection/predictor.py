@@ -53,10 +53,10 @@ class BoxPredictor:
         return self.look(image, score)[0]
 
     def look(self, image: UInt8Array, score: float = 0.4) -> tuple[NDArray[np.float32], UInt8Array | None]:
-        """Boxes and areas of an image, in one pass.
+        """Boxes and areas of an image, in one pass. It takes what `rows` takes.
 
-        Args: as for `rows`.
-        Returns: what `rows` gives; and the labels, uint8 H x W of class numbers, None of a net without areas.
+        Returns:
+            What `rows` gives; and the labels, uint8 H x W of class numbers, None of a net without areas.
         """
         return found_in(self.net, image, self.size, self.device, score)
 
@@ -89,6 +89,9 @@ def load_detector(
         device: "auto" takes a GPU when there is one.
         threads: CPU threads of this process; None leaves them as they are.
         size: height and width at which the net sees images; that of its training by default.
+
+    Returns:
+        A function from an image, uint8 H x W x 3 RGB, to the boxes that it finds.
 
     Raises:
         CheckpointError: the file cannot be used, or is no detector.

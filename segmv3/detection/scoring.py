@@ -67,11 +67,14 @@ def detect(
 def found_in(
     net: ObjectDetector, image: UInt8Array, size: tuple[int, int], device: torch.device, score: float = 0.4
 ) -> tuple[NDArray[np.float32], UInt8Array | None]:
-    """What a net finds in one image, in numbers.
+    """What a net finds in one image, in numbers. It takes what `detect` takes.
 
-    Args: as for `detect`; score: boxes below it are left out.
-    Returns: float32 n x 6, left, top, right, bottom in pixels of the image, class, score; and the labels, uint8 H x W,
-        of a net with areas.
+    Args:
+        score: boxes below it are left out.
+
+    Returns:
+        float32 n x 6: left, top, right, bottom in pixels of the image, class, score; and the labels, uint8 H x W, of a
+        net with areas.
     """
     found = detect(net, image, size, device, least_score=score)
     rows = torch.cat([found["boxes"], found["labels"][:, None], found["scores"][:, None]], 1).numpy()

@@ -80,6 +80,9 @@ def evaluate(
         trust: open an exported file that can do harm, as for `segmv3.load`.
         progress: called with what is being done, how much of it is done, and how much there is.
 
+    Returns:
+        The scores, with all that they depend on.
+
     Raises:
         Segmv3Error: data, weights or settings that cannot be used, and scores that cannot be trusted.
     """

@@ -49,6 +49,9 @@ def find_suspects(
         trust: open an exported file that can do harm, as for `segmv3.load`.
         progress: called with what is being done, how much of it is done, and how much there is.
 
+    Returns:
+        The suspects. Each has the name of its image, the class of the label, and the class that the net predicts.
+
     Raises:
         Segmv3Error: settings, data or weights that cannot be used, or an output that cannot be written.
     """

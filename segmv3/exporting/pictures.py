@@ -70,9 +70,12 @@ def drawn() -> Pictures:
 def photographs(source: str, limit: int | None = None) -> Pictures:
     """Images without labels; int8 is calibrated on the same.
 
-    Args: source: a file, folder, glob pattern or list, as `segmv3 predict` takes it. limit: how many to compare at
-        most, spread evenly; 16 by default.
-    Raises: DataError when there are none.
+    Args:
+        source: a file, folder, glob pattern or list, as `segmv3 predict` takes it.
+        limit: how many to compare at most, spread evenly; 16 by default.
+
+    Raises:
+        DataError: there are none.
     """
     found = find_source(source)
     if not isinstance(found, ImageSource):
@@ -89,8 +92,12 @@ def photographs(source: str, limit: int | None = None) -> Pictures:
 def labelled(data: Data, split: str, limit: int | None = None, *, whole: bool = False) -> Pictures:
     """Images with labels; int8 is calibrated on the train split.
 
-    Args: limit: how many to compare at most, spread evenly; 16 by default. whole: all by default.
-    Raises: DataError for data that cannot be used.
+    Args:
+        limit: how many to compare at most, spread evenly; 16 by default.
+        whole: compare all by default.
+
+    Raises:
+        DataError: the data cannot be used.
     """
     dataset = open_labelled(data, split)
     chosen = _spread(range(len(dataset)), limit or (len(dataset) if whole else _USUAL_IMAGES))
@@ -107,8 +114,11 @@ def labelled(data: Data, split: str, limit: int | None = None, *, whole: bool = 
 def in_folders(root: Path, split: str, limit: int | None = None, *, whole: bool = False) -> Pictures:
     """Pictures in one folder a class, for a classifier; as `labelled`.
 
-    Args: root: the folder that holds `val/CLASS/*.jpg`.
-    Raises: DataError for a folder that holds none.
+    Args:
+        root: the folder that holds `val/CLASS/*.jpg`.
+
+    Raises:
+        DataError: the folder holds none.
     """
     found = open_pictures(root, split)
     chosen = _spread(range(len(found)), limit or (len(found) if whole else _USUAL_IMAGES))

@@ -72,6 +72,7 @@ def export(
     say: Say = lambda _: None,
 ) -> Exported:
     """Write weights as a file for another runtime, and prove that it computes what PyTorch computes in fp32.
+    The result names the file and its receipt, and holds the numbers of the proof.
 
     Args:
         weights: a weight file or a published name.

@@ -106,7 +106,9 @@ def cut(model: Any, widths: Widths) -> Any:
 def _narrowed(state: dict[str, Tensor], old: Any, new: Any, before: int, after: int, eps: float) -> dict[str, Tensor]:
     """The tensors of a net in which one group has `after` of its `before` channels.
 
-    Args: old, new: shapes of all tensors; a dimension that differs is the group's, or inside squeeze-and-excite.
+    Args:
+        old: shapes of all tensors before. A dimension that changes is the group's, or inside squeeze-and-excite.
+        new: shapes of all tensors after.
     """
     changed = [
         (name, place, size, new[name][place])

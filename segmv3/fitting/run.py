@@ -92,6 +92,9 @@ def fit(
         progress: called with what is being done, how much of it is done, and how much there is.
         say: told what was found, one line each.
 
+    Returns:
+        The score and the latency before and after, the widths, and the paths of the weights and of the page.
+
     Raises:
         Segmv3Error: before anything is trained, for what cannot be used, and for a budget that no width reaches.
         BusyError: other programs use the machine, so that nothing can be measured.

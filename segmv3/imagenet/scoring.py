@@ -32,10 +32,16 @@ def count_hits(
 ) -> Tensor:
     """Run a net over a split, on the centre crop of each picture.
 
-    Args: model: a net, or a predictor. data: how the crop is made. device: of a net; a predictor has its own.
-        indices: the pictures to score, all by default. progress: called with (pictures done, pictures in all).
-    Returns: int64 classes x 3: pictures of each class, how many of them are the net's first choice, and how many
-        are among its first five. Counts of disjoint shares of a split add up.
+    Args:
+        model: a net, or a predictor.
+        data: how the crop is made.
+        device: where to run a net; a predictor has a device of its own.
+        indices: the pictures to score, all by default.
+        progress: called with (pictures done, pictures in all).
+
+    Returns:
+        int64 classes x 3: pictures of each class, how many of them are the net's first choice, and how many are among
+        its first five. Counts of disjoint shares of a split add up.
     """
     indices = range(len(pictures)) if indices is None else indices
     hits = torch.zeros(len(pictures.classes), 3, dtype=torch.int64)
@@ -69,7 +75,8 @@ def _logits(model: ImageClassifier | ClassPredictor, images: UInt8Array, device:
 def accuracies(hits: Tensor, pictures: Pictures, data: ImageFolder) -> dict[str, Any]:
     """Scores with what they were measured on, as JSON types; percent, None for what cannot be told.
 
-    Args: hits: from `count_hits`, summed over everything that was scored.
+    Args:
+        hits: from `count_hits`, summed over everything that was scored.
     """
     total, top1, top5 = (int(count) for count in hits.sum(0))
     five = len(pictures.classes) >= _TOP  # with fewer classes it would be 100 % or no top-5 at all

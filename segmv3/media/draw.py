@@ -46,7 +46,15 @@ STYLE = Style()
 
 
 def colorize(labels: UInt8Array, classes: Classes) -> UInt8Array:
-    """Paint labels (uint8 H x W) in the class colours: uint8 H x W x 3; ignore and unused ids are black."""
+    """Paint labels in the class colours; ignore and unused ids are black.
+
+    Args:
+        labels: uint8 H x W of train ids.
+        classes: the classes with their colours.
+
+    Returns:
+        uint8 H x W x 3, RGB.
+    """
     return cv2.applyColorMap(labels, classes.palette[:, None])
 
 
@@ -122,9 +130,16 @@ def blurred(image: UInt8Array, labels: UInt8Array, hidden: Sequence[int]) -> UIn
 def draw_errors(image: UInt8Array, truth: UInt8Array, prediction: UInt8Array) -> UInt8Array:
     """Show where a prediction is wrong: red on the image in dim grey; ignored pixels are hatched black.
 
-    Args: image: uint8 H x W x 3; truth, prediction: uint8 H x W, truth 255 = ignore.
-    Returns: uint8 H x W x 3.
-    Raises: ValueError when the sizes differ.
+    Args:
+        image: uint8 H x W x 3.
+        truth: uint8 H x W, 255 = ignore.
+        prediction: uint8 H x W.
+
+    Returns:
+        uint8 H x W x 3.
+
+    Raises:
+        ValueError: the sizes differ.
     """
     _same_size(image=image, truth=truth, prediction=prediction)
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
@@ -141,9 +156,14 @@ def legend(classes: Classes, width: int, present: set[int] | None = None) -> UIn
     Letters grow with the width, so that the strip reads well below a picture of that width; a name too long
     for it ends in "…".
 
-    Args: present: train ids to show; None shows all.
-    Returns: uint8 H x `width` x 3; height 0 when there is nothing to show.
-    Raises: ValueError when width is below 1.
+    Args:
+        present: train ids to show; None shows all.
+
+    Returns:
+        uint8 H x `width` x 3; height 0 when there is nothing to show.
+
+    Raises:
+        ValueError: the width is below 1.
     """
     if width < 1:
         raise ValueError(f"a legend must be at least 1 pixel wide, is {width}")
@@ -167,8 +187,13 @@ def legend(classes: Classes, width: int, present: set[int] | None = None) -> UIn
 def with_legend(picture: UInt8Array, classes: Classes, labels: UInt8Array) -> UInt8Array:
     """Append below a picture the legend of the classes on at least 0.05 % of the pixels of `labels`.
 
-    Args: picture: uint8 H x W x 3; labels: uint8, any H x W.
-    Returns: uint8 H' x W x 3 with H' >= H.
+    Args:
+        picture: uint8 H x W x 3.
+        classes: the classes with their colours.
+        labels: uint8 of any height and width.
+
+    Returns:
+        uint8 H' x W x 3 with H' >= H.
     """
     return np.vstack([picture, legend(classes, picture.shape[1], occurring(labels, classes))])
 

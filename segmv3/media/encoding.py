@@ -292,8 +292,10 @@ def _pixels(plane: Any) -> UInt8Array:
 def _to_yuv420(frame: UInt8Array, planes: Sequence[UInt8Array]) -> None:
     """Convert for the encoder, several times faster than FFmpeg does.
 
-    Args: frame: uint8 H x W x 3, RGB. planes: luma, uint8 H' x W', and the two of colour, H'/2 x W'/2, to be filled;
-        H' and W' are H and W rounded up to even numbers, by repeating the edge.
+    Args:
+        frame: uint8 H x W x 3, RGB.
+        planes: luma, uint8 H' x W', and the two of colour, H'/2 x W'/2, to be filled. H' and W' are H and W rounded up
+            to even numbers, by repeating the edge.
     """
     height, width = _even((frame.shape[0], frame.shape[1]))
     yuv = cv2.transform(np.ascontiguousarray(frame), _TO_YUV)

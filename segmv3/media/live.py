@@ -186,7 +186,7 @@ class LiveReader:
 
 
 def camera(device: int | str) -> Iterator[Callable[[], UInt8Array]]:
-    """A camera of this machine. Args: device: its number, or its path."""
+    """A camera of this machine, by its number or its path."""
     path = Path(f"/dev/video{device}" if isinstance(device, int) else device)
     if sys.platform == "linux" and not path.exists():
         raise OSError(f"{path} is not there")

@@ -200,8 +200,9 @@ class VideoReader:
 class _Clock:
     """Times of frames that only grow, from times that a file may leave out, repeat or begin anew.
 
-    Args: step: seconds from one frame to the next where nothing else is said. restarts: whether a long gap is the
-        clock of another recording, as in broadcasts, and not a pause.
+    Args:
+        step: seconds from one frame to the next where nothing else is said.
+        restarts: whether a long gap is the clock of another recording, as in broadcasts, and not a pause.
     """
 
     def __init__(self, step: Fraction, restarts: bool) -> None:

@@ -113,7 +113,10 @@ class _Projected:
 def features_in_bands(normalize: nn.Module, backbone: MobileNetV3Backbone, image: Tensor) -> tuple[Tensor, ...]:
     """What `backbone(normalize(image))` returns, in less memory and up to twice the time.
 
-    Args: image: uint8 or float N x 3 x H x W. Both modules are in eval mode.
+    Args:
+        normalize: in eval mode.
+        backbone: in eval mode.
+        image: uint8 or float N x 3 x H x W.
     """
     x: _Map = _Layers(_Layers(_Whole(image), normalize), backbone.stem)
     maps: dict[Place, Tensor] = {}

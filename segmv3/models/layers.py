@@ -144,7 +144,8 @@ def conv_bn(
 ) -> nn.Sequential:
     """Convolution without bias, BN and activation, padded so that stride 1 keeps the size.
 
-    Args: same: pad a strided convolution as TensorFlow does; at stride 1 both ways agree.
+    Args:
+        same: pad a strided convolution as TensorFlow does; at stride 1 both ways agree.
     """
     conv = (Conv2dSame if same and stride > 1 else nn.Conv2d)(
         channels_in,
@@ -187,7 +188,8 @@ def initialise(module: nn.Module) -> None:
 def dilated(strides: list[int], output_stride: int, *, dilate_first: bool = True) -> list[tuple[int, int]]:
     """(stride, dilation) of each block after a stem of stride 2, strides beyond `output_stride` taken out.
 
-    Args: dilate_first: whether a block that lost its stride is dilated at the new rate or still at the old one.
+    Args:
+        dilate_first: whether a block that lost its stride is dilated at the new rate or still at the old one.
     """
     result, reached, dilation = [], 2, 1
     for stride in strides:

@@ -117,7 +117,8 @@ class _FoldedDecoder(nn.Module):
     Enlarging and a 1x1 convolution commute, so maps are convolved while they are small, and neighbouring convolutions
     without an activation between them become one.
 
-    Args: head: its BN folded.
+    Args:
+        head: the head, its BN folded.
     """
 
     def __init__(self, head: LRASPPDecoderHead) -> None:

@@ -35,8 +35,11 @@ class _Block(InvertedResidual):
 class MobileNetV2Backbone(TappedMaps):
     """Normalised image in, the tapped feature maps and the deep one (the last block's output) out.
 
-    Args: taps: the maps to return before the deep one, in this order.
-    Attributes: channels: of the returned maps, the deep one last.
+    Args:
+        taps: the maps to return before the deep one, in this order.
+
+    Attributes:
+        channels: numbers of channels of the returned maps, the deep one last.
     """
 
     def __init__(self, net: MobileNetV2, taps: tuple[Tap, ...] = (), *, bn_momentum: float = 0.1) -> None:

@@ -304,8 +304,11 @@ def _skip(channels: int, block: Block, norm: Norm) -> nn.Sequential:
 class MobileNetV3Backbone(TappedMaps):
     """Normalised image in, the tapped feature maps and the deep one out.
 
-    Args: taps: the maps to return before the deep one, in this order.
-    Attributes: channels: of the returned maps, the deep one last.
+    Args:
+        taps: the maps to return before the deep one, in this order.
+
+    Attributes:
+        channels: numbers of channels of the returned maps, the deep one last.
     """
 
     def __init__(self, net: MobileNetV3, taps: tuple[Tap, ...] = (), *, bn_momentum: float = 0.1) -> None:

@@ -71,7 +71,12 @@ class Segmenter(nn.Module):
     def check_trainable(self, batch_size: int, crop_size: tuple[int, int]) -> None:
         """Refuse a batch that leaves BN one value per channel at the deepest map.
 
-        Raises: ModelError.
+        Args:
+            batch_size: number of crops in a batch.
+            crop_size: height and width, pixels.
+
+        Raises:
+            ModelError: the batch is too small, or the crop.
         """
         stride = self.config.backbone.output_stride
         height, width = (-(-side // stride) for side in crop_size)

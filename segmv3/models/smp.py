@@ -47,9 +47,14 @@ _TAPS = tuple(Tap(stride) for stride in (2, 4, 8, 16))
 class Encoder(nn.Module, EncoderMixin):
     """The image, the last map of each stage at strides 2 to 16, and the deep map after the closing 1x1 convolution.
 
-    Args: net: its output stride is replaced. depth: how many maps after the image, 1 to 5; layers that no map needs
-        are left out, so that weights of a whole backbone load with `strict=False` below 5. output_stride: 8, 16, 32.
-    Raises: ValueError, as smp's own encoders, for another depth or output stride.
+    Args:
+        net: the backbone; its output stride is replaced.
+        depth: how many maps after the image, 1 to 5. Layers that no map needs are left out, so that weights of a whole
+            backbone load with `strict=False` below 5.
+        output_stride: 8, 16 or 32.
+
+    Raises:
+        ValueError: another depth or output stride, as smp's own encoders.
     """
 
     _is_torch_scriptable = False  # part of smp's contract; tracing, export and compilation work

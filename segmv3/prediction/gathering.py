@@ -72,7 +72,7 @@ class _Gathering(VideoSink):
     """
 
     def __init__(self, kind: Gathered, job: Job, target: Path, number: Callable[[str], int]) -> None:
-        """Args: number: from the name of a picture to its number."""
+        """`number` gives the number of a picture from its name."""
         self._kind, self._job, self._target, self._number = kind, job, target, number
         self.targets = [target, *(target.with_suffix(suffix) for suffix in kind.companions)]
         self._lock = Lock()

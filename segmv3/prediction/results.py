@@ -131,7 +131,7 @@ class Mask(Picture):
     as_video = False
 
     def __init__(self, of: str, name: str) -> None:
-        """Args: of: the class. name: for the files."""
+        """`of` is the name of the class, `name` that of the files."""
         self._of = of
         self.name = name  # type: ignore[misc]
 

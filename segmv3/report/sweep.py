@@ -74,9 +74,14 @@ def _cells(trial: dict[str, Any], result: dict[str, Any]) -> list[str]:
 def write_sweep_page(folder: Path, result: dict[str, Any]) -> Path:
     """Write `folder/sweep.html` and its charts into `folder/figures`, each complete or not at all.
 
-    Args: result: the content of sweep.json.
-    Returns: the path of the page.
-    Raises: OutputError when a file cannot be written.
+    Args:
+        result: the content of sweep.json.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     figures = make_folder(folder / "figures")
     trials, best = result["trials"], result["best"]

@@ -102,7 +102,9 @@ def _prove(
 def median_times(backends: Mapping[str, Backend], image: UInt8Array, rounds: int) -> dict[str, float]:
     """Median milliseconds of each net alone, in turns: what else the machine does meets all of them.
 
-    Args: image: uint8 H x W x 3, RGB. rounds: how often each is timed, after a first call for getting ready.
+    Args:
+        image: uint8 H x W x 3, RGB.
+        rounds: how often each is timed, after a first call for getting ready.
     """
     seconds: dict[str, list[float]] = {title: [] for title in backends}
     for number in range(rounds + 1):

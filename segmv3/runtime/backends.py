@@ -57,9 +57,14 @@ class Backend(Protocol):
     def run(self, images: UInt8Array) -> Tensor | NDArray[Any]:
         """Run the net.
 
-        Args: images: uint8 N x H x W x 3, RGB, C-contiguous and writable.
-        Returns: low logits or logits, float N x C x h x w, labels, uint8 N x H x W, or class logits, float N x C.
-        Raises: ModelError for a size that it does not take.
+        Args:
+            images: uint8 N x H x W x 3, RGB, C-contiguous and writable.
+
+        Returns:
+            Low logits or logits, float N x C x h x w; labels, uint8 N x H x W; or class logits, float N x C.
+
+        Raises:
+            ModelError: the backend does not take this size.
         """
         ...
 
@@ -106,8 +111,9 @@ class TorchBackend:
     On a GPU every image size is captured once as a CUDA graph: launching the many small kernels of this net one by
     one takes longer than running them.
 
-    Args: fold: False runs the net as it was trained, the reference of every proof. compile: let `torch.compile` fuse
-        the net, which takes a minute for every new image size.
+    Args:
+        fold: False runs the net as it was trained, the reference of every proof.
+        compile: let `torch.compile` fuse the net, which takes a minute for every new image size.
     """
 
     name: BackendName = "torch"
@@ -194,8 +200,12 @@ class BySize:
 
     PyTorch also takes what is large: it alone can work in bands.
 
-    Args: open_size: from (height, width), or None for any, to a backend; slow, so not for every picture of a mixed
-        folder. first: a size to begin with. fixed: whether the net converts at a fixed size only. others: PyTorch.
+    Args:
+        open_size: makes a backend for (height, width), or for None, any size. It is slow, so not for every picture of a
+            mixed folder.
+        first: a size to begin with.
+        fixed: whether the net converts at a fixed size only.
+        others: PyTorch.
     """
 
     size: Size | None = None

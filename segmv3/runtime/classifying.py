@@ -85,6 +85,9 @@ def load_classifier(
         trust: as in `segmv3.load`.
         targets: as in `segmv3.load`.
 
+    Returns:
+        A function from an image, uint8 H x W x 3 RGB, to pairs (class, probability), the likeliest first.
+
     Raises:
         CheckpointError: the file cannot be used, or is no classifier.
         ModelError: a backend or precision is missing here.

@@ -102,6 +102,9 @@ def load(
             cannot bring them.
         targets: export targets of your own, which open the files that they wrote.
 
+    Returns:
+        A function from images, uint8 H x W x 3 RGB, to labels, uint8 H x W: see `Predictor`.
+
     Raises:
         CheckpointError: the file cannot be used.
         ModelError: a backend or precision is missing here or does not agree.

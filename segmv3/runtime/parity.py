@@ -153,10 +153,13 @@ def compare(reference: Backend, candidate: Backend, images: Iterable[tuple[UInt8
 
 
 def refuse(agreement: Agreement, precision: Arithmetic, title: str) -> None:
-    """Args: title: what was compared, for the message.
+    """Refuse a candidate that is farther from the reference than its arithmetic explains.
 
-    Raises: DisagreementError with the numbers when a candidate is farther from the reference than its arithmetic
-        explains.
+    Args:
+        title: what was compared, for the message.
+
+    Raises:
+        DisagreementError: it is farther; the message has the numbers.
     """
     limits = limits_of(precision, agreement.output)
     for found in agreement.sizes:

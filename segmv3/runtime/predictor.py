@@ -35,7 +35,7 @@ class Predictor(OnBackend):
     def __init__(
         self, backend: Backend, card: Card, again: tuple[Callable[..., "Predictor"], tuple[Any, ...]] | None = None
     ) -> None:
-        """Args: again: a function that opens the same net in another process, and its arguments."""
+        """`again` is a function that opens the same net in another process, and its arguments."""
         super().__init__(backend, card)
         self._again = again
         self._own = threading.local()

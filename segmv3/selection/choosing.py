@@ -93,6 +93,9 @@ def select_frames(
         threads: CPU threads; torch's own choice by default.
         progress: called with what is being done, how much of it is done, and how much there is (0: not known).
 
+    Returns:
+        The frames in the order of the choice, how many were left out and why, and the files that were written.
+
     Raises:
         Segmv3Error: the pool is empty or all labelled, the weights give no features, the output cannot be written.
     """

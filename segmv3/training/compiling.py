@@ -26,8 +26,13 @@ def now_on(device: torch.device) -> float:
 class Compilation:
     """Puts a compiled form of a method in its place. Only training uses it: evaluation has images of many sizes.
 
-    Args: module, method: what is called in a training step. everywhere: the largest value of all processes.
-    Attributes: used: whether the compiled form is used; None while "auto" measures.
+    Args:
+        module: the module that a training step calls.
+        method: the name of the method that is called.
+        everywhere: gives the largest value of all processes.
+
+    Attributes:
+        used: whether the compiled form is used; None while "auto" measures.
     """
 
     def __init__(

@@ -16,8 +16,12 @@ def adjust(images: Tensor, photometric: Photometric) -> Tensor:
 
     Padding keeps its colour. Nothing waits for the device. Call it outside of autocast: the numbers are colours.
 
-    Args: images: uint8 N x 3 x H x W RGB, channels_last. photometric: on the same device.
-    Returns: N x 3 x H x W, channels_last, 0..255: uint8 on a CPU; float32 elsewhere, which saves a pass for rounding.
+    Args:
+        images: uint8 N x 3 x H x W RGB, channels_last.
+        photometric: what to do, on the same device.
+
+    Returns:
+        N x 3 x H x W, channels_last, 0..255: uint8 on a CPU; float32 elsewhere, which saves a pass for rounding.
     """
     return _on_cpu(images, photometric) if images.device.type == "cpu" else by_matrix_product(images, photometric)
 

@@ -25,8 +25,11 @@ class StopRequest:
     state is whole. Python's handlers wait for the operation that runs in the main thread, which may take minutes; a
     thread therefore says at once that a signal was heard, and a second one leaves without touching files.
 
-    Args: before_leaving: called by that thread before it ends the process.
-    Attributes: signal: the number of the signal received, 0 before any.
+    Args:
+        before_leaving: called by that thread before it ends the process.
+
+    Attributes:
+        signal: the number of the signal received, 0 before any.
     """
 
     def __init__(self, before_leaving: Callable[[], None] = lambda: None) -> None:

@@ -79,10 +79,13 @@ def colored(names: tuple[str, ...]) -> Classes:
 def import_weights(path: Path | str, *, variant: str | None = None) -> Imported:
     """Read a weight file of segmv3 or of any project in `formats`, told apart by the names of its tensors.
 
-    Args: variant: which net it is, where names and shapes leave a choice (input range, padding, dilation); by
-        default the file's name decides, else the usual net.
-    Raises: CheckpointError when it cannot be read, is of no known format, or has tensors missing, left over, not
-        finite or of another kind than weights are.
+    Args:
+        variant: which net it is, where names and shapes leave a choice (input range, padding, dilation). By default the
+            file's name decides, else the usual net.
+
+    Raises:
+        CheckpointError: it cannot be read, is of no known format, or has tensors missing, left over, not finite or of
+            another kind than weights are.
     """
     path = Path(path)
     if path.is_file() and checkpoint.is_ours(path):

@@ -44,9 +44,12 @@ class Fit:
 def transfer(source: Imported, model: AnyNet, *, new_head: bool = False) -> Fit:
     """Copy every tensor of `source` that `model` has under the same name and shape.
 
-    Args: new_head: leave the layers that name classes fresh, so that the numbers of classes may differ.
-    Raises: CheckpointError for a backbone of another kind, size or width, or one that hardly fits; for another
-        number of classes without `new_head`.
+    Args:
+        new_head: leave the layers that name classes fresh, so that the numbers of classes may differ.
+
+    Raises:
+        CheckpointError: the backbone is of another kind, size or width, or hardly fits; or the number of classes
+            differs and `new_head` is not set.
     """
     theirs, ours = _kind(source.net.backbone), _kind(model.config.backbone)
     if theirs != ours:

@@ -225,8 +225,9 @@ def fresh_nets(given: Sequence[str], default: Sequence[str], *, weights: bool) -
 def columns(*titles: str, text: Sequence[str] = ()) -> Table:
     """An empty table of numbers, narrow enough for `show`.
 
-    Args: titles: with line breaks where they are wider than their numbers. text: titles of the columns that are not
-        numbers; where the table is too wide these are folded.
+    Args:
+        titles: titles of the columns, with line breaks where they are wider than their numbers.
+        text: titles of the columns that hold no numbers. These are folded where the table is too wide.
     """
     from rich import box
     from rich.table import Table

@@ -65,6 +65,9 @@ def import_data(
         settings: how to read it and share it out.
         tell: is told (what is done, how much, of how much).
 
+    Returns:
+        What was made, as `import.json` in the output says it.
+
     Raises:
         ConfigError: a setting that cannot be, or that this kind of source has no use for.
         DataError: a source that is not understood, or that cannot be trained on.

@@ -65,10 +65,19 @@ def _narrow(slopes, offset, stride, across, gradient, image, row):  # type: igno
 def _band(low, labels, image, rows, down, across, own_weight, all_weight, gradient, pixels):  # type: ignore[no-untyped-def]
     """Some output rows of one image.
 
-    Args: low: float32 N x C x h x w. labels: integers N x H x W. rows: the first one and the one after the last. down:
-        index, next_index, weight and next_weight of the vertical `Axis`. across: the parts of the horizontal one.
-        own_weight, all_weight, gradient, pixels: see `sums`.
-    Returns: sum of the loss, sum of `own_weight` over the labelled pixels, their number, and the number of pixels whose
+    Args:
+        low: float32 N x C x h x w.
+        labels: integers N x H x W.
+        rows: the first one and the one after the last.
+        down: index, next_index, weight and next_weight of the vertical `Axis`.
+        across: the parts of the horizontal one.
+        own_weight: see `sums`.
+        all_weight: see `sums`.
+        gradient: see `sums`.
+        pixels: see `sums`.
+
+    Returns:
+        Sum of the loss, sum of `own_weight` over the labelled pixels, their number, and the number of pixels whose
         label is no class.
     """
     index, next_index, weight, next_weight = down
@@ -180,12 +189,20 @@ def sums(
 ) -> tuple[float, float, int, Floats, Floats]:
     """The loss of a batch, -log p of every labelled pixel's class and of all classes, weighted, and its gradient.
 
-    Args: low: float32 N x C x h x w. labels: uint8 or int64 N x H x W, 255 = ignore; both C-contiguous.
-        own_weight, all_weight: float32 C, of -log p of a pixel's own class, and of every class beside it.
-        differentiate, pixels: whether the gradient and the loss of each pixel are wanted.
-    Returns: (sum of the loss, sum of `own_weight` over the labelled pixels, their number, gradient of the sum, float32
-        N x C x h x w or empty, loss of each pixel, float32 N x H x W or empty).
-    Raises: ValueError for a label that is neither a class nor 255.
+    Args:
+        low: float32 N x C x h x w, C-contiguous.
+        labels: uint8 or int64 N x H x W, 255 = ignore, C-contiguous.
+        own_weight: float32 C, of -log p of a pixel's own class.
+        all_weight: float32 C, of -log p of every class beside it.
+        differentiate: whether the gradient is wanted.
+        pixels: whether the loss of each pixel is wanted.
+
+    Returns:
+        (sum of the loss, sum of `own_weight` over the labelled pixels, their number, gradient of the sum, loss of each
+        pixel). The gradient is float32 N x C x h x w or empty, the losses are float32 N x H x W or empty.
+
+    Raises:
+        ValueError: a label is neither a class nor 255.
     """
     count, classes, height, width = low.shape
     down, across = axis(height, labels.shape[1]), axis(width, labels.shape[2]).parts

@@ -29,16 +29,23 @@ def cross_entropy(
     low-resolution ones is computed along with the loss and kept until the backward pass scales it; a second derivative
     is refused. A batch without a labelled pixel gives 0 and zero gradients.
 
-    Args: low_logits: float N x C x h x w, in any layout; float64 is computed as such, anything else in float32, also
-            under autocast. labels: uint8 or int64 N x H x W, 255 = ignore.
+    Args:
+        low_logits: float N x C x h x w, in any layout. float64 is computed as such, anything else in float32, also
+            under autocast.
+        labels: uint8 or int64 N x H x W, 255 = ignore.
         weights: float C, of each class, say by their frequency (arXiv 1411.4734, 1606.02147).
         smoothing: share of the target spread evenly over all classes, 0 <= s < 1 (arXiv 1512.00567); with weights as
             torch's cross_entropy mixes them.
-        ohem: only the pixels that `hard_pixels` keeps at this threshold count; None for all. min_kept: see there.
-    Returns: (sum of the loss, number of pixels it is a sum over or, with weights, the sum of their weights), so that
-        the mean can be taken over all processes; both stay on the device.
-    Raises: ValueError for arguments other than these; also for a label that is no class, but on a GPU, where nothing
-        waits for the loss, that makes it NaN.
+        ohem: only the pixels that `hard_pixels` keeps at this threshold count; None for all.
+        min_kept: as for `hard_pixels`.
+
+    Returns:
+        (sum of the loss, number of pixels it is a sum over or, with weights, the sum of their weights), so that the
+        mean can be taken over all processes; both stay on the device.
+
+    Raises:
+        ValueError: an argument is none of these, or a label is no class. On a GPU nothing waits for the loss: such a
+            label makes it NaN there.
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
@@ -62,8 +69,11 @@ def balanced_weights(pixels: NDArray[np.int64]) -> Tensor:
 
     The 1.02 bounds them, which the inverse frequency is not (arXiv 1606.02147, section 5.2).
 
-    Args: pixels: int64 C, labelled pixels of each class.
-    Returns: float32 C.
+    Args:
+        pixels: int64 C, labelled pixels of each class.
+
+    Returns:
+        float32 C.
     """
     share = pixels / max(1, pixels.sum())
     return torch.from_numpy(1 / np.log(1.02 + share)).float()
@@ -77,9 +87,17 @@ def hard_pixels(low_logits: Tensor, labels: Tensor, threshold: float, min_kept: 
     the batch of this process. arXiv 1604.03540 mines regions, 1605.06457 pixels; the form with both numbers is that of
     the BiSeNet (arXiv 1808.00897: 0.7 and a sixteenth of the pixels) and PIDNet (2206.02066: 0.9 and 131,072) recipes.
 
-    Args: low_logits, labels: as for `cross_entropy`. threshold: 0 < t <= 1. min_kept: at least 0.
-    Returns: the labels, in their own type.
-    Raises: ValueError for arguments other than these.
+    Args:
+        low_logits: as for `cross_entropy`.
+        labels: as for `cross_entropy`.
+        threshold: 0 < t <= 1.
+        min_kept: at least 0.
+
+    Returns:
+        The labels, in their own type.
+
+    Raises:
+        ValueError: an argument is none of these.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"the OHEM threshold is {threshold}; it must be above 0 and at most 1")
@@ -99,10 +117,16 @@ def channel_distillation(student_low: Tensor, teacher_low: Tensor, temperature: 
     Each channel becomes a distribution over the positions, a softmax of its logits over the temperature; the loss is
     the Kullback-Leibler divergence of the student's from the teacher's, times the temperature squared.
 
-    Args: student_low: float N x C x h x w. teacher_low: float N x C of any size, resized to the student's; it gets no
-        gradient. temperature: above 0; the paper takes 4, and weights the mean with 3 for logits.
-    Returns: (sum over images and channels, their number).
-    Raises: ValueError for arguments other than these.
+    Args:
+        student_low: float N x C x h x w.
+        teacher_low: float N x C of any size, resized to the student's. It gets no gradient.
+        temperature: above 0. The paper takes 4, and weights the mean with 3 for logits.
+
+    Returns:
+        (sum over images and channels, their number).
+
+    Raises:
+        ValueError: an argument is none of these.
     """
     if temperature <= 0:
         raise ValueError(f"the temperature is {temperature}; it must be above 0")
