@@ -298,6 +298,9 @@ def test_other_settings_and_other_folders(weights, config, tmp_path, measured, t
     fit(config, weights, tmp_path / "a.safetensors", settings(), run=tmp_path / "a")
     with pytest.raises(ConfigError, match=r"short_steps 100 -> 50. Use another --run"):
         fit(config, weights, tmp_path / "a.safetensors", settings(short_steps=50), run=tmp_path / "a")
+    taught = replace(config, distill=replace(config.distill, teacher=str(weights)))
+    with pytest.raises(ConfigError, match=r"config.distill.teacher .* Use another --run"):
+        fit(taught, weights, tmp_path / "a.safetensors", settings(), run=tmp_path / "a")
     with pytest.raises(OutputError, match="is not empty and holds no fit"):
         fit(config, weights, tmp_path / "a.safetensors", settings(), run=config.data.root)
 

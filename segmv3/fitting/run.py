@@ -37,7 +37,6 @@ from segmv3.settings import to_dict
 from segmv3.training.claim import Claim
 from segmv3.training.experiment import Experiment
 from segmv3.training.loop import train
-from segmv3.training.run import FREE
 from segmv3.weights.averaging import origin_of
 from segmv3.weights.opening import open_net
 
@@ -114,13 +113,17 @@ def fit(
     work = _Work(config, model, card, folder, settings, meter, place, how, progress, say)
     asked = to_dict(settings) | {"weights": card.sha256, "config": to_dict(config), "threads": meter.threads}
     asked.pop("force")
-    claim = Claim(folder / "fit.json", "fit", "fits a net", ["long_steps", *(f"config.{name}" for name in FREE)])
+    claim = Claim(folder / "fit.json", "fit", "fits a net", _FREE)
     claim.check(asked)
     table = work.table()
     make_folder(output.parent)
     with claim.started(asked):
         write_json(folder / "latency.json", _plain(table), indent=1)
         return work.complete(table, Path(weights), output)
+
+
+_FREE = ("long_steps", "config.data.root", "config.data.cache", "config.data.workers", "config.recompute")
+# not the teacher or extra images, which a run knows again by their contents and a fit does not
 
 
 def _open(weights: Path | str, config: Experiment) -> tuple[Any, Card]:
