@@ -196,12 +196,13 @@ class _Threads:
                 self._changed.notify_all()
 
     def close(self) -> None:
+        mine = get_ident()  # Python may clear a forgotten generator away in any thread, so in one of its own jobs
         try:
             with self._changed:
                 self._open = False
-                with giving_up(*self._busy):
-                    self._changed.wait_for(lambda: not self._busy)
-            self._pool.shutdown(cancel_futures=True)
+                with giving_up(*self._busy - {mine}):
+                    self._changed.wait_for(lambda: not self._busy - {mine})
+            self._pool.shutdown(wait=mine not in self._busy, cancel_futures=True)
         except BaseException:  # a further Ctrl-C
             self.close()
             raise

@@ -1,5 +1,6 @@
 """Steps in threads: they overlap, keep order and bounds, and end together whatever fails."""
 
+import gc
 import signal
 import threading
 import time
@@ -422,3 +423,25 @@ def test_an_error_of_the_work_ahead_comes_in_its_place_and_ends_it() -> None:
     with pytest.raises(Broken, match="item 3"), work_ahead(work, range(100), threads=2) as results:
         given.extend(results)
     assert given == [0, 1, 2]
+
+
+def test_a_generator_that_was_forgotten_is_cleared_away_in_a_job_of_its_own() -> None:
+    forgotten, cleared = threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        if item == 1:
+            wait(forgotten)
+            gc.collect()  # as Python does at any time, in any thread
+            cleared.set()
+        return item
+
+    def numbers() -> Iterator[int]:
+        with work_ahead(work, range(9), threads=2) as results:
+            yield from results
+
+    ring: list[object] = [numbers()]
+    ring.append(ring)  # as an error's traceback holds the frame that holds the error
+    assert next(ring[0]) == 0  # type: ignore[call-overload]
+    del ring
+    forgotten.set()
+    wait(cleared)
