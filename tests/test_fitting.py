@@ -305,6 +305,11 @@ def test_other_settings_and_other_folders(weights, config, tmp_path, measured, t
         fit(config, weights, tmp_path / "a.safetensors", settings(), run=config.data.root)
 
 
+def test_the_result_may_lie_in_a_folder_of_the_work(weights, config, tmp_path, measured, trained):
+    found = fit(config, weights, tmp_path / "a" / "nets" / "a.safetensors", settings(), run=tmp_path / "a")
+    assert found.weights.is_file()
+
+
 def test_weights_that_cannot_be_fitted(weights, config, tmp_path):
     other = tmp_path / "classifier.safetensors"
     checkpoint.save(create_classifier(Classifier(backbone=MobileNetV3(size="small")), 4), other)

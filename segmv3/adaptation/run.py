@@ -101,10 +101,10 @@ def adapt(
     claim = Claim(run / "adapt.json", "adaptation", "adapts a net", free=())
     claim.check(asked)
     before = {name: evaluate(data, weights, progress=progress, **how).miou for name, data in scored.items()}
-    make_folder(output.parent)
     work = _Work(run, settings, card, source, progress)
     old, student = net.to(on), Path(weights)
     with claim.started(asked):
+        make_folder(output.parent)
         for number in range(1, settings.rounds + 1):
             config, place = work.config(number, streets, net, student), run / f"round-{number}" / "run"
             _renew_paths(place / "config.json", config)

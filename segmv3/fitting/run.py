@@ -116,8 +116,8 @@ def fit(
     claim = Claim(folder / "fit.json", "fit", "fits a net", _FREE)
     claim.check(asked)
     table = work.table()
-    make_folder(output.parent)
     with claim.started(asked):
+        make_folder(output.parent)
         write_json(folder / "latency.json", _plain(table), indent=1)
         return work.complete(table, Path(weights), output)
 
