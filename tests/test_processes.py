@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +60,51 @@ def test_a_forked_process_labels_as_its_parent(backend, weights):
         torch.set_num_threads(before)
 
 
+def in_threads(predict, count=2):
+    """What so many callers at a time get."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(predict, [IMAGE] * count))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_threads_of_a_forked_process_label_as_those_of_its_parent(weights):
+    pytest.importorskip("openvino")
+    before = torch.get_num_threads()
+    try:
+        predict = segmv3.load(weights, backend="openvino", threads=1, precision="fp32")
+        first, second = in_threads(predict)
+        expected = predict(IMAGE)
+        assert np.array_equal(first, expected) and np.array_equal(second, expected)
+        there = in_child(lambda: [predict(IMAGE), *in_threads(predict), predict(IMAGE)])
+        assert all(np.array_equal(labels, expected) for labels in there)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_later_callers_of_openvino_get_the_net_that_was_opened(weights, tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    before, streams = torch.get_num_threads(), list[int]()
+    compiled = openvino.Core.compile_model
+
+    def counted(core, model, device, settings):
+        streams.append(settings["NUM_STREAMS"])
+        return compiled(core, model, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", counted)
+    monkeypatch.setattr("segmv3.convert.openvino.os.cpu_count", lambda: 2)
+    try:
+        segmv3.load(weights, backend="openvino", threads=1, precision="fp32")  # proved by the calling thread
+        streams.clear()
+        predict = segmv3.load(weights, backend="openvino", threads=1, precision="fp32")
+        (expected,) = [in_threads(predict, 1) for _ in range(3)][-1]
+        assert streams == [1]  # a caller whose thread ended leaves its place to the next one
+        shutil.rmtree(tmp_path / "cache")
+        assert all(np.array_equal(labels, expected) for labels in [predict(IMAGE), *in_threads(predict)])
+        assert streams == [1, 2]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_pickled_predictor_opens_its_file_again(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     predict = segmv3.load(weights.name, backend="torch")
@@ -79,8 +125,6 @@ def test_a_pickled_predictor_opens_its_file_again(weights, tmp_path, monkeypatch
 
 
 def test_timings_are_those_of_the_own_thread(weights):
-    from concurrent.futures import ThreadPoolExecutor
-
     predict = segmv3.load(weights, backend="torch")
     predict(IMAGE)
     mine = predict.timings

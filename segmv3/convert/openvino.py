@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,38 +72,72 @@ class OpenVino(Target):
         return sums_fit(one.data for one in constants if one.get_element_type().to_string() == "i8")
 
 
+class _Nets:
+    """A model, compiled for those who call it.
+
+    A single caller has a net of one stream, in which it is faster by a sixth. Others share a net of several streams:
+    each has threads of its own there, while in one stream all would wait for the same ones.
+    """
+
+    def __init__(self, compiled: Callable[[int], Any], several: int) -> None:
+        self._compiled, self._several = cache(compiled), several
+        self._one = self._compiled(1)
+        self._free = [self._one]  # empty while it has a caller whose thread did not end
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def request(self) -> Any:
+        """For one thread."""
+        if os.getpid() != self._process:  # a fork takes no threads along, and one stream alone needs none of its own
+            return self._one.create_infer_request()
+        with self._lock:
+            net = self._free.pop() if self._free else self._compiled(self._several)
+            request = net.create_infer_request()
+        if net is self._one:
+            weakref.finalize(request, self._free.append, net)
+        return request
+
+
+class _Own(threading.local):
+    """The requests of one thread, by process: a request is for one caller at a time."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Any] = {}
+
+
 def open_openvino(path: Path, precision: Arithmetic, threads: int) -> Run:
     """A file in OpenVINO on the CPU.
 
     Raises:
         CheckpointError: it cannot be opened.
     """
-    openvino = import_openvino()
-    own = threading.local()  # a request is for one caller at a time
+    openvino, own = import_openvino(), _Own()
+    several = max(1, min((os.cpu_count() or 1) // threads, AT_ONCE))
+    try:  # kept in memory: when another caller comes, the file may be gone or another one
+        model = openvino_core().read_model(path)
+    except RuntimeError as error:
+        raise cannot("open", path, "OpenVINO", error) from None
 
-    @cache
     def compiled(streams: int) -> Any:
-        """A net for so many callers at a time: each has its own threads, or all would wait for the same ones."""
         shared = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads * streams}
         try:
-            return openvino_core().compile_model(path, "CPU", cpu_settings(precision, threads) | shared)
+            return openvino_core().compile_model(model, "CPU", cpu_settings(precision, threads) | shared)
         except RuntimeError as error:
             raise cannot("open", path, "OpenVINO", error) from None
 
-    several = max(1, min((os.cpu_count() or 1) // threads, AT_ONCE))
-    first, lock = [compiled(1)], threading.Lock()  # a single caller is faster alone in a net, by a sixth
+    nets = _Nets(compiled, several)
 
     def run(images: UInt8Array) -> Any:
-        if not hasattr(own, "request"):
-            with lock:
-                net = first.pop() if first else compiled(several)
-            own.request = net.create_infer_request()
-        own.request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+        process = os.getpid()
+        if process not in own.requests:
+            own.requests[process] = nets.request()
+        request = own.requests[process]
+        request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
         try:
-            own.request.infer()
+            request.infer()
         except RuntimeError as error:
             raise cannot("run", path, "OpenVINO", error) from None
-        return own.request.get_output_tensor().data  # the request's own memory, until this thread's next call
+        return request.get_output_tensor().data  # the request's own memory, until this thread's next call
 
     return run
 
