@@ -1,6 +1,7 @@
 """What every head and every backbone keeps to, segmv3's own and strangers'."""
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 import segmv3
 from segmv3 import checkpoint
+from segmv3.cli import main
 from segmv3.config import (
     LRASPP,
     RASPP,
@@ -31,6 +33,7 @@ from segmv3.config import (
     to_dict,
 )
 from segmv3.errors import CheckpointError, ConfigError, ModelError
+from segmv3.mini_city import write_mini_city
 from segmv3.models.fold import folded
 from segmv3.models.zoo import create_model
 
@@ -163,6 +166,32 @@ def test_a_part_that_lacks_a_method_is_named_with_its_place(tmp_path):
     with pytest.raises(CheckpointError, match=r"the part Won \(.*half_head.py, line 6\) lacks build") as caught:
         checkpoint.load(path)
     assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("low, mid, deep = channels", "ValueError: not enough values to unpack .*, line 14"),
+        ("absent.Conv2d()", "NameError: name .absent. is not defined .*, line 14"),
+    ],
+)
+def test_a_part_that_cannot_be_built_is_named_with_its_line(tmp_path, monkeypatch, capsys, broken, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad_head.py").write_text(
+        "from dataclasses import dataclass\n\nfrom torch import nn\n\nfrom segmv3.config import Head, Tap\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Bad(Head):\n    def taps(self):\n        return (Tap(8),)\n\n"
+        f"    def build(self, channels, num_classes, *, bn_momentum):\n        {broken}\n"
+    )
+    Path("bad.py").write_text(
+        "from dataclasses import replace\n\nfrom bad_head import Bad\n\nfrom segmv3.config import load_config\n\n"
+        "base = load_config('quickstart')\nconfig = replace(base, model=replace(base.model, head=Bad()))\n"
+    )
+    write_mini_city(tmp_path / "city", train=2, val=1, size=(64, 128))
+    sys.modules.pop("bad_head", None)
+    assert main(["train", "bad.py", "--data.root", "city", "--run", "run"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be built" in line]
+    assert re.search(r"the part Bad cannot be built: it fails with .*bad_head.py, line", line)
+    assert re.search(message, line)
 
 
 def test_two_parts_of_one_name_are_refused():

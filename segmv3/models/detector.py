@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from segmv3.models.backbones import Tap
 from segmv3.models.layers import Normalize, initialise
 from segmv3.models.mobilenetv3 import MobileNetV3Backbone
-from segmv3.models.nets import Detector
+from segmv3.models.nets import Detector, naming
 
 C4 = Tap(32, "expansion")
 """The expansion of the block that goes from stride 16 to 32: the 13th of Large, the 9th of Small."""
@@ -51,7 +51,8 @@ class ObjectDetector(nn.Module):
         self.rules = SSD(nn.Identity(), anchors, (1, 1), num_classes + 1, head=nn.Identity(), nms_thresh=0.55)
         self.areas: nn.Module | None = None
         if config.areas:
-            self.areas = config.areas.build((*finer, c5), num_classes, bn_momentum=config.bn_momentum)
+            with naming(config.areas):
+                self.areas = config.areas.build((*finer, c5), num_classes, bn_momentum=config.bn_momentum)
             self.areas.apply(initialise)
 
     def maps(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:

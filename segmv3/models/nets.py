@@ -1,10 +1,12 @@
 """Whole nets as settings: a backbone and what comes after it, and their way through a weight file's header."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
+from traceback import extract_tb
 from typing import Any, Literal
 
-from segmv3.errors import ModelError
+from segmv3.errors import ModelError, Segmv3Error, is_out_of_memory, one_line
 from segmv3.models.backbones import Backbone, MobileNetV2, MobileNetV3, Timm
 from segmv3.models.heads import LRASPP, RASPP, Head, LRASPPDecoder, LRASPPPlus, MobileSeg
 from segmv3.settings import Rule, mistyped, written_at
@@ -175,6 +177,26 @@ def _part(name: str, given: list[Part]) -> type:
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise ModelError(f"the part {name}{written_at(kind)} lacks {' and '.join(lacking)}")
     return kind
+
+
+@contextmanager
+def naming(part: Backbone | Head) -> Iterator[None]:
+    """While a part builds its module: where the code of one that is not segmv3's own fails, the error names its place.
+
+    Raises:
+        ModelError: in one line, what failed at which line of which file.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = type(part)
+        if kind in _OURS.values() or isinstance(error, Segmv3Error) or is_out_of_memory(error):
+            raise
+        file = getattr(getattr(kind.build, "__code__", None), "co_filename", "")
+        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
+        place = f" ({file}, line {lines[-1]})" if lines else written_at(kind)
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelError(f"the part {kind.__name__} cannot be built: it fails with {reason}{place}") from error
 
 
 def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:

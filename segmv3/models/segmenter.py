@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segmv3.errors import ModelError
 from segmv3.models.layers import Normalize, initialise
-from segmv3.models.nets import Model
+from segmv3.models.nets import Model, naming
 
 
 class Segmenter(nn.Module):
@@ -25,8 +25,13 @@ class Segmenter(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.normalize = Normalize(config.mean, config.std)
-        self.backbone = config.backbone.build(config.head.taps(), bn_momentum=config.bn_momentum)
-        self.head = config.head.build(self.backbone.channels, num_classes, bn_momentum=config.bn_momentum)
+        with naming(config.head):
+            taps = config.head.taps()
+        with naming(config.backbone):
+            self.backbone = config.backbone.build(taps, bn_momentum=config.bn_momentum)
+            channels = self.backbone.channels
+        with naming(config.head):
+            self.head = config.head.build(channels, num_classes, bn_momentum=config.bn_momentum)
         self.apply(initialise)
 
     def low_logits(self, image: Tensor) -> Tensor:

@@ -11,12 +11,11 @@ from torch import Tensor
 from segmv3.checkpoint import Card
 from segmv3.config import Device
 from segmv3.convert.base import Target
-from segmv3.convert.targets import target_of
 from segmv3.data.view import View, center_crop, trained_view
 from segmv3.errors import ModelError
 from segmv3.images import UInt8Array
 from segmv3.runtime.backends import Arithmetic, Backend, BackendName, OnBackend
-from segmv3.runtime.loading import Wish, open_export
+from segmv3.runtime.loading import Wish, open_export, target_here
 from segmv3.weights.opening import open_classifier
 
 
@@ -94,7 +93,7 @@ def load_classifier(
         ResourceError: the device is not there.
     """
     path = Path(source)
-    target = target_of(path, targets)
+    target = target_here(path, targets)
     wish = Wish(backend, threads, device, precision)
     wish.refuse_unknown(target)
     if target:

@@ -15,7 +15,7 @@ from segmv3.config import Device
 from segmv3.convert.base import FileBackend, Target, open_file, refuse_missing
 from segmv3.convert.graph import needs_fixed_size
 from segmv3.convert.metadata import describe
-from segmv3.convert.receipt import digest_of, files_of, verify_receipt
+from segmv3.convert.receipt import digest_of, files_of, receipt_path, verify_receipt
 from segmv3.convert.targets import find_target, target_of
 from segmv3.errors import CheckpointError, ModelError, Segmv3Warning
 from segmv3.models.nets import Classifier, Model, Part
@@ -114,7 +114,7 @@ def load(
         Segmv3Warning: an int8 export is less exact on this processor.
     """
     path = Path(source)
-    target = target_of(path, targets)
+    target = target_here(path, targets)
     wish = Wish(backend, threads, device, precision)
     wish.refuse_unknown(target)
     if path.is_dir():
@@ -124,6 +124,21 @@ def load(
         own = {"trust": trust} | ({"targets": tuple(targets)} if targets else {})
         return Predictor(found, card, _again(path, digest_of(path, target), found, threads, **own))
     return _open_weights(source, wish, compile, parts)
+
+
+def target_here(path: Path, own: Sequence[Target]) -> Target | None:
+    """As `target_of`.
+
+    Raises:
+        CheckpointError: also for an export that a target wrote which is not here.
+    """
+    target = target_of(path, own)
+    if target is None and path.is_file() and receipt_path(path).is_file():
+        raise CheckpointError(
+            f"{path} was written by an export target that is not segmv3's own; open it in Python with that target: "
+            f"segmv3.load({path.name!r}, targets=[...])"
+        )
+    return target
 
 
 def _open_library(folder: Path, wish: Wish) -> Predictor:
