@@ -6,7 +6,7 @@ from pathlib import Path
 
 import segmv3
 
-WHEEL_LINES = 42_137
+WHEEL_LINES = 42_218
 """Of Python in the wheel; the aim is 18,500."""
 FILE_LINES = 400
 """Of the longest file."""
