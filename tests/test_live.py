@@ -127,15 +127,19 @@ def test_a_run_begins_with_the_frame_that_is_newest_then() -> None:
     said(run)
 
 
-def endless(*sizes: tuple[int, int]) -> Iterator[Callable[[], UInt8Array]]:
-    for index in range(10**6):
-        yield partial(plain, index, *sizes[min(index, len(sizes) - 1)])
-        time.sleep(0.002)
-
-
 def test_a_change_of_size_is_survived_and_said_once() -> None:
+    opened = threading.Event()
+
+    def feed() -> Iterator[Callable[[], UInt8Array]]:
+        yield partial(plain, 0)
+        assert opened.wait(20)  # the size is that of the frame which the reader took first
+        for index in range(10**6):
+            yield partial(plain, index, 24, 32)
+            time.sleep(0.002)
+
     def run() -> None:
-        with LiveReader("cam", lambda: endless((48, 64), (24, 32))) as reader:
+        with LiveReader("cam", feed) as reader:
+            opened.set()
             frames = reader.timed()
             assert [next(frames)[0].shape for _ in range(5)] == [(48, 64, 3)] * 5
 
